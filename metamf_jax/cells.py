@@ -1,0 +1,153 @@
+"""Sums over the observed cells of one matrix, for both of its layouts.
+
+Everything that the encoder and the MAP solvers need to know about where a matrix is observed goes
+through these few functions. Each takes the observations either as ``PaddedMatrices`` (dense, with a
+mask; one matrix, ``[N, M]``) or as ``Entries`` (a list of cells), so that the layers and the inner
+loop above are written once. ``jax.vmap`` makes batches.
+
+A value per cell and channel is ``[N, M, C]`` in the dense layout and ``[E, C]`` in the list.
+"""
+
+import functools
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from metamf_jax.types import Array, Entries, Factors, PaddedMatrices
+
+Observations: TypeAlias = Entries | PaddedMatrices
+
+_FULL_FLOAT32 = jax.lax.Precision.HIGHEST
+
+
+def _unknown_layout(observations) -> TypeError:
+    return TypeError(
+        f"expected observations as Entries or PaddedMatrices, got {type(observations).__name__}"
+    )
+
+
+@functools.singledispatch
+def observed_values(observations: Observations) -> jax.Array:
+    """The observed values, ``[N, M]`` or ``[E]``, with zero at padding and unobserved cells."""
+    raise _unknown_layout(observations)
+
+
+@observed_values.register
+def _(observations: PaddedMatrices):
+    return jnp.where(observations.observed, observations.values, 0)
+
+
+@observed_values.register
+def _(observations: Entries):
+    return jnp.where(observations.rows < observations.shape[0], observations.values, 0)
+
+
+@functools.singledispatch
+def pool(observations: Observations, cells: Array) -> tuple[jax.Array, jax.Array]:
+    """Sums over the observed cells of each row and of each column.
+
+    Args:
+      observations: the observed cells.
+      cells: ``[N, M, C]`` or ``[E, C]``.
+
+    Returns:
+      Row sums ``[N, C]`` and column sums ``[M, C]``. The adjoint of `spread`.
+    """
+    raise _unknown_layout(observations)
+
+
+@pool.register
+def _(observations: PaddedMatrices, cells):
+    cells = jnp.where(observations.observed[:, :, None], cells, 0)
+    return cells.sum(axis=1), cells.sum(axis=0)
+
+
+@pool.register
+def _(observations: Entries, cells):
+    num_rows, num_columns = observations.shape
+    return (
+        jax.ops.segment_sum(cells, observations.rows, num_rows),
+        jax.ops.segment_sum(cells, observations.columns, num_columns),
+    )
+
+
+@functools.singledispatch
+def spread(observations: Observations, rows: Array, columns: Array) -> jax.Array:
+    """Gives each cell the sum of its row's and its column's value.
+
+    Args:
+      observations: the observed cells.
+      rows: [N, C].
+      columns: [M, C].
+
+    Returns:
+      ``[N, M, C]`` or ``[E, C]``; zero at the padding cells of a list. The adjoint of `pool`.
+    """
+    raise _unknown_layout(observations)
+
+
+@spread.register
+def _(observations: PaddedMatrices, rows, columns):
+    return rows[:, None, :] + columns[None, :, :]
+
+
+@spread.register
+def _(observations: Entries, rows, columns):
+    return _take(rows, observations.rows) + _take(columns, observations.columns)
+
+
+def counts(observations: Observations) -> tuple[jax.Array, jax.Array]:
+    """Numbers of observed cells, float32: of each row [N] and of each column [M]."""
+    ones = jnp.ones((*observations.values.shape, 1), jnp.float32)
+    row_counts, column_counts = pool(observations, ones)
+    return row_counts[:, 0], column_counts[:, 0]
+
+
+@functools.singledispatch
+def residual_products(observations: Observations, factors: Factors) -> tuple[jax.Array, jax.Array]:
+    """``E V`` and ``E^T U``, where ``E`` holds the residuals ``x - u . v`` at observed cells.
+
+    These are minus the gradients of ``1/2 sum observed (x - u . v)^2`` with respect to ``U`` and
+    ``V``. Runs at full float32 precision on every platform.
+
+    Args:
+      observations: the observed cells.
+      factors: ``u`` [N, K] and ``v`` [M, K].
+
+    Returns:
+      ``E V`` [N, K] and ``E^T U`` [M, K].
+    """
+    raise _unknown_layout(observations)
+
+
+@residual_products.register
+def _(observations: PaddedMatrices, factors):
+    u, v = factors
+    fitted = jnp.matmul(u, v.T, precision=_FULL_FLOAT32)
+    residuals = jnp.where(observations.observed, observations.values - fitted, 0)
+    return (
+        jnp.matmul(residuals, v, precision=_FULL_FLOAT32),
+        jnp.matmul(residuals.T, u, precision=_FULL_FLOAT32),
+    )
+
+
+@residual_products.register
+def _(observations: Entries, factors):
+    u = _take(factors.u, observations.rows)
+    v = _take(factors.v, observations.columns)
+    residuals = (observed_values(observations) - (u * v).sum(axis=-1))[:, None]
+    num_rows, num_columns = observations.shape
+    return (
+        jax.ops.segment_sum(residuals * v, observations.rows, num_rows),
+        jax.ops.segment_sum(residuals * u, observations.columns, num_columns),
+    )
+
+
+def predict(factors: Factors, rows: Array, columns: Array) -> jax.Array:
+    """``u . v`` at cells ``(rows, columns)``, each [E] int32; zero at padding cells. [E]."""
+    return (_take(factors.u, rows) * _take(factors.v, columns)).sum(axis=-1)
+
+
+def _take(table: Array, index: Array) -> jax.Array:
+    return jnp.asarray(table).at[index].get(mode="fill", fill_value=0)

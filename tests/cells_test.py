@@ -1,0 +1,96 @@
+"""Both layouts of a matrix give the same sums, and padding is never read."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import parameterized
+
+from metamf_jax import cells
+from metamf_jax.types import Entries, Factors, PaddedMatrices
+
+N, M, K, C = 5, 4, 3, 2
+
+
+def _matrix(seed=0):
+    """The same random matrix as (PaddedMatrices, Entries with two poisoned padding cells)."""
+    rng = np.random.default_rng(seed)
+    observed = rng.random((N, M)) < 0.5
+    values = np.where(observed, rng.normal(size=(N, M)), np.nan).astype(np.float32)
+    rows, columns = np.nonzero(observed)
+    order = rng.permutation(len(rows))
+    rows, columns = rows[order], columns[order]
+    entries = Entries(
+        rows=np.append(rows, [N, N]).astype(np.int32),
+        columns=np.append(columns, [M, M]).astype(np.int32),
+        values=np.append(values[rows, columns], [np.nan, 1e30]).astype(np.float32),
+        shape=(N, M),
+    )
+    return PaddedMatrices(values, observed), entries
+
+
+class CellsTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.padded, self.entries = _matrix()
+        rng = np.random.default_rng(1)
+        self.factors = Factors(
+            rng.normal(size=(N, K)).astype(np.float32), rng.normal(size=(M, K)).astype(np.float32)
+        )
+
+    def test_counts(self):
+        for observations in (self.padded, self.entries):
+            rows, columns = cells.counts(observations)
+            np.testing.assert_array_equal(rows, self.padded.observed.sum(1))
+            np.testing.assert_array_equal(columns, self.padded.observed.sum(0))
+
+    def test_pool_equals_masked_sums(self):
+        dense = np.random.default_rng(2).normal(size=(N, M, C)).astype(np.float32)
+        inside = self.entries.rows < N
+        listed = np.full((len(self.entries.rows), C), np.nan, np.float32)
+        listed[inside] = dense[self.entries.rows[inside], self.entries.columns[inside]]
+        masked = np.where(self.padded.observed[..., None], dense, 0)
+        for observations, values in ((self.padded, dense), (self.entries, listed)):
+            rows, columns = cells.pool(observations, values)
+            np.testing.assert_allclose(rows, masked.sum(1), atol=1e-6)
+            np.testing.assert_allclose(columns, masked.sum(0), atol=1e-6)
+
+    def test_spread_is_the_adjoint_of_pool(self):
+        rng = np.random.default_rng(3)
+        rows, columns = rng.normal(size=(N, C)), rng.normal(size=(M, C))
+        values = np.where(self.entries.rows < N, 1, 0)[:, None] * rng.normal(
+            size=(len(self.entries.rows), C)
+        )
+        spread = cells.spread(self.entries, jnp.float32(rows), jnp.float32(columns))
+        pooled = cells.pool(self.entries, jnp.float32(values))
+        np.testing.assert_allclose(
+            np.vdot(spread, values),
+            np.vdot(pooled[0], rows) + np.vdot(pooled[1], columns),
+            rtol=1e-5,
+        )
+
+    def test_residual_products_equal_numpy(self):
+        u, v = self.factors
+        residuals = np.where(self.padded.observed, self.padded.values - u @ v.T, 0)
+        for observations in (self.padded, self.entries):
+            products = cells.residual_products(observations, self.factors)
+            np.testing.assert_allclose(products[0], residuals @ v, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(products[1], residuals.T @ u, rtol=1e-5, atol=1e-6)
+
+    def test_gradients_of_both_layouts_agree(self):
+        rng = np.random.default_rng(4)
+        weights = rng.normal(size=(N, K)), rng.normal(size=(M, K))
+
+        def weighted(factors, observations):
+            products = cells.residual_products(observations, factors)
+            return (products[0] * weights[0]).sum() + (products[1] * weights[1]).sum()
+
+        padded = jax.grad(weighted)(self.factors, self.padded)
+        listed = jax.grad(weighted)(self.factors, self.entries)
+        for expected, got in zip(padded, listed, strict=True):
+            assert np.isfinite(expected).all()
+            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+    def test_unknown_layout_is_named(self):
+        with pytest.raises(TypeError, match="list"):
+            cells.pool([1.0], [2.0])
