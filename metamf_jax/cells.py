@@ -144,6 +144,81 @@ def _(observations: Entries, factors):
     )
 
 
+def residuals(observations: Observations, factors: Factors) -> jax.Array:
+    """``x - u . v`` at observed cells, zero elsewhere; [N, M] or [E]."""
+    if isinstance(observations, Entries):
+        fitted = predict(factors, observations.rows, observations.columns)
+        observed = observations.rows < observations.shape[0]
+    else:
+        fitted = jnp.matmul(factors.u, factors.v.T, precision=_FULL_FLOAT32)
+        observed = observations.observed
+    return jnp.where(observed, observations.values - fitted, 0)
+
+
+@functools.singledispatch
+def row_normal_equations(observations: Observations, v: Array) -> tuple[jax.Array, jax.Array]:
+    """What each row's least-squares problem needs: ``sum v v^T`` and ``sum x v`` over its cells.
+
+    Runs at full float32 precision on every platform.
+
+    Args:
+      observations: the observed cells.
+      v: [M, K] column factors.
+
+    Returns:
+      Gram matrices [N, K, K] and moments [N, K].
+    """
+    raise _unknown_layout(observations)
+
+
+@row_normal_equations.register
+def _(observations: PaddedMatrices, v):
+    num_columns, rank = v.shape
+    outer = (v[:, :, None] * v[:, None, :]).reshape(num_columns, rank * rank)
+    gram = jnp.matmul(observations.observed.astype(v.dtype), outer, precision=_FULL_FLOAT32)
+    moment = jnp.matmul(observed_values(observations), v, precision=_FULL_FLOAT32)
+    return gram.reshape(-1, rank, rank), moment
+
+
+@row_normal_equations.register
+def _(observations: Entries, v):
+    # Outer products take K^2 floats a cell, so they are made for a chunk of cells at a time.
+    num_rows, num_columns = observations.shape
+    rank = v.shape[-1]
+    chunk = min(4096, observations.rows.shape[0])
+    padding = -observations.rows.shape[0] % chunk if chunk else 0
+    chunks = [
+        jnp.pad(x, (0, padding), constant_values=fill).reshape(-1, max(chunk, 1))
+        for x, fill in (
+            (jnp.asarray(observations.rows), num_rows),
+            (jnp.asarray(observations.columns), num_columns),
+            (observed_values(observations), 0),
+        )
+    ]
+
+    def add(carry, cells):
+        gram, moment = carry
+        rows, columns, values = cells
+        w = _take(v, columns)
+        gram = gram.at[rows].add(w[:, :, None] * w[:, None, :], mode="drop")
+        return (gram, moment.at[rows].add(values[:, None] * w, mode="drop")), None
+
+    zeros = jnp.zeros((num_rows, rank, rank), v.dtype), jnp.zeros((num_rows, rank), v.dtype)
+    return jax.lax.scan(add, zeros, tuple(chunks))[0]
+
+
+def transpose(observations: Observations) -> Observations:
+    """The same cells with rows and columns exchanged."""
+    if isinstance(observations, Entries):
+        return Entries(
+            rows=observations.columns,
+            columns=observations.rows,
+            values=observations.values,
+            shape=observations.shape[::-1],
+        )
+    return PaddedMatrices(observations.values.T, observations.observed.T)
+
+
 def predict(factors: Factors, rows: Array, columns: Array) -> jax.Array:
     """``u . v`` at cells ``(rows, columns)``, each [E] int32; zero at padding cells. [E]."""
     return (_take(factors.u, rows) * _take(factors.v, columns)).sum(axis=-1)
