@@ -13,7 +13,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 from numba.np.arrayobj import make_array, populate_array
 
 # XLA_FFI_CallFrame, with its members XLA_FFI_Args and XLA_FFI_Rets laid out in place.
@@ -29,13 +29,17 @@ _API_ERROR_CREATE = 6
 # XLA_FFI_Error_Create_Args: struct size, extension, message, code.
 _ERROR_ARGUMENTS_BYTES = 28
 
+# Our own description of a kernel, see `describe`.
+_COUNT, _COUNT_ARGUMENTS, _COUNT_MESSAGES, _FIRST = 0, 1, 2, 3
+
 _METADATA_EXTENSION = 1
 _EXECUTE = 3
 _LOW_HALF = 0xFFFFFFFF
-INVALID_ARGUMENT, INTERNAL = 3, 13
+_INT64 = ir.IntType(64)
+_INVALID_ARGUMENT, _INTERNAL = 3, 13
 
 # XLA_FFI_DataType of each dtype that a kernel may use, by NumPy's name.
-DTYPE_CODES = {
+_DTYPE_CODES = {
     "bool": 1,
     "int8": 2,
     "int16": 3,
@@ -49,33 +53,21 @@ DTYPE_CODES = {
     "float64": 12,
 }
 
-# What `open_frame` answers besides a number of repetitions, which is at least 0.
-ANSWERED, REFUSED = -1, -2
+# What `_open` answers besides a number of repetitions, which is at least 0.
+_ANSWERED, _REFUSED = -1, -2
 
-frame_type = types.CPointer(types.int64)
+MAX_BUFFERS = 64
+_WORD = types.CPointer(types.int64)
 
 
 @intrinsic
-def words(typing_context, address):
+def _words(typing_context, address):
     """The memory at an address, as a pointer to int64 words."""
 
-    def generate(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], context.get_value_type(frame_type))
-
-    return frame_type(types.int64), generate
-
-
-@intrinsic
-def _call_error_create(typing_context, function, arguments):
-    """Calls XLA_FFI_Error_Create, of address ``function``, with its struct."""
-
     def generate(context, builder, signature, values):
-        pointer = context.get_value_type(frame_type)
-        function_type = ir.FunctionType(ir.IntType(64), [pointer])
-        create = builder.inttoptr(values[0], function_type.as_pointer())
-        return builder.call(create, [values[1]])
+        return builder.inttoptr(values[0], context.get_value_type(_WORD))
 
-    return types.int64(types.int64, frame_type), generate
+    return _WORD(types.int64), generate
 
 
 @intrinsic
@@ -84,205 +76,212 @@ def _stack_words(typing_context, count):
     if not isinstance(count, types.IntegerLiteral):
         return None
 
-    def generate(context, builder, signature, arguments):
-        return cgutils.alloca_once(builder, ir.IntType(64), size=count.literal_value)
+    def generate(context, builder, signature, values):
+        return cgutils.alloca_once(builder, _INT64, size=count.literal_value)
 
-    return frame_type(count), generate
+    return _WORD(count), generate
 
 
-def make_arrays(array_types):
-    """Makes the intrinsic ``arrays(frame, addresses, batch_rank)``.
+@intrinsic
+def _call(typing_context, function, first, second, third):
+    """Calls the C function at an address: three words in, one out. A callee may take fewer."""
 
-    It gives the tuple of Numba arrays of these types, at these addresses; the shapes are those in
-    the frame after ``batch_rank`` leading dimensions.
-    """
-    tuple_type = types.Tuple(array_types)
+    def generate(context, builder, signature, values):
+        function_type = ir.FunctionType(_INT64, [_INT64] * 3)
+        return builder.call(builder.inttoptr(values[0], function_type.as_pointer()), values[1:])
 
-    @intrinsic
-    def arrays(typing_context, buffers, addresses, batch_rank):
-        def generate(context, builder, signature, arguments):
-            buffers, addresses, batch_rank = arguments
-            pointer = context.get_value_type(frame_type)
+    return types.int64(*[types.int64] * 4), generate
 
-            def word(base, index):
-                return builder.load(builder.gep(base, [index]))
 
-            made = []
-            for i, array_type in enumerate(array_types):
-                index = cgutils.intp_t(i)
-                buffer = builder.inttoptr(word(buffers, index), pointer)
-                dims = builder.inttoptr(word(buffer, cgutils.intp_t(_BUFFER_DIMS)), pointer)
-                shape = [
-                    word(dims, builder.add(batch_rank, cgutils.intp_t(d)))
-                    for d in range(array_type.ndim)
-                ]
-                itemsize = context.get_abi_sizeof(context.get_data_type(array_type.dtype))
-                strides, stride = [], cgutils.intp_t(itemsize)
-                for size in reversed(shape):
-                    strides.insert(0, stride)
-                    stride = builder.mul(stride, size)
-                array = make_array(array_type)(context, builder)
-                data = builder.inttoptr(
-                    word(addresses, index), context.get_data_type(array_type.dtype).as_pointer()
-                )
-                populate_array(array, data, shape, strides, itemsize, meminfo=None)
-                made.append(array._getvalue())
-            return context.make_tuple(builder, tuple_type, made)
+@intrinsic
+def _address(typing_context, pointer):
+    """The address that a pointer to words holds."""
 
-        return tuple_type(frame_type, frame_type, types.int64), generate
+    def generate(context, builder, signature, values):
+        return builder.ptrtoint(values[0], _INT64)
 
-    return arrays
+    return types.int64(_WORD), generate
 
 
 @numba.njit(cache=True)
-def make_error(frame, message, code):
+def _open(frame, description, buffers):
+    """Answers XLA's question for the version, or checks the buffers and writes their addresses.
+
+    Returns:
+      ``_ANSWERED`` where there is nothing to compute, ``_REFUSED`` where the buffers are not those
+      described, otherwise the number of repetitions: the product of the leading dimensions that
+      the results have beyond their described rank. Every buffer has as many of these; an
+      argument's are those of the results, or 1.
+    """
+    if frame[_EXTENSION] != 0:
+        extension = _words(frame[_EXTENSION])
+        if extension[_EXTENSION_TYPE] & _LOW_HALF == _METADATA_EXTENSION:
+            # Ours is major version 0, in the low half; any minor version keeps this layout.
+            version = _words(frame[_API])[_API_VERSION]
+            _words(extension[_METADATA])[_METADATA_VERSION] = version & ~_LOW_HALF
+            return _ANSWERED
+    if frame[_STAGE] & _LOW_HALF != _EXECUTE:
+        return _ANSWERED
+
+    count, num_arguments = description[_COUNT], description[_COUNT_ARGUMENTS]
+    if frame[_NUM_ARGUMENTS] != num_arguments or frame[_NUM_RESULTS] != count - num_arguments:
+        return _REFUSED
+    for i in range(num_arguments):
+        buffers[i] = _words(frame[_ARGUMENTS])[i]
+    for i in range(num_arguments, count):
+        buffers[i] = _words(frame[_RESULTS])[i - num_arguments]
+
+    last = _words(buffers[count - 1])
+    batch_rank = last[_BUFFER_RANK] - description[_FIRST + 3 * count - 2]
+    if batch_rank < 0:
+        return _REFUSED
+    repetitions = 1
+    for d in range(batch_rank):
+        repetitions *= _words(last[_BUFFER_DIMS])[d]
+    for i in range(count):
+        buffer = _words(buffers[i])
+        if (
+            buffer[_BUFFER_DTYPE] & _LOW_HALF != description[_FIRST + 3 * i]
+            or buffer[_BUFFER_RANK] != description[_FIRST + 3 * i + 1] + batch_rank
+        ):
+            return _REFUSED
+        for d in range(batch_rank):
+            size = _words(buffer[_BUFFER_DIMS])[d]
+            if size != _words(last[_BUFFER_DIMS])[d] and (size != 1 or i >= num_arguments):
+                return _REFUSED
+    return repetitions
+
+
+@numba.njit(cache=True)
+def _locate(description, buffers, batch_rank, repetition, addresses):
+    """Writes the address at which each buffer's part for one repetition begins."""
+    count = description[_COUNT]
+    sizes = _words(_words(buffers[count - 1])[_BUFFER_DIMS])
+    for i in range(count):
+        buffer = _words(buffers[i])
+        dims = _words(buffer[_BUFFER_DIMS])
+        stride = description[_FIRST + 3 * i + 2]
+        for d in range(batch_rank, buffer[_BUFFER_RANK]):
+            stride *= dims[d]
+        offset, left = np.int64(0), np.int64(repetition)
+        for d in range(batch_rank - 1, -1, -1):
+            if dims[d] != 1:
+                offset += (left % sizes[d]) * stride
+            stride *= dims[d]
+            left //= sizes[d]
+        addresses[i] = buffer[_BUFFER_DATA] + offset
+
+
+@numba.njit(cache=True)
+def _error(frame, message, code):
     """The XLA_FFI_Error (its address) with the C string at address ``message``."""
     arguments = _stack_words(4)
     arguments[0] = _ERROR_ARGUMENTS_BYTES
     arguments[1] = 0
     arguments[2] = message
     arguments[3] = code
-    return _call_error_create(words(frame[_API])[_API_ERROR_CREATE], arguments)
+    return _call(_words(frame[_API])[_API_ERROR_CREATE], _address(arguments), 0, 0)
 
 
 @numba.njit(cache=True)
-def open_frame(frame, expected, num_arguments, buffers):
-    """Answers XLA's question for the version, or checks the buffers.
+def _serve(frame, description, kernel):
+    """What XLA asks in a call frame, done with the kernel of this address and description."""
+    buffers, addresses = _stack_words(MAX_BUFFERS), _stack_words(MAX_BUFFERS)
+    repetitions = _open(frame, description, buffers)
+    if repetitions == _ANSWERED:
+        return 0
+    count = description[_COUNT]
+    messages = _FIRST + 3 * count
+    if repetitions == _REFUSED:
+        return _error(frame, description[messages], _INVALID_ARGUMENT)
+    batch_rank = _words(buffers[0])[_BUFFER_RANK] - description[_FIRST + 1]
+    for repetition in range(repetitions):
+        _locate(description, buffers, batch_rank, repetition, addresses)
+        number = _call(kernel, _address(buffers), _address(addresses), batch_rank)
+        if 0 < number <= description[_COUNT_MESSAGES] - 2:
+            return _error(frame, description[messages + 1 + number], _INVALID_ARGUMENT)
+        if number != 0:
+            return _error(frame, description[messages + 1], _INTERNAL)
+    return 0
+
+
+def describe(buffers, num_arguments, messages):
+    """The description of a kernel, as int64 words.
 
     Args:
-      frame: the call frame.
-      expected: [buffers, 2] int64, the data type and the rank of each argument, then each result.
+      buffers: the (NumPy dtype, rank) of each argument, then each result.
       num_arguments: how many of them are arguments.
-      buffers: words that receive the address of each XLA_FFI_Buffer.
-
-    Returns:
-      ``ANSWERED`` where there is nothing to compute, ``REFUSED`` where the buffers are not those
-      expected, otherwise the number of repetitions: the product of the leading dimensions that the
-      results have beyond their expected rank. Every buffer has as many of these, each of the size
-      that the results have, or of size 1.
+      messages: addresses of C strings: for buffers not as described, for an exception inside the
+        kernel, and then those that the kernel numbers from 1.
     """
-    if frame[_EXTENSION] != 0:
-        extension = words(frame[_EXTENSION])
-        if extension[_EXTENSION_TYPE] & _LOW_HALF == _METADATA_EXTENSION:
-            # Ours is major version 0, in the low half; any minor version keeps this layout.
-            version = words(frame[_API])[_API_VERSION]
-            words(extension[_METADATA])[_METADATA_VERSION] = version & ~_LOW_HALF
-            return ANSWERED
-    if frame[_STAGE] & _LOW_HALF != _EXECUTE:
-        return ANSWERED
-
-    num_results = len(expected) - num_arguments
-    if frame[_NUM_ARGUMENTS] != num_arguments or frame[_NUM_RESULTS] != num_results:
-        return REFUSED
-    for i in range(num_arguments):
-        buffers[i] = words(frame[_ARGUMENTS])[i]
-    for i in range(num_results):
-        buffers[num_arguments + i] = words(frame[_RESULTS])[i]
-
-    last = words(buffers[len(expected) - 1])
-    batch_rank = last[_BUFFER_RANK] - expected[-1, 1]
-    if batch_rank < 0:
-        return REFUSED
-    repetitions = 1
-    for d in range(batch_rank):
-        repetitions *= words(last[_BUFFER_DIMS])[d]
-    for i in range(len(expected)):
-        buffer = words(buffers[i])
-        if (
-            buffer[_BUFFER_DTYPE] & _LOW_HALF != expected[i, 0]
-            or buffer[_BUFFER_RANK] != expected[i, 1] + batch_rank
-        ):
-            return REFUSED
-        for d in range(batch_rank):
-            size = words(buffer[_BUFFER_DIMS])[d]
-            if size != words(last[_BUFFER_DIMS])[d] and (size != 1 or i >= num_arguments):
-                return REFUSED
-    return repetitions
+    words = [len(buffers), num_arguments, len(messages)]
+    for dtype, rank in buffers:
+        words += [_DTYPE_CODES[dtype.name], rank, dtype.itemsize]
+    return np.array(words + messages, np.int64)
 
 
-@numba.njit(cache=True)
-def locate(buffers, itemsizes, batch_rank, repetition, addresses):
-    """Writes the address at which each buffer's part for one repetition begins.
-
-    A leading dimension of size 1 is repeated.
-    """
-    count = len(itemsizes)
-    last = words(buffers[count - 1])
-    for i in range(count):
-        buffer = words(buffers[i])
-        dims = words(buffer[_BUFFER_DIMS])
-        stride = itemsizes[i]
-        for d in range(batch_rank, buffer[_BUFFER_RANK]):
-            stride *= dims[d]
-        offset, left = np.int64(0), np.int64(repetition)
-        for d in range(batch_rank - 1, -1, -1):
-            size = words(last[_BUFFER_DIMS])[d]
-            if dims[d] != 1:
-                offset += (left % size) * stride
-            stride *= dims[d]
-            left //= size
-        addresses[i] = buffer[_BUFFER_DATA] + offset
-
-
-@numba.njit(cache=True)
-def batch_rank_of(buffers, expected):
-    """How many leading dimensions the buffers have beyond their expected rank."""
-    return words(buffers[0])[_BUFFER_RANK] - expected[0, 1]
-
-
-def _number(returned):
-    """The number of the message that a kernel returned; a kernel that returns nothing gives 0."""
-
-
-@overload(_number)
-def _(returned):
-    if returned == types.none:
-        return lambda returned: 0
-    return lambda returned: returned
-
-
-def make_handler(kernel, array_types, expected, itemsizes, num_arguments, messages):
+def make_handler(kernel, array_types, description):
     """Compiles the function that XLA calls.
 
     Args:
-      kernel: Numba function of the arrays; returns None, or the number of a message (0: none).
+      kernel: Numba function of the arrays, compiled for their types; returns None, or the number
+        of a message (0: none).
       array_types: the Numba type of each argument, then each result.
-      expected: see `open_frame`.
-      itemsizes: int64, bytes an item of each buffer.
-      num_arguments: how many of the arrays are arguments.
-      messages: int64, addresses of C strings: for buffers not as expected, for an exception in the
-        kernel, and then those that the kernel numbers from 1.
+      description: from `describe`; must outlive the handler.
 
     Returns:
       A Numba ``cfunc`` with the signature of ``XLA_FFI_Handler``.
     """
-    arrays = make_arrays(array_types)
-    num_buffers = len(array_types)
-    num_messages = len(messages)
+    compiled = kernel.overloads[tuple(array_types)]
 
-    @numba.cfunc(types.int64(frame_type), nopython=True)
+    def define_call(context, module):
+        """Defines ``call(buffers, addresses, batch_rank)``: the kernel on arrays made of these."""
+        function = ir.Function(module, ir.FunctionType(_INT64, [_INT64] * 3), name="kernel_call")
+        function.linkage = "internal"
+        builder = ir.IRBuilder(function.append_basic_block())
+        batch_rank = function.args[2]
+
+        def word(address, index):
+            pointer = builder.inttoptr(address, _INT64.as_pointer())
+            return builder.load(builder.gep(pointer, [index]))
+
+        arrays = []
+        for i, array_type in enumerate(array_types):
+            dims = word(word(function.args[0], _INT64(i)), _INT64(_BUFFER_DIMS))
+            shape = [word(dims, builder.add(batch_rank, _INT64(d))) for d in range(array_type.ndim)]
+            item_type = context.get_data_type(array_type.dtype)
+            itemsize = context.get_abi_sizeof(item_type)
+            strides, stride = [], _INT64(itemsize)
+            for size in reversed(shape):
+                strides.insert(0, stride)
+                stride = builder.mul(stride, size)
+            data = builder.inttoptr(word(function.args[1], _INT64(i)), item_type.as_pointer())
+            array = make_array(array_type)(context, builder)
+            populate_array(array, data, shape, strides, itemsize, meminfo=None)
+            arrays.append(array._getvalue())
+        # An exception that left the handler would only be printed, and the results be used.
+        status, number = context.call_internal_no_propagate(
+            builder, compiled.fndesc, compiled.signature, arrays
+        )
+        if compiled.signature.return_type == types.none:
+            number = _INT64(0)
+        else:
+            number = context.cast(builder, number, compiled.signature.return_type, types.int64)
+        builder.ret(builder.select(status.is_error, _INT64(-1), number))
+        return function
+
+    @intrinsic
+    def kernel_address(typing_context):
+        def generate(context, builder, signature, values):
+            context.active_code_library.add_linking_library(compiled.library)
+            return builder.ptrtoint(define_call(context, builder.module), _INT64)
+
+        return types.int64(), generate
+
+    description_address = description.ctypes.data
+
+    @numba.cfunc(types.int64(_WORD), nopython=True)
     def handler(frame):
-        buffers, addresses = _stack_words(num_buffers), _stack_words(num_buffers)
-        repetitions = open_frame(frame, expected, num_arguments, buffers)
-        if repetitions == ANSWERED:
-            return 0
-        if repetitions == REFUSED:
-            return make_error(frame, messages[0], INVALID_ARGUMENT)
-        batch_rank = batch_rank_of(buffers, expected)
-        number = 0
-        # An exception that left a cfunc would only be printed, and the result taken for good.
-        try:
-            for repetition in range(repetitions):
-                locate(buffers, itemsizes, batch_rank, repetition, addresses)
-                number = _number(kernel(*arrays(buffers, addresses, batch_rank)))
-                if number != 0:
-                    break
-        except Exception:
-            number = -1
-        if number == 0:
-            return 0
-        if 0 < number < num_messages - 1:
-            return make_error(frame, messages[number + 1], INVALID_ARGUMENT)
-        return make_error(frame, messages[1], INTERNAL)
+        return _serve(frame, _words(description_address), kernel_address())
 
     return handler
