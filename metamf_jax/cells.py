@@ -13,7 +13,9 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from metamf_jax import cells_xla, numba_ffi
 from metamf_jax.types import Array, Entries, Factors, PaddedMatrices
 
 Observations: TypeAlias = Entries | PaddedMatrices
@@ -65,11 +67,8 @@ def _(observations: PaddedMatrices, cells):
 
 @pool.register
 def _(observations: Entries, cells):
-    num_rows, num_columns = observations.shape
-    return (
-        jax.ops.segment_sum(cells, observations.rows, num_rows),
-        jax.ops.segment_sum(cells, observations.columns, num_columns),
-    )
+    rows, columns, _ = _list(observations)
+    return _run("pool", rows, columns, cells, shape=observations.shape)
 
 
 @functools.singledispatch
@@ -94,7 +93,7 @@ def _(observations: PaddedMatrices, rows, columns):
 
 @spread.register
 def _(observations: Entries, rows, columns):
-    return _take(rows, observations.rows) + _take(columns, observations.columns)
+    return _run("spread", *_list(observations)[:2], rows, columns)
 
 
 def counts(observations: Observations) -> tuple[jax.Array, jax.Array]:
@@ -134,14 +133,7 @@ def _(observations: PaddedMatrices, factors):
 
 @residual_products.register
 def _(observations: Entries, factors):
-    u = _take(factors.u, observations.rows)
-    v = _take(factors.v, observations.columns)
-    residuals = (observed_values(observations) - (u * v).sum(axis=-1))[:, None]
-    num_rows, num_columns = observations.shape
-    return (
-        jax.ops.segment_sum(residuals * v, observations.rows, num_rows),
-        jax.ops.segment_sum(residuals * u, observations.columns, num_columns),
-    )
+    return _run("residual_products", *_list(observations), factors.u, factors.v)
 
 
 def residuals(observations: Observations, factors: Factors) -> jax.Array:
@@ -221,8 +213,53 @@ def transpose(observations: Observations) -> Observations:
 
 def predict(factors: Factors, rows: Array, columns: Array) -> jax.Array:
     """``u . v`` at cells ``(rows, columns)``, each [E] int32; zero at padding cells. [E]."""
-    return (_take(factors.u, rows) * _take(factors.v, columns)).sum(axis=-1)
+    return (cells_xla.take(factors.u, rows) * cells_xla.take(factors.v, columns)).sum(axis=-1)
 
 
-def _take(table: Array, index: Array) -> jax.Array:
-    return jnp.asarray(table).at[index].get(mode="fill", fill_value=0)
+# Which implementation of the functions on lists is used: see `using_backend`. JAX traces again when
+# it changes.
+_backend = jax.make_user_context("auto")
+
+
+def using_backend(name: str):
+    """A context in which the functions on `Entries` are traced for one backend.
+
+    Args:
+      name: ``"auto"``, the default: compiled kernels on the CPU platform, where Numba is installed
+        and everything is float32, XLA elsewhere; ``"numba"``: only the kernels (for tests and
+        timings); ``"xla"``: never.
+
+    Raises:
+      ValueError: if the name is unknown, or Numba is asked for and missing.
+    """
+    if name not in ("auto", "numba", "xla"):
+        raise ValueError(f"expected the backend 'auto', 'numba' or 'xla', got {name!r}")
+    if name == "numba" and not numba_ffi.is_available():
+        raise ValueError("the backend 'numba' needs Numba: pip install 'metamf_jax[cpu]'")
+    return _backend(name)
+
+
+def _list(observations: Entries) -> tuple[Array, Array, Array]:
+    return observations.rows, observations.columns, observations.values
+
+
+def _run(name: str, *arguments: Array, **static):
+    """Runs the function of this name from the module of the backend in use."""
+    arguments = tuple(map(jnp.asarray, arguments))
+    fallback = functools.partial(getattr(cells_xla, name), **static)
+    backend = _backend.value
+    if backend == "auto":
+        of_kernels = {np.dtype(np.int32), np.dtype(np.float32)}
+        if numba_ffi.is_available() and all(a.dtype in of_kernels for a in arguments):
+            compiled = functools.partial(_numba(name), **static)
+            return jax.lax.platform_dependent(*arguments, cpu=compiled, default=fallback)
+    if backend == "numba":
+        return _numba(name)(*arguments, **static)
+    return fallback(*arguments)
+
+
+def _numba(name: str):
+    # Numba takes 0.3 s to import, which a program that never pools a list need not pay.
+    from metamf_jax import cells_numba
+
+    return getattr(cells_numba, name)
