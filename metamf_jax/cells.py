@@ -177,10 +177,10 @@ def _(observations: Entries, v):
     # Outer products take K^2 floats a cell, so they are made for a chunk of cells at a time.
     num_rows, num_columns = observations.shape
     rank = v.shape[-1]
-    chunk = min(4096, observations.rows.shape[0])
-    padding = -observations.rows.shape[0] % chunk if chunk else 0
+    length = max(min(4096, observations.rows.shape[0]), 1)
+    padding = -observations.rows.shape[0] % length
     chunks = [
-        jnp.pad(x, (0, padding), constant_values=fill).reshape(-1, max(chunk, 1))
+        jnp.pad(x, (0, padding), constant_values=fill).reshape(-1, length)
         for x, fill in (
             (jnp.asarray(observations.rows), num_rows),
             (jnp.asarray(observations.columns), num_columns),
@@ -188,10 +188,10 @@ def _(observations: Entries, v):
         )
     ]
 
-    def add(carry, cells):
+    def add(carry, chunk):
         gram, moment = carry
-        rows, columns, values = cells
-        w = _take(v, columns)
+        rows, columns, values = chunk
+        w = cells_xla.take(v, columns)
         gram = gram.at[rows].add(w[:, :, None] * w[:, None, :], mode="drop")
         return (gram, moment.at[rows].add(values[:, None] * w, mode="drop")), None
 

@@ -1,6 +1,7 @@
 """The only file that knows of devices: data parallelism, replication, and steps in flight."""
 
 import collections
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,29 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXIS = "devices"
+
+_devices: list[jax.Device] | None = None
+
+
+def use_devices(count: int) -> None:
+    """Restricts everything here to ``count`` devices; on a CPU makes so many virtual ones.
+
+    Raises:
+      ValueError: the platform has fewer.
+    """
+    global _devices
+    # Takes effect on the CPU alone, and only while no backend has been started.
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", count)
+    there = jax.local_devices()
+    if len(there) < count:
+        raise ValueError(f"{count} devices were asked for, but there are {len(there)}: {there}")
+    _devices = there[:count]
+
+
+def devices() -> list[jax.Device]:
+    """The local devices in use: all, or those that `use_devices` chose."""
+    return jax.local_devices() if _devices is None else _devices
 
 
 def data_parallel(function: Callable) -> Callable:
@@ -21,7 +45,7 @@ def data_parallel(function: Callable) -> Callable:
     Returns:
       A compiled function of a tree placed by `replicate` and of one cut by `split_batch`.
     """
-    return jax.pmap(function, axis_name=AXIS, in_axes=(None, 0), out_axes=None)
+    return jax.pmap(function, axis_name=AXIS, in_axes=(None, 0), out_axes=None, devices=devices())
 
 
 def sum_over_devices(tree: Any) -> Any:
@@ -31,7 +55,7 @@ def sum_over_devices(tree: Any) -> Any:
 
 def replicate(tree: Any) -> Any:
     """Places a copy on every local device; without it the first call of a step traces twice."""
-    mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
+    mesh = Mesh(np.array(devices()), (AXIS,))
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
@@ -43,12 +67,12 @@ def split_batch(batch: Any, empty: Any) -> Any:
       empty: a tree of the same structure; its scalars fill the places of missing members, chosen so
         that a filled member adds nothing to any sum.
     """
-    devices = jax.local_device_count()
+    count = len(devices())
 
     def split(leaf, fill):
-        missing = -leaf.shape[0] % devices
+        missing = -leaf.shape[0] % count
         padding = np.full((missing, *leaf.shape[1:]), fill, leaf.dtype)
-        return np.concatenate([leaf, padding]).reshape(devices, -1, *leaf.shape[1:])
+        return np.concatenate([leaf, padding]).reshape(count, -1, *leaf.shape[1:])
 
     return jax.tree.map(split, batch, empty)
 

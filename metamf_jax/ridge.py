@@ -1,28 +1,37 @@
-"""Batched ridge solves around a prior mean: ALS's half-step and the exact inner loop."""
+"""Batched ridge regression around a prior mean, by Cholesky."""
 
 import jax
 import jax.numpy as jnp
 
 from metamf_jax.types import Array
 
+_FULL_FLOAT32 = jax.lax.Precision.HIGHEST
+
 
 def ridge_solve(gram: Array, moment: Array, precision: Array, mean: Array) -> jax.Array:
-    """Minimises ``1/2 w^T gram w - moment . w + 1/2 precision |w - mean|^2`` for each of a batch.
+    """The minimisers ``w`` of ``1/2 w^T G w - moment . w + precision / 2 |w - mean|^2``.
 
-    Solves ``(gram + precision I) w = moment + precision mean`` by Cholesky in full float32.
+    Solves ``(G + precision I) w = moment + precision mean`` for every batch entry, in the form
+    ``(G + precision I) (w - mean) = moment - G mean``: where there are no data (``G`` and
+    ``moment`` zero) the answer is the prior mean to the last bit.
+
+    Differentiable in all arguments. Runs at full float32 precision on every platform.
 
     Args:
-      gram: [..., K, K], symmetric positive semidefinite.
-      moment: [..., K].
-      precision: [...], positive.
-      mean: [..., K], the prior mean.
+      gram: [..., K, K] positive semi-definite ``G``, for example ``sum_m v_m v_m^T``.
+      moment: [..., K], for example ``sum_m x_nm v_m``.
+      precision: [...]; ``G + precision I`` must be positive definite, or the answer is NaN.
+      mean: [..., K].
 
     Returns:
-      w, [..., K].
+      [..., K].
     """
-    rank = gram.shape[-1]
-    # Solving for the distance from the mean keeps rows without data exactly at it.
-    shift = moment - jnp.einsum("...jk,...k->...j", gram, mean, precision=jax.lax.Precision.HIGHEST)
-    matrix = gram + precision[..., None, None] * jnp.eye(rank, dtype=gram.dtype)
-    factor = jax.scipy.linalg.cho_factor(matrix, lower=True)
-    return mean + jax.scipy.linalg.cho_solve(factor, shift[..., None])[..., 0]
+    gram, precision, mean = jnp.asarray(gram), jnp.asarray(precision), jnp.asarray(mean)
+    identity = jnp.broadcast_to(jnp.eye(gram.shape[-1], dtype=gram.dtype), gram.shape)
+    predicted = jnp.einsum("...jk,...k->...j", gram, mean, precision=_FULL_FLOAT32)
+    with jax.default_matmul_precision("highest"):
+        factor = jax.scipy.linalg.cho_factor(
+            gram + precision[..., None, None] * identity, lower=True
+        )
+        offset = jax.scipy.linalg.cho_solve(factor, (moment - predicted)[..., None])
+    return mean + offset[..., 0]

@@ -12,12 +12,14 @@ gradients meet one, ``mu I`` is added to ``H``, ``mu`` starting at the smallest 
 growing fourfold until none is met, and the gradient is that of the damped system.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
 from metamf_jax import cells
 from metamf_jax.meta_learning import map_estimation
-from metamf_jax.types import Entries, FactorPrior, Factors
+from metamf_jax.types import Array, Entries, FactorPrior, Factors
 
 _MAX_SWEEPS = 1000
 _TOLERANCE = 1e-6
@@ -36,32 +38,26 @@ def map_optimum(observations: cells.Observations, prior: FactorPrior) -> Factors
     Returns:
       The factors, differentiable in ``prior`` and in the observed values.
     """
-    if isinstance(observations, Entries):
-        positions = (jnp.asarray(observations.rows), jnp.asarray(observations.columns))
-        shape = observations.shape
+    # Integer leaves have no cotangent; they travel beside the values, not inside the solve.
+    values = cells.observed_values(observations)
 
-        def rebuild(values, positions):
-            return Entries(*positions, values, shape)
-
-    else:
-        positions = jnp.asarray(observations.observed)
-
-        def rebuild(values, positions):
-            return observations._replace(values=values, observed=positions)
+    def at(values: Array) -> cells.Observations:
+        if isinstance(observations, Entries):
+            return dataclasses.replace(observations, values=values)
+        return observations._replace(values=values)
 
     @jax.custom_vjp
-    def solve(values, positions, prior):
-        return _sweep_to_optimum(rebuild(values, positions), prior)
+    def solve(values, prior):
+        return _sweep_to_optimum(at(values), prior)
 
-    def forward(values, positions, prior):
-        factors = solve(values, positions, prior)
-        return factors, (values, positions, prior, factors)
+    def forward(values, prior):
+        factors = solve(values, prior)
+        return factors, (values, prior, factors)
 
     def backward(saved, cotangent):
-        values, positions, prior, factors = saved
+        values, prior, factors = saved
         _, transposed = jax.vjp(
-            lambda f: map_estimation.descent_direction(rebuild(values, positions), f, prior),
-            factors,
+            lambda f: map_estimation.descent_direction(at(values), f, prior), factors
         )
         weights = _solve_hessian(
             lambda w: jax.tree.map(jnp.negative, transposed(w)[0]),
@@ -69,15 +65,12 @@ def map_optimum(observations: cells.Observations, prior: FactorPrior) -> Factors
             jnp.minimum(prior.u_precision.min(), prior.v_precision.min()),
         )
         _, pull_back = jax.vjp(
-            lambda x, p: map_estimation.descent_direction(rebuild(x, positions), factors, p),
-            values,
-            prior,
+            lambda x, p: map_estimation.descent_direction(at(x), factors, p), values, prior
         )
-        values_bar, prior_bar = pull_back(weights)
-        return values_bar, None, prior_bar
+        return pull_back(weights)
 
     solve.defvjp(forward, backward)
-    return solve(cells.observed_values(observations), positions, prior)
+    return solve(values, prior)
 
 
 def _sweep_to_optimum(observations, prior):
@@ -92,7 +85,8 @@ def _sweep_to_optimum(observations, prior):
         change = jnp.maximum(jnp.abs(new.u - factors.u).max(), jnp.abs(new.v - factors.v).max())
         return new, change / largest, sweeps + 1
 
-    start = Factors(prior.u_mean, prior.v_mean), jnp.float32(jnp.inf), jnp.int32(0)
+    factors = Factors(jnp.asarray(prior.u_mean), jnp.asarray(prior.v_mean))
+    start = factors, jnp.array(jnp.inf, factors.u.dtype), jnp.int32(0)
     return jax.lax.while_loop(unfinished, sweep, start)[0]
 
 
@@ -141,5 +135,5 @@ def _solve_hessian(apply, target, smallest_precision):
         w, indefinite = _conjugate_gradients(apply, target, damping)
         return w, indefinite, jnp.maximum(4 * damping, smallest_precision), attempts + 1
 
-    start = target, jnp.bool_(True), jnp.float32(0), jnp.int32(0)
+    start = target, jnp.bool_(True), jnp.zeros_like(smallest_precision), jnp.int32(0)
     return jax.lax.while_loop(unfinished, attempt, start)[0]
