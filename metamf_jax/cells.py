@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metamf_jax import cells_xla, numba_ffi
-from metamf_jax.types import Array, Entries, Factors, PaddedMatrices
+from metamf_jax.types import Array, Entries, FactorPrior, Factors, PaddedMatrices
 
 Observations: TypeAlias = Entries | PaddedMatrices
 
@@ -213,7 +213,80 @@ def transpose(observations: Observations) -> Observations:
 
 def predict(factors: Factors, rows: Array, columns: Array) -> jax.Array:
     """``u . v`` at cells ``(rows, columns)``, each [E] int32; zero at padding cells. [E]."""
-    return (cells_xla.take(factors.u, rows) * cells_xla.take(factors.v, columns)).sum(axis=-1)
+    return _run("predict", rows, columns, factors.u, factors.v)
+
+
+@functools.singledispatch
+def exchange(
+    observations: Observations, cells: Array, rows: Array, columns: Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What an exchangeable layer does besides its matrix products, in one pass over the cells.
+
+    Args:
+      observations: the observed cells.
+      cells: ``[N, M, C]`` or ``[E, C]``.
+      rows: [N, C].
+      columns: [M, C].
+
+    Returns:
+      ``z = relu(cells + spread(rows, columns))``, which is zero at unobserved and padding cells,
+      and ``pool(z)``.
+    """
+    raise _unknown_layout(observations)
+
+
+@exchange.register
+def _(observations: PaddedMatrices, cells, rows, columns):
+    active = jax.nn.relu(cells + spread(observations, rows, columns))
+    active = jnp.where(observations.observed[:, :, None], active, 0)
+    return active, active.sum(axis=1), active.sum(axis=0)
+
+
+@exchange.register
+def _(observations: Entries, cells, rows, columns):
+    return _run("exchange", *_list(observations)[:2], cells, rows, columns)
+
+
+@functools.singledispatch
+def descend(
+    observations: Observations,
+    prior: FactorPrior,
+    u_step_sizes: Array,
+    v_step_sizes: Array,
+    num_steps: int,
+) -> Factors:
+    """Steps of gradient descent on the energy, from the prior means.
+
+    The energy is ``1/2 sum observed (x - u . v)^2 + 1/2 sum_n u_precision_n |u_n - u_mean_n|^2``
+    and the same for the columns. Both factors are updated from the old values.
+
+    Args:
+      observations: the observed cells.
+      prior: the prior of every row and column.
+      u_step_sizes: [N], a step size for each row.
+      v_step_sizes: [M].
+      num_steps: ``T``.
+
+    Returns:
+      The factors. Gradients flow through all steps, and need memory for them.
+    """
+    raise _unknown_layout(observations)
+
+
+@descend.register
+def _(observations: PaddedMatrices, prior, u_step_sizes, v_step_sizes, num_steps):
+    def products(u, v):
+        return residual_products(observations, Factors(u, v))
+
+    return Factors(
+        *cells_xla.descend_along(products, *prior, u_step_sizes, v_step_sizes, num_steps)
+    )
+
+
+@descend.register
+def _(observations: Entries, prior, u_step_sizes, v_step_sizes, num_steps):
+    arguments = *_list(observations), *prior, u_step_sizes, v_step_sizes
+    return Factors(*_run("descend", *arguments, num_steps=num_steps))
 
 
 # Which implementation of the functions on lists is used: see `using_backend`. JAX traces again when
