@@ -23,10 +23,11 @@ from metamf_jax import plotting
 from metamf_jax.baselines import tuning
 from metamf_jax.checkpoint import Checkpointer, save_params
 from metamf_jax.data import sources
+from metamf_jax.imputation.impute import LearnedPrior, metadata
 from metamf_jax.meta_learning import meta_loss, padding, training
 from metamf_jax.meta_learning.episodes import EpisodeConfig, EpisodeSource, split_parts
 from metamf_jax.metrics import mean_and_standard_error
-from metamf_jax.run_log import RunLog, plain, read_metrics
+from metamf_jax.run_log import RunLog, read_metrics
 from metamf_jax.types import Entries
 
 _DATASET = flags.DEFINE_string(
@@ -88,20 +89,23 @@ def run(config: Config, workdir: str | os.PathLike, data_dir: str | None = None)
     state = training.init_state(params, training.make_optimizer(config.training))
     checkpointer = Checkpointer(workdir)
     state = checkpointer.restore(state) or state
-    seconds_before = log.resume_at(int(state.step))
-    del seconds_before
-    metadata = {
-        "model": plain(config.model),
-        "standardization": parts.standardization._asdict(),
-        "value_range": [float(np.min(table.entries.values)), float(np.max(table.entries.values))],
-        "episode_sides": [config.episodes.rows[1], config.episodes.columns[1]],
-    }
+    log.resume_at(int(state.step))
+    values = table.entries.values
+    learned = LearnedPrior(
+        config.model,
+        params,
+        parts.standardization,
+        (float(values.min()), float(values.max())),
+        (config.episodes.rows[1], config.episodes.columns[1]),
+    )
 
     def on_evaluation(state: training.MetaState, metrics: dict[str, float]) -> None:
         step = int(state.step)
         log.metrics(step, metrics)
         if step == int(state.best_step):
-            save_params(pathlib.Path(workdir) / "model.safetensors", state.best_params, metadata)
+            save_params(
+                pathlib.Path(workdir) / "model.safetensors", state.best_params, metadata(learned)
+            )
         checkpointer.save(step, state)
 
     log.start_progress(config.training.max_steps, int(state.step), "step")

@@ -100,20 +100,17 @@ class RunLog:
         self._bar = None
         self._started = time.monotonic()
 
-    def resume_at(self, step: int) -> float:
+    def resume_at(self, step: int) -> None:
         """Forgets metrics logged after ``step`` (by a run cut between logging and checkpoint).
 
-        Returns:
-          Seconds that the run had taken by then.
+        Seconds go on from those that the run had taken by then.
         """
         from tensorboardX import SummaryWriter
 
         kept = [line for line in read_metrics(self.workdir) if line["step"] <= step]
         write_atomically(self._metrics, "".join(json.dumps(line) + "\n" for line in kept))
         self._events = SummaryWriter(str(self.workdir), purge_step=step + 1)
-        seconds = kept[-1]["seconds"] if kept else 0.0
-        self._started = time.monotonic() - seconds
-        return seconds
+        self._started = time.monotonic() - (kept[-1]["seconds"] if kept else 0.0)
 
     def start_progress(self, total: int, first: int, unit: str) -> None:
         """Shows a bar on a terminal; elsewhere only the lines of `metrics`."""

@@ -1,0 +1,139 @@
+"""Imputes a matrix never seen from priors that were meta-learned on others."""
+
+import dataclasses
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from metamf_jax.checkpoint import load_params, read_params_metadata
+from metamf_jax.meta_learning import episodes, meta_loss
+from metamf_jax.meta_learning.encoder import EncoderConfig
+from metamf_jax.meta_learning.episodes import Standardization
+from metamf_jax.meta_learning.map_estimation import MapConfig
+from metamf_jax.types import Entries, Factors
+
+
+class LearnedPrior(NamedTuple):
+    """What a meta-training run leaves for imputation.
+
+    Attributes:
+      config: the model's configuration.
+      params: its learned parameters.
+      standardization: of the values that it was trained on.
+      value_range: their least and greatest.
+      sides: most rows and columns of a training episode.
+    """
+
+    config: meta_loss.ModelConfig
+    params: meta_loss.MetaParams
+    standardization: Standardization
+    value_range: tuple[float, float]
+    sides: tuple[int, int]
+
+
+class Imputation(NamedTuple):
+    """Factors of one matrix, in standardised units, and how to leave those.
+
+    Attributes:
+      factors: NumPy arrays; ``u`` [N, K], ``v`` [M, K].
+      standardization: ``value = mean + deviation * (u . v)``.
+      own_scale: whether the standardisation is the matrix's own, not the training data's.
+      solver: the step form that found the factors.
+    """
+
+    factors: Factors
+    standardization: Standardization
+    own_scale: bool
+    solver: str
+
+
+def metadata(prior: LearnedPrior) -> dict[str, Any]:
+    """What `load_prior` needs besides the parameters, for the header of their file."""
+    return {
+        "model": dataclasses.asdict(prior.config),
+        "standardization": prior.standardization._asdict(),
+        "value_range": list(prior.value_range),
+        "sides": list(prior.sides),
+    }
+
+
+def load_prior(workdir: str | os.PathLike) -> LearnedPrior:
+    """Reads the priors that a run of ``experiments.train`` left in its workdir.
+
+    Raises:
+      ValueError: there are none, or the file holds another architecture.
+    """
+    path = pathlib.Path(workdir) / "model.safetensors"
+    held = read_params_metadata(path)
+    try:
+        config = meta_loss.ModelConfig(
+            EncoderConfig(**held["model"]["encoder"]), MapConfig(**held["model"]["inner"])
+        )
+        standardization = Standardization(**held["standardization"])
+        low, high = held["value_range"]
+        rows, columns = held["sides"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} was written by another version of this package ({error}); train again"
+        ) from error
+    like = jax.eval_shape(meta_loss.make_model(config).init, jax.random.key(0))
+    params = load_params(path, like)
+    return LearnedPrior(config, params, standardization, (low, high), (rows, columns))
+
+
+def impute(prior: LearnedPrior, entries: Entries) -> Imputation:
+    """Finds the factors of a matrix from its observed cells.
+
+    Values inside the range that the prior was trained on are standardised as there; others with
+    their own mean and deviation. A matrix of more rows or columns than the training episodes had is
+    solved by exact ridge sweeps where the prior was trained with plain gradient steps, which
+    diverge on large matrices.
+
+    Args:
+      prior: from `load_prior`.
+      entries: [E] observed cells, NumPy arrays.
+
+    Raises:
+      ValueError: no cell is observed; all values are equal and outside of the trained range; or the
+        factors came out non-finite.
+    """
+    if not len(entries.rows):
+        raise ValueError("the matrix has no observed cell: nothing to impute from")
+    low, high = prior.value_range
+    own_scale = bool(entries.values.min() < low or entries.values.max() > high)
+    standardization = (
+        episodes.fit_standardization(entries.values) if own_scale else prior.standardization
+    )
+    config = prior.config
+    larger = entries.shape[0] > prior.sides[0] or entries.shape[1] > prior.sides[1]
+    if larger and config.inner.step_form == "plain":
+        config = dataclasses.replace(
+            config, inner=dataclasses.replace(config.inner, step_form="ridge")
+        )
+    model = meta_loss.make_model(config)
+    observed = episodes.standardize(entries, standardization)
+    factors, _ = jax.jit(model.adapt)(prior.params, observed)
+    factors = Factors(np.asarray(factors.u), np.asarray(factors.v))
+    if not (np.isfinite(factors.u).all() and np.isfinite(factors.v).all()):
+        raise ValueError(
+            f"the factors of this {entries.shape[0]} x {entries.shape[1]} matrix with "
+            f"{len(entries.rows)} cells came out non-finite ({config.inner.step_form} steps)"
+        )
+    return Imputation(factors, standardization, own_scale, config.inner.step_form)
+
+
+def predict(imputation: Imputation, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Values at cells ``(rows, columns)``, each [P] and inside the matrix; float32 [P]."""
+    u, v = imputation.factors
+    fitted = np.einsum("pk,pk->p", u[rows], v[columns])
+    return imputation.standardization.mean + imputation.standardization.deviation * fitted
+
+
+def predict_rows(imputation: Imputation, first: int, last: int) -> np.ndarray:
+    """All values of rows ``first .. last - 1``; float32 [last - first, M]."""
+    u, v = imputation.factors
+    mean, deviation = imputation.standardization
+    return mean + np.float32(deviation) * (u[first:last] @ v.T)
