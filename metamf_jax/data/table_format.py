@@ -142,8 +142,10 @@ def text_format(
     if row_names is None:
         corner = header and first[0].strip() in ("", CORNER)
         below = [record[0] for record in (body if header else records) if record]
-        row_names = (corner and len(first) > 1) or any(
-            not is_number(token) and not is_missing(token) for token in below
+        row_names = len(first) > 1 and (corner or any(map(_is_word, below)))
+    if row_names and len(first) == 1:
+        raise ValueError(
+            "expected columns of values beside the row names, got none; say row_names=no"
         )
     return TableFormat(
         name,

@@ -181,7 +181,8 @@ def _require_writable(path: Path, part: str, ids: np.ndarray, format: str) -> No
     if np.asarray(ids).dtype.kind in "iu":
         return
     for entry, name in enumerate(np.asarray(ids).tolist()):
-        if name == "" or (format == "libmf" and name.split() != [name]):
+        zero = "\0" in name and format != "parquet"
+        if name == "" or zero or (format == "libmf" and name.split() != [name]):
             raise ValueError(
                 f"{path}: the id {name!r} of {part} {entry} cannot be written as {format}; give it "
                 "a name" + (" without spaces, or write csv" if format == "libmf" else "")
