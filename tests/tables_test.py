@@ -3,7 +3,6 @@
 import gzip
 import io
 import os
-import time
 import zipfile
 from pathlib import Path
 
@@ -690,19 +689,6 @@ def test_load_takes_names_and_paths(tmp_path):
     first, again, other = (sources.load("synthetic", seed=seed) for seed in (3, 3, 4))
     np.testing.assert_array_equal(first.entries.values, again.entries.values)
     assert len(first.entries.values) != len(other.entries.values)
-
-
-def test_a_large_table_is_read_in_bulk(tmp_path):
-    # The careful pass takes some 3 s for as many lines; the bulk 0.1 s on the same two cores.
-    num = 300_000
-    rng = np.random.default_rng(0)
-    flat = rng.choice(6000 * 4000, num, replace=False)
-    path = tmp_path / "large.csv"
-    write_tables.write_pairs(path, flat // 4000, flat % 4000, rng.integers(1, 6, num))
-    start = time.perf_counter()
-    table = tables.read_table(path)
-    assert time.perf_counter() - start < 1.5
-    assert len(table.entries.values) == num
 
 
 def test_words_for_a_missing_cell():

@@ -34,6 +34,7 @@ _ROLE_NAMES = {
 CORNER = "row/column"
 MISSING = ("", "NA", "N/A", "NaN", "?")
 _MISSING = frozenset(token.lower() for token in MISSING)
+_INTEGER = re.compile(r"\s*[+-]?[0-9]{1,18}\s*")
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
@@ -93,7 +94,7 @@ def is_number(token: str) -> bool:
 
 
 def is_integer(token: str) -> bool:
-    return re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", token) is not None
+    return _INTEGER.fullmatch(token) is not None
 
 
 def text_format(

@@ -241,7 +241,8 @@ def _pairs_with_care(source: Source, found: TableFormat) -> Cells:
     """The same as `_pairs_in_bulk`, line by line; raises at the first line that is wrong."""
     row, column, value, *time = found.roles
     index: tuple[dict[str, int], dict[str, int]] = ({}, {})
-    lines: dict[tuple[int, int], int] = {}
+    # Keys are n << 32 | m: a million tuples would keep the garbage collector busy.
+    lines: dict[int, int] = {}
     values, times = [], []
     for line, record in body_records(source, found):
         n = index[0].setdefault(id_of(source, line, "row", record[row]), len(index[0]))
@@ -249,7 +250,7 @@ def _pairs_with_care(source: Source, found: TableFormat) -> Cells:
         values.append(_number(source, line, record[value]))
         if time:
             times.append(_time(source, line, record[time[0]]))
-        if lines.setdefault((n, m), line) != line:
+        if lines.setdefault(n << 32 | m, line) != line:
             remedy = "keep one of them"
             if found.header is None and found.format in ("csv", "tsv"):
                 remedy += ", or say layout=dense if the file is a matrix with blanks"
@@ -257,16 +258,16 @@ def _pairs_with_care(source: Source, found: TableFormat) -> Cells:
                 source.path,
                 line,
                 f"row {record[row]!r}, column {record[column]!r} was given on line "
-                f"{lines[n, m]} already",
+                f"{lines[n << 32 | m]} already",
                 remedy,
             )
     if not values:
         raise no_cell(source)
-    codes = np.array(list(lines), np.int32)
+    codes = np.array(list(lines), np.int64)
     return Cells(
-        codes[:, 0],
+        codes >> 32,
         typed_ids(list(index[0])),
-        codes[:, 1],
+        codes & 0xFFFFFFFF,
         typed_ids(list(index[1])),
         np.array(values),
         np.array(times, np.int64) if time else None,
