@@ -3,7 +3,6 @@
 import gzip
 import io
 import os
-import time
 import zipfile
 from pathlib import Path
 
@@ -45,6 +44,7 @@ PAIRS = {
     "plain.csv": "u1,b,3\nu2,a,1.5\nu1,a,-2\n",
     "no_last_newline.csv": "u1,b,3\nu2,a,1.5\nu1,a,-2",
     "windows.csv": "row,column,value\r\nu1,b,3\r\nu2,a,1.5\r\nu1,a,-2\r\n",
+    "old_mac.csv": "u1,b,3\ru2,a,1.5\ru1,a,-2\r",
     "blank_lines.csv": "\nrow,column,value\nu1,b,3\n\nu2,a,1.5\nu1,a,-2\n\n",
     "bom.csv": "\ufeffuserId,movieId,rating\nu1,b,3\nu2,a,1.5\nu1,a,-2\n",
     "any_order.csv": "Rating,Movie_ID,comment,user\n3,b,x,u1\n1.5,a,,u2\n-2,a,z,u1\n",
@@ -340,6 +340,7 @@ BAD_TEXT = [
     ("inf.csv", "a,b,1\nc,d,-inf\n", r"line 2: expected a finite number, got '-inf'"),
     ("inf1.csv", "a,b,inf\nc,d,1\n", r"line 1: expected a finite number, got 'inf'"),
     ("hex.csv", "a,b,1\nc,d,0x10\n", r"line 2: expected a finite number, got '0x10'"),
+    ("control.csv", "a,b,1\nc,d,\x1f9\nc,d,2\n", r"line 3: row 'c', column 'd'"),
     ("underscore.csv", "a,b,1\nc,d,1_0\n", r"line 2: expected a finite number, got '1_0'"),
     ("huge.csv", "a,b,1\nc,d,1e39\n", r"line 2: .*single precision, got 1e39; rescale"),
     ("id.csv", "a,b,1\n,d,2\n", r"line 2: expected the id of a row, got a blank; name the row"),
@@ -385,6 +386,10 @@ BAD_TEXT = [
         b"a,b,1\ncaf\xe9,d,2\n",
         r"line 2: expected UTF-8 text, got the byte 0xe9; .*iconv",
     ),
+    ("latin.txt", b"a b 1\ncaf\xe9 d 2\n", r"line 2: expected UTF-8 text"),
+    ("zero.csv", b"a,b,1\nc\0,d,2\n", r"line 2: expected text, got a zero byte; save the table"),
+    ("mark.csv", "\ufeff\n", r"mark.csv: the file is empty"),
+    ("names.csv", "a\nb\n1\n", r"line 2: expected a finite number, got 'b'"),
     ("utf16.csv", "a,b,1\n".encode("utf-16"), r"line 1: expected UTF-8 text, got UTF-16; save"),
     (
         "cut.csv.gz",
@@ -511,7 +516,9 @@ def test_cut_npz(tmp_path):
 
 # ------------------------------------------------------------------------------------------ writing
 
-IDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6)
+IDS = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=6
+)
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
@@ -684,19 +691,37 @@ def test_load_takes_names_and_paths(tmp_path):
     assert len(first.entries.values) != len(other.entries.values)
 
 
-def test_a_large_table_is_read_in_bulk(tmp_path):
-    # The careful pass takes some 3 s for as many lines; the bulk 0.1 s on the same two cores.
-    num = 300_000
-    rng = np.random.default_rng(0)
-    flat = rng.choice(6000 * 4000, num, replace=False)
-    path = tmp_path / "large.csv"
-    write_tables.write_pairs(path, flat // 4000, flat % 4000, rng.integers(1, 6, num))
-    start = time.perf_counter()
-    table = tables.read_table(path)
-    assert time.perf_counter() - start < 1.5
-    assert len(table.entries.values) == num
-
-
 def test_words_for_a_missing_cell():
     assert all(map(table_format.is_missing, (*table_format.MISSING, "nan", " na ", "N/a")))
     assert not any(map(table_format.is_missing, ("0", "-", "none", "inf")))
+
+
+TOKENS = [*"123ab", "", "NA", "nan", "inf", "3.5", " 1", "1 ", "007", "user", "item", "1e39", "+1"]
+TOKENS += ['"', '"a"', '"x,y"', '"a\nb"', "\r", "::", "é", "\0", "row/column", "1_0", "\ufeff"]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.lists(st.sampled_from(TOKENS), min_size=1, max_size=5), min_size=1, max_size=5),
+    st.sampled_from([",", "\t", ";", " ", "::"]),
+    st.sampled_from(["\n", "\r\n"]),
+    st.sampled_from(["f.csv", "f.tsv", "f.txt"]),
+)
+def test_any_text_is_read_alike_by_both_passes_or_refused(
+    tmp_path_factory, records, delimiter, end, name
+):
+    text = end.join(delimiter.join(record) for record in records)
+    path = written(tmp_path_factory.mktemp("any"), name, text)
+    answers = []
+    for careful in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            if careful:
+                patch.setattr(text_tables, "arrow_columns", lambda *_: None)
+            try:
+                answers.append(cells_of(tables.read_table(path)))
+            except ValueError as error:
+                answers.append((type(error), str(error)))
+    assert answers[0] == answers[1]
+    if isinstance(answers[0], tuple):
+        assert answers[0][0] is ValueError
+        assert str(path) in answers[0][1]

@@ -34,6 +34,7 @@ _ROLE_NAMES = {
 CORNER = "row/column"
 MISSING = ("", "NA", "N/A", "NaN", "?")
 _MISSING = frozenset(token.lower() for token in MISSING)
+_INTEGER = re.compile(r"\s*[+-]?[0-9]{1,18}\s*")
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
@@ -93,7 +94,7 @@ def is_number(token: str) -> bool:
 
 
 def is_integer(token: str) -> bool:
-    return re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", token) is not None
+    return _INTEGER.fullmatch(token) is not None
 
 
 def text_format(
@@ -142,8 +143,10 @@ def text_format(
     if row_names is None:
         corner = header and first[0].strip() in ("", CORNER)
         below = [record[0] for record in (body if header else records) if record]
-        row_names = (corner and len(first) > 1) or any(
-            not is_number(token) and not is_missing(token) for token in below
+        row_names = len(first) > 1 and (corner or any(map(_is_word, below)))
+    if row_names and len(first) == 1:
+        raise ValueError(
+            "expected columns of values beside the row names, got none; say row_names=no"
         )
     return TableFormat(
         name,

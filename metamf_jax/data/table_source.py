@@ -14,7 +14,6 @@ import numpy as np
 from metamf_jax.data.table_format import FORMATS, TableFormat
 from metamf_jax.types import Entries, Table
 
-TEXT_FORMATS = ("csv", "tsv", "libmf", "dat")
 # The largest double that rounds to a finite single.
 FLOAT32_MAX = float(np.nextafter(2.0**128 - 2.0**103, 0))
 _EXTENSIONS = {
@@ -78,13 +77,13 @@ def load(path: str | os.PathLike, format: str | None) -> Source:
     compressed = data[:2] == b"\x1f\x8b"
     if compressed:
         data = _decompress(path, data)
-    if not data.strip():
-        raise mistake(path, None, "the file is empty", "expected a table with at least one cell")
     if format is None:
         suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
         format = _format_of(path, data, _EXTENSIONS.get(suffixes[-1], "") if suffixes else "")
-    if format in TEXT_FORMATS or format == "mtx":
+    if format not in ("parquet", "npz"):
         data = _require_utf8(path, data)
+    if not data.strip():
+        raise mistake(path, None, "the file is empty", "expected a table with at least one cell")
     return Source(path, data, format, compressed)
 
 
@@ -136,6 +135,13 @@ def _require_utf8(path: Path, data: bytes) -> bytes:
         raise mistake(path, 1, "expected UTF-8 text, got UTF-16", "save the file as UTF-8")
     if data[:3] == b"\xef\xbb\xbf":
         data = data[3:]
+    if b"\0" in data:
+        raise mistake(
+            path,
+            data.count(b"\n", 0, data.index(b"\0")) + 1,
+            "expected text, got a zero byte",
+            "save the table as CSV or Parquet",
+        )
     if not data.isascii():
         try:
             data.decode("utf-8")

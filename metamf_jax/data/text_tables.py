@@ -52,9 +52,9 @@ def sniff(source: Source) -> tuple[str, str, list[list[str]]]:
     delimiter = _DELIMITERS.get(name) or _csv_delimiter(head)
     try:
         records = [record for _, record in _split(source.path, head, delimiter)]
-    except ValueError:
-        # A quoted newline may cut the head; the whole file has a careful pass of its own.
-        records = list(csv.reader(io.StringIO(line, newline=""), delimiter=delimiter))
+    except ValueError:  # The head may end within a quoted id; then the whole file knows better.
+        whole = _split(source.path, source.data.decode("utf-8"), delimiter)
+        records = [record for _, record in itertools.islice(whole, _HEAD_RECORDS)]
     return name, delimiter, records
 
 
@@ -108,15 +108,16 @@ def arrow_columns(
     """Some columns by position, parsed in bulk; None where the careful pass must have its say."""
     data, delimiter = source.data, found.delimiter
     quoted = delimiter not in (" ", "::")
-    if quoted:
-        # Where a quote is not closed the careful pass knows the line; a blank line may be a cell.
-        if data.count(b'"') % 2 or (found.num_columns == 1 and found.dense):
-            return None
-    elif delimiter == "::":
+    # A blank line may be a cell, and where a quote is not closed the careful pass knows the line.
+    if (found.num_columns == 1 and found.dense) or (quoted and data.count(b'"') % 2):
+        return None
+    if data.count(b"\r") != data.count(b"\r\n"):  # pyarrow would end a line there.
+        return None
+    if delimiter == "::":
         if b"\t" in data:
             return None
         data, delimiter = data.replace(b"::", b"\t"), "\t"
-    elif b"  " in data or b"\t" in data or b" \n" in data or b"\n " in data or b" \r" in data:
+    elif delimiter == " " and re.search(rb"  |\t| \r| \n|\n |\A | \Z", data):
         data = re.sub(rb"[ \t]+", b" ", data)
         data = re.sub(rb" ?(\r?\n) ?", rb"\1", data).strip(b" ")
     names = [str(position) for position in range(found.num_columns)]
@@ -170,7 +171,7 @@ def _number(source: Source, line: int | str, token: str) -> float:
             f"expected a finite number, got {what}",
             "correct it, or leave the line out if the cell is not observed",
         )
-    value = float(token)
+    value = float(token.strip())
     if not abs(value) <= FLOAT32_MAX:
         raise mistake(
             source.path,
@@ -184,9 +185,9 @@ def _number(source: Source, line: int | str, token: str) -> float:
 def _time(source: Source, line: int, token: str) -> int:
     try:
         if table_format.is_number(token):
-            seconds = float(token)
+            seconds = float(token.strip())
             if table_format.is_integer(token):
-                return int(token)
+                return int(token.strip())
             if seconds == math.floor(seconds) and abs(seconds) < 2**53:
                 return int(seconds)
         else:
@@ -240,7 +241,8 @@ def _pairs_with_care(source: Source, found: TableFormat) -> Cells:
     """The same as `_pairs_in_bulk`, line by line; raises at the first line that is wrong."""
     row, column, value, *time = found.roles
     index: tuple[dict[str, int], dict[str, int]] = ({}, {})
-    lines: dict[tuple[int, int], int] = {}
+    # Keys are n << 32 | m: a million tuples would keep the garbage collector busy.
+    lines: dict[int, int] = {}
     values, times = [], []
     for line, record in body_records(source, found):
         n = index[0].setdefault(id_of(source, line, "row", record[row]), len(index[0]))
@@ -248,7 +250,7 @@ def _pairs_with_care(source: Source, found: TableFormat) -> Cells:
         values.append(_number(source, line, record[value]))
         if time:
             times.append(_time(source, line, record[time[0]]))
-        if lines.setdefault((n, m), line) != line:
+        if lines.setdefault(n << 32 | m, line) != line:
             remedy = "keep one of them"
             if found.header is None and found.format in ("csv", "tsv"):
                 remedy += ", or say layout=dense if the file is a matrix with blanks"
@@ -256,16 +258,16 @@ def _pairs_with_care(source: Source, found: TableFormat) -> Cells:
                 source.path,
                 line,
                 f"row {record[row]!r}, column {record[column]!r} was given on line "
-                f"{lines[n, m]} already",
+                f"{lines[n << 32 | m]} already",
                 remedy,
             )
     if not values:
         raise no_cell(source)
-    codes = np.array(list(lines), np.int32)
+    codes = np.array(list(lines), np.int64)
     return Cells(
-        codes[:, 0],
+        codes >> 32,
         typed_ids(list(index[0])),
-        codes[:, 1],
+        codes & 0xFFFFFFFF,
         typed_ids(list(index[1])),
         np.array(values),
         np.array(times, np.int64) if time else None,

@@ -150,9 +150,10 @@ def write_dense(
         lines.append(_line([*([corner] if with_names else []), *column_ids.tolist()], delimiter))
     blank = "NaN" if delimiter == " " or len(column_ids) == 1 else ""
     for name, row in zip(row_ids.tolist(), values, strict=True):
-        # str() of a NumPy scalar is the shortest text that reads back as the same number.
-        cells = [blank if np.isnan(value) else str(value) for value in row]
-        lines.append(_line([name, *cells] if with_names else cells, delimiter))
+        # pyarrow writes the shortest text that reads back as the same number, in bulk.
+        texts = pa.array(row, from_pandas=True).cast(pa.string()).fill_null(blank).to_pylist()
+        lines.append(_line([name], delimiter)[:-1] + delimiter if with_names else "")
+        lines.append(delimiter.join(texts) + "\n")
     _write_text(path, "".join(lines).encode())
 
 
@@ -181,7 +182,8 @@ def _require_writable(path: Path, part: str, ids: np.ndarray, format: str) -> No
     if np.asarray(ids).dtype.kind in "iu":
         return
     for entry, name in enumerate(np.asarray(ids).tolist()):
-        if name == "" or (format == "libmf" and name.split() != [name]):
+        zero = "\0" in name and format != "parquet"
+        if name == "" or zero or (format == "libmf" and name.split() != [name]):
             raise ValueError(
                 f"{path}: the id {name!r} of {part} {entry} cannot be written as {format}; give it "
                 "a name" + (" without spaces, or write csv" if format == "libmf" else "")
