@@ -5,6 +5,7 @@ how many matrices or devices there are. Padding cells (``rows == N``) are skippe
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -301,7 +302,7 @@ pool.defvjp(
     lambda shape, index, sums: (None, None, _spread(*index, *sums, shape)),
 )
 _spread.defvjp(
-    lambda rows, columns, *rest: (_spread(rows, columns, *rest), (rows, columns)),
+    lambda rows, columns, r, c, shape: (_spread(rows, columns, r, c, shape), (rows, columns)),
     lambda shape, index, cells: (None, None, *pool(*index, cells, shape)),
 )
 
@@ -321,7 +322,8 @@ def _products_adjoint(arguments, weights):
 
 def _products_adjoint_xla(arguments, weights):
     products = functools.partial(cells_xla.residual_products, *arguments[:2])
-    return jax.vjp(products, *arguments[2:])[1](weights)
+    backward: Callable = jax.vjp(products, *arguments[2:])[1]
+    return backward(weights)
 
 
 def _products_adjoint_backward(saved, cotangents):
@@ -389,7 +391,7 @@ def _descend_path(arguments, num_steps, room):
     u0, v0 = arguments[3:5]
     paths = [(room, *u0.shape), (room, *v0.shape)]
     shapes = [u0.shape, v0.shape, *paths, *paths]
-    return _descend_kernel(*arguments, np.int32(num_steps), shapes=shapes)
+    return _descend_kernel(*arguments, np.array(num_steps, np.int32), shapes=shapes)
 
 
 def _descend_forward(*arguments):
@@ -404,7 +406,7 @@ def _descend_backward(num_steps, saved, weights):
     u0, v0 = arguments[3:5]
     results = _descend_adjoint_kernel(
         *arguments,
-        np.int32(num_steps),
+        np.array(num_steps, np.int32),
         *paths,
         *weights,
         shapes=[*gradient_shapes, u0.shape, v0.shape, u0.shape, v0.shape],
