@@ -183,9 +183,10 @@ def _error(frame, message, code):
     return _call(_words(frame[_API])[_API_ERROR_CREATE], _address(arguments), 0, 0)
 
 
-@numba.njit(cache=True)
-def _serve(frame, description, kernel):
+@numba.cfunc(types.int64(types.int64, types.int64, types.int64), nopython=True, cache=True)
+def _serve(frame_address, description_address, kernel):
     """What XLA asks in a call frame, done with the kernel of this address and description."""
+    frame, description = _words(frame_address), _words(description_address)
     buffers, addresses = _stack_words(MAX_BUFFERS), _stack_words(MAX_BUFFERS)
     repetitions = _open(frame, description, buffers)
     if repetitions == _ANSWERED:
@@ -233,6 +234,7 @@ def make_handler(kernel, array_types, description):
       A Numba ``cfunc`` with the signature of ``XLA_FFI_Handler``.
     """
     compiled = kernel.overloads[tuple(array_types)]
+    return_type = compiled.signature.return_type
 
     def define_call(context, module):
         """Defines ``call(buffers, addresses, batch_rank)``: the kernel on arrays made of these."""
@@ -259,29 +261,36 @@ def make_handler(kernel, array_types, description):
             array = make_array(array_type)(context, builder)
             populate_array(array, data, shape, strides, itemsize, meminfo=None)
             arrays.append(array._getvalue())
+        # Called by address: linked in, the kernel would be optimised again in every process, which
+        # took 0.3 to 2.4 s each.
+        function_type = context.call_conv.get_function_type(return_type, array_types)
+        address = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
         # An exception that left the handler would only be printed, and the results be used.
-        status, number = context.call_internal_no_propagate(
-            builder, compiled.fndesc, compiled.signature, arrays
+        status, number = context.call_conv.call_function(
+            builder,
+            builder.inttoptr(_INT64(address), function_type.as_pointer()),
+            return_type,
+            array_types,
+            arrays,
         )
-        if compiled.signature.return_type == types.none:
+        if return_type == types.none:
             number = _INT64(0)
         else:
-            number = context.cast(builder, number, compiled.signature.return_type, types.int64)
+            number = context.cast(builder, number, return_type, types.int64)
         builder.ret(builder.select(status.is_error, _INT64(-1), number))
         return function
 
     @intrinsic
     def kernel_address(typing_context):
         def generate(context, builder, signature, values):
-            context.active_code_library.add_linking_library(compiled.library)
             return builder.ptrtoint(define_call(context, builder.module), _INT64)
 
         return types.int64(), generate
 
-    description_address = description.ctypes.data
+    description_address, serve_address = description.ctypes.data, _serve.address
 
     @numba.cfunc(types.int64(_WORD), nopython=True)
     def handler(frame):
-        return _serve(frame, _words(description_address), kernel_address())
+        return _call(serve_address, _address(frame), description_address, kernel_address())
 
     return handler

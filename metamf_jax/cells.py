@@ -279,7 +279,16 @@ def _(observations: PaddedMatrices, prior, u_step_sizes, v_step_sizes, num_steps
         return residual_products(observations, Factors(u, v))
 
     return Factors(
-        *cells_xla.descend_along(products, *prior, u_step_sizes, v_step_sizes, num_steps)
+        *cells_xla.descend_along(
+            products,
+            prior.u_mean,
+            prior.v_mean,
+            prior.u_precision,
+            prior.v_precision,
+            u_step_sizes,
+            v_step_sizes,
+            num_steps,
+        )
     )
 
 

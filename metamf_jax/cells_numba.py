@@ -5,6 +5,7 @@ how many matrices or devices there are. Padding cells (``rows == N``) are skippe
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -17,8 +18,8 @@ _INDEX, _VECTOR, _TABLE, _PATH = "int32[:]", "float32[:]", "float32[:,:]", "floa
 
 def _pool(rows, columns, cells, row_sums, column_sums):
     num_channels = cells.shape[1]
-    row_sums[:] = 0
-    column_sums[:] = 0
+    row_sums.fill(0)
+    column_sums.fill(0)
     for e in range(rows.shape[0]):
         n, m = rows[e], columns[e]
         if n < row_sums.shape[0]:
@@ -40,8 +41,8 @@ def _spread_rows_and_columns(rows, columns, row_table, column_table, cells):
 
 def _residual_products(rows, columns, values, u, v, row_products, column_products):
     rank = u.shape[1]
-    row_products[:] = 0
-    column_products[:] = 0
+    row_products.fill(0)
+    column_products.fill(0)
     for e in range(rows.shape[0]):
         n, m = rows[e], columns[e]
         if n < u.shape[0]:
@@ -58,8 +59,8 @@ def _residual_products_adjoint(
     rows, columns, values, u, v, row_weights, column_weights, values_grad, u_grad, v_grad
 ):
     rank = u.shape[1]
-    u_grad[:] = 0
-    v_grad[:] = 0
+    u_grad.fill(0)
+    v_grad.fill(0)
     for e in range(rows.shape[0]):
         n, m = rows[e], columns[e]
         values_grad[e] = 0
@@ -77,8 +78,8 @@ def _residual_products_adjoint(
 
 def _exchange(rows, columns, cells, row_table, column_table, active, row_sums, column_sums):
     num_channels = cells.shape[1]
-    row_sums[:] = 0
-    column_sums[:] = 0
+    row_sums.fill(0)
+    column_sums.fill(0)
     for e in range(rows.shape[0]):
         n, m = rows[e], columns[e]
         if n < row_table.shape[0]:
@@ -97,8 +98,8 @@ def _exchange_adjoint(
     rows, columns, active, weights, row_weights, column_weights, cells_grad, row_grad, column_grad
 ):
     num_channels = active.shape[1]
-    row_grad[:] = 0
-    column_grad[:] = 0
+    row_grad.fill(0)
+    column_grad.fill(0)
     for e in range(rows.shape[0]):
         n, m = rows[e], columns[e]
         if n < row_grad.shape[0]:
@@ -123,8 +124,8 @@ def _predict(rows, columns, u, v, fitted):
 
 
 def _predict_adjoint(rows, columns, u, v, weights, u_grad, v_grad):
-    u_grad[:] = 0
-    v_grad[:] = 0
+    u_grad.fill(0)
+    v_grad.fill(0)
     for e in range(rows.shape[0]):
         n, m = rows[e], columns[e]
         if n < u.shape[0]:
@@ -181,13 +182,13 @@ def _descend_adjoint(
     rank = u0.shape[1]
     u_next[:] = u_weights
     v_next[:] = v_weights
-    values_grad[:] = 0
-    u0_grad[:] = 0
-    v0_grad[:] = 0
-    u_lam_grad[:] = 0
-    v_lam_grad[:] = 0
-    u_eta_grad[:] = 0
-    v_eta_grad[:] = 0
+    values_grad.fill(0)
+    u0_grad.fill(0)
+    v0_grad.fill(0)
+    u_lam_grad.fill(0)
+    v_lam_grad.fill(0)
+    u_eta_grad.fill(0)
+    v_eta_grad.fill(0)
     for t in range(num_steps[()] - 1, -1, -1):
         u, v = u_path[t], v_path[t]
         for n in range(u.shape[0]):
@@ -301,8 +302,8 @@ pool.defvjp(
     lambda shape, index, sums: (None, None, _spread(*index, *sums, shape)),
 )
 _spread.defvjp(
-    lambda rows, columns, *rest: (_spread(rows, columns, *rest), (rows, columns)),
-    lambda shape, index, cells: (None, None, *pool(*index, cells, shape)),
+    lambda rows, columns, r, c, shape: (_spread(rows, columns, r, c, shape), (rows, columns)),
+    lambda shape, index, cells: (None, None, *pool(*index, cells, shape)),  # pyright: ignore
 )
 
 
@@ -321,7 +322,8 @@ def _products_adjoint(arguments, weights):
 
 def _products_adjoint_xla(arguments, weights):
     products = functools.partial(cells_xla.residual_products, *arguments[:2])
-    return jax.vjp(products, *arguments[2:])[1](weights)
+    backward: Callable = jax.vjp(products, *arguments[2:])[1]
+    return backward(weights)
 
 
 def _products_adjoint_backward(saved, cotangents):
@@ -389,7 +391,7 @@ def _descend_path(arguments, num_steps, room):
     u0, v0 = arguments[3:5]
     paths = [(room, *u0.shape), (room, *v0.shape)]
     shapes = [u0.shape, v0.shape, *paths, *paths]
-    return _descend_kernel(*arguments, np.int32(num_steps), shapes=shapes)
+    return _descend_kernel(*arguments, np.array(num_steps, np.int32), shapes=shapes)
 
 
 def _descend_forward(*arguments):
@@ -404,7 +406,7 @@ def _descend_backward(num_steps, saved, weights):
     u0, v0 = arguments[3:5]
     results = _descend_adjoint_kernel(
         *arguments,
-        np.int32(num_steps),
+        np.array(num_steps, np.int32),
         *paths,
         *weights,
         shapes=[*gradient_shapes, u0.shape, v0.shape, u0.shape, v0.shape],

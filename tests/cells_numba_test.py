@@ -144,6 +144,7 @@ class SecondDerivativesTest(parameterized.TestCase):
             entries_ = Entries(entries.rows, entries.columns, values, entries.shape)
             return sum((r**3).sum() for r in jax.tree.leaves(function(entries_, *inputs)))
 
+        @jax.jit
         def hessian_product(values, *inputs):
             def slope(*arguments):
                 gradients = jax.grad(energy, argnums)(*arguments)
