@@ -11,7 +11,7 @@ import numpy as np
 from metamf_jax.types import Entries, PaddedMatrices
 
 
-def bucket_size(size: int, smallest: int = 16) -> int:
+def bucket_size(size: int, smallest: int = 64) -> int:
     """The least of ``smallest * (1, 1.5, 2, 3, 4, 6, 8, ...)`` that is at least ``size``."""
     bucket = smallest
     while bucket < size:
