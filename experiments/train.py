@@ -200,18 +200,21 @@ def _print_table(log: RunLog, errors: dict[str, np.ndarray], counts: np.ndarray)
     log.print(f"\nwrote {log.workdir / 'summary.json'}, model.safetensors and plots/")
 
 
-def main() -> None:
-    preset = presets.TRAIN[common.PRESET.value]
-    config = Config(
+def config_from_flags() -> Config:
+    """The configuration that the flags ask for."""
+    return Config(
         dataset=_DATASET.value,
         preset=common.PRESET.value,
         seed=common.SEED.value,
         split_seed=_SPLIT_SEED.value,
-        **preset,
+        **presets.TRAIN[common.PRESET.value],
     )
+
+
+def main() -> None:
     if common.WORKDIR.value is None:
         raise ValueError("--workdir is needed: the folder for the run's files")
-    run(config, common.WORKDIR.value, common.DATA_DIR.value)
+    run(config_from_flags(), common.WORKDIR.value, common.DATA_DIR.value)
 
 
 if __name__ == "__main__":

@@ -69,6 +69,25 @@ def error_against_observations(
     _save(figure, path)
 
 
+def error_by_group(
+    path: str | os.PathLike, groups: Sequence[str], errors: dict[str, list[tuple[float, float]]]
+) -> None:
+    """Bars of each method's (mean error, standard error) in each group, side by side."""
+    figure, (axes,) = _figure(6.4, 4)
+    width = 0.8 / len(errors)
+    for number, (name, values) in enumerate(errors.items()):
+        places = np.arange(len(groups)) + (number - (len(errors) - 1) / 2) * width
+        means, bars = zip(*values, strict=True)
+        axes.bar(places, means, width, yerr=bars, capsize=2, label=name)
+    axes.set_xticks(np.arange(len(groups)), groups)
+    lowest = min(mean for values in errors.values() for mean, _ in values)
+    # From zero the differences would not be seen.
+    axes.set_ylim(bottom=0.8 * lowest)
+    axes.set(xlabel="size of the matrix", ylabel="query MSE (standardised units)")
+    axes.legend(fontsize=8)
+    _save(figure, path)
+
+
 def imputed_matrix(
     path: str | os.PathLike,
     truth: np.ndarray,
