@@ -51,10 +51,8 @@ def run_main(main: Callable[[], None]) -> None:
         if len(argv) > 1:
             print(f"error: unexpected arguments {argv[1:]}", file=sys.stderr)
             sys.exit(2)
-        # Orbax tells of each file at the level that absl shows by default.
-        if not flags.FLAGS["verbosity"].using_default_value:
-            logging.set_verbosity(flags.FLAGS.verbosity)
-        else:
+        # absl.app shows INFO, at which orbax tells of each file; -v=1 brings it back.
+        if flags.FLAGS.verbosity == logging.INFO:
             logging.set_verbosity(logging.WARNING)
         try:
             if DEVICES.value is not None:

@@ -64,7 +64,9 @@ class Config:
     scored_matrices: int
 
 
-def run(config: Config, workdir: str | os.PathLike, data_dir: str | None = None) -> dict[str, Any]:
+def run(
+    config: Config, workdir: str | os.PathLike, data_dir: str | None = None, plots: bool = True
+) -> dict[str, Any]:
     """Meta-trains, or resumes, and scores; returns what ``summary.json`` holds.
 
     Raises:
@@ -127,11 +129,12 @@ def run(config: Config, workdir: str | os.PathLike, data_dir: str | None = None)
         name: tuning.episode_errors(name, setting, test) for name, setting in settings.items()
     }
     errors = {"metamf": test_errors, **errors}
-    levels = {
-        name: float(tuning.episode_errors(name, setting, validation).mean())
-        for name, setting in settings.items()
-    }
-    _plot(log, state, model, test, errors, levels)
+    if plots:
+        levels = {
+            name: float(tuning.episode_errors(name, setting, validation).mean())
+            for name, setting in settings.items()
+        }
+        _plot(log, state, model, test, errors, levels)
     support_counts = (test.support.rows < test.support.shape[0]).sum(axis=1)
     mse, stderr = mean_and_standard_error(test_errors)
     results = {
@@ -172,7 +175,7 @@ def _plot(log, state, model, test, errors, levels) -> None:
     plotting.error_against_observations(log.plot_path("error_against_observations"), counts, errors)
     # The fullest matrix has the most to look at.
     shown = jax.tree.map(lambda leaf: leaf[int(counts.argmax())], test)
-    factors, prior = model.adapt(state.best_params, shown.support)
+    factors, prior = jax.jit(model.adapt)(state.best_params, shown.support)
     observed, held_out = padding.pad_dense(shown.support), padding.pad_dense(shown.query)
     truth = np.where(observed.observed, observed.values, held_out.values)
     plotting.imputed_matrix(
