@@ -7,8 +7,8 @@ the paired difference over 10 splits (with the correction for overlapping splits
     python -m experiments.accuracy --datasets=ml100k,ml1m,jester --splits=10 --preset=paper \\
         --data_dir=DIR --workdir=runs/accuracy-paper
 
-Each split is a run of ``experiments.train`` in a folder of its own, so that an interrupted call goes
-on where it stopped. The README has the table that this prints.
+Each split is a run of ``experiments.train`` in a folder of its own, so that an interrupted call
+goes on where it stopped. The README has the table that this prints.
 """
 
 import json
