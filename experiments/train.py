@@ -85,7 +85,7 @@ def run(config: Config, workdir: str | os.PathLike, data_dir: str | None = None)
     def loss(params, episode):
         return meta_loss.episode_loss(model, params, episode)
 
-    params = model.init(jax.random.key(config.seed))
+    params = jax.jit(model.init)(jax.random.key(config.seed))
     state = training.init_state(params, training.make_optimizer(config.training))
     checkpointer = Checkpointer(workdir)
     state = checkpointer.restore(state) or state
@@ -172,15 +172,15 @@ def _plot(log, state, model, test, errors, levels) -> None:
     plotting.error_against_observations(log.plot_path("error_against_observations"), counts, errors)
     # The fullest matrix has the most to look at.
     shown = jax.tree.map(lambda leaf: leaf[int(counts.argmax())], test)
-    factors, prior = model.adapt(state.best_params, shown.support)
+    factors, prior = jax.jit(model.adapt)(state.best_params, shown.support)
     observed, held_out = padding.pad_dense(shown.support), padding.pad_dense(shown.query)
     truth = np.where(observed.observed, observed.values, held_out.values)
     plotting.imputed_matrix(
         log.plot_path("imputed_matrix"),
         np.where(observed.observed | held_out.observed, truth, np.nan),
         observed.observed,
-        np.asarray(prior.u_mean @ prior.v_mean.T),
-        np.asarray(factors.u @ factors.v.T),
+        np.asarray(prior.u_mean) @ np.asarray(prior.v_mean).T,
+        np.asarray(factors.u) @ np.asarray(factors.v).T,
     )
 
 
