@@ -87,7 +87,7 @@ def run(
     def loss(params, episode):
         return meta_loss.episode_loss(model, params, episode)
 
-    params = model.init(jax.random.key(config.seed))
+    params = jax.jit(model.init)(jax.random.key(config.seed))
     state = training.init_state(params, training.make_optimizer(config.training))
     checkpointer = Checkpointer(workdir)
     state = checkpointer.restore(state) or state
@@ -182,8 +182,8 @@ def _plot(log, state, model, test, errors, levels) -> None:
         log.plot_path("imputed_matrix"),
         np.where(observed.observed | held_out.observed, truth, np.nan),
         observed.observed,
-        np.asarray(prior.u_mean @ prior.v_mean.T),
-        np.asarray(factors.u @ factors.v.T),
+        np.asarray(prior.u_mean) @ np.asarray(prior.v_mean).T,
+        np.asarray(factors.u) @ np.asarray(factors.v).T,
     )
 
 

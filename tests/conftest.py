@@ -8,3 +8,5 @@ import jax
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Starts the backend, so that `parallel.use_devices` chooses among the 8 and never makes fewer.
+assert len(jax.local_devices()) == 8

@@ -64,6 +64,8 @@ class EpisodeConfig:
         low, high = self.support_fraction
         if not 0 < low <= high < 1:
             raise ValueError(f"support_fraction must lie between 0 and 1, got {low, high}")
+        if self.attempts < 1:
+            raise ValueError(f"attempts must be at least 1, got {self.attempts}")
 
 
 def split_parts(entries: Entries, split_seed: int) -> Parts:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from metamf_jax import cells
 from metamf_jax.meta_learning import map_estimation
-from metamf_jax.types import Array, Entries, FactorPrior, Factors
+from metamf_jax.types import Entries, FactorPrior, Factors
 
 _MAX_SWEEPS = 1000
 _TOLERANCE = 1e-6
@@ -38,39 +38,48 @@ def map_optimum(observations: cells.Observations, prior: FactorPrior) -> Factors
     Returns:
       The factors, differentiable in ``prior`` and in the observed values.
     """
-    # Integer leaves have no cotangent; they travel beside the values, not inside the solve.
-    values = cells.observed_values(observations)
+    return _optimum(_with_values(observations, cells.observed_values(observations)), prior)
 
-    def at(values: Array) -> cells.Observations:
-        if isinstance(observations, Entries):
-            return dataclasses.replace(observations, values=values)
-        return observations._replace(values=values)
 
-    @jax.custom_vjp
-    def solve(values, prior):
-        return _sweep_to_optimum(at(values), prior)
+def _with_values(observations: cells.Observations, values) -> cells.Observations:
+    if isinstance(observations, Entries):
+        return dataclasses.replace(observations, values=values)
+    return observations._replace(values=values)
 
-    def forward(values, prior):
-        factors = solve(values, prior)
-        return factors, (values, prior, factors)
 
-    def backward(saved, cotangent):
-        values, prior, factors = saved
-        _, transposed = jax.vjp(
-            lambda f: map_estimation.descent_direction(at(values), f, prior), factors
-        )
-        weights = _solve_hessian(
-            lambda w: jax.tree.map(jnp.negative, transposed(w)[0]),
-            cotangent,
-            jnp.minimum(prior.u_precision.min(), prior.v_precision.min()),
-        )
-        _, pull_back = jax.vjp(
-            lambda x, p: map_estimation.descent_direction(at(x), factors, p), values, prior
-        )
-        return pull_back(weights)
+# Everything that may be a tracer is an argument: what a rule closes over does not survive
+# ``jax.grad`` of ``jax.vmap``.
+@jax.custom_vjp
+def _optimum(observations, prior):
+    return _sweep_to_optimum(observations, prior)
 
-    solve.defvjp(forward, backward)
-    return solve(values, prior)
+
+def _forward(observations, prior):
+    factors = _sweep_to_optimum(observations, prior)
+    return factors, (observations, prior, factors)
+
+
+def _backward(saved, cotangent):
+    observations, prior, factors = saved
+
+    def direction(values, factors, prior):
+        seen = _with_values(observations, values)
+        return map_estimation.descent_direction(seen, factors, prior)
+
+    _, transposed = jax.vjp(lambda f: direction(observations.values, f, prior), factors)
+    weights = _solve_hessian(
+        lambda w: jax.tree.map(jnp.negative, transposed(w)[0]),
+        cotangent,
+        jnp.minimum(prior.u_precision.min(), prior.v_precision.min()),
+    )
+    _, pull_back = jax.vjp(lambda x, p: direction(x, factors, p), observations.values, prior)
+    values_cotangent, prior_cotangent = pull_back(weights)
+    # Indices and masks have no cotangent.
+    nothing = jax.tree.map(lambda _: None, observations)
+    return _with_values(nothing, values_cotangent), prior_cotangent
+
+
+_optimum.defvjp(_forward, _backward)
 
 
 def _sweep_to_optimum(observations, prior):

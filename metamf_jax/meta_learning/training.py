@@ -6,6 +6,7 @@ alone, and the state holds all that the next step needs, so a run that was cut r
 
 import concurrent.futures
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -135,14 +136,12 @@ def share_episodes(episodes: Episode) -> Episode:
 
 def make_evaluate(episode_loss: EpisodeLoss) -> Callable[[Any, Episode], np.ndarray]:
     """Scores a batch of entry-list episodes: ``evaluate(params, episodes) -> losses [B]``."""
+    return lambda params, episodes: np.asarray(_losses(episode_loss, params, episodes))
 
-    @jax.jit
-    def losses(params, episodes):
-        return jax.lax.map(
-            lambda episode: episode_loss(params, episode)[0], episodes, batch_size=50
-        )
 
-    return lambda params, episodes: np.asarray(losses(params, episodes))
+@functools.partial(jax.jit, static_argnums=0)
+def _losses(episode_loss, params, episodes):
+    return jax.lax.map(lambda episode: episode_loss(params, episode)[0], episodes, batch_size=50)
 
 
 def prefetch(draw: Callable[[int], Any], first: int, last: int) -> Iterator[Any]:
