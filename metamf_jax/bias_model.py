@@ -1,0 +1,58 @@
+"""The ridge-shrunk bias model ``x_nm ~ mu + b_n + c_m`` (Koren 2008's baseline predictor).
+
+Minimises ``sum observed (x - mu - b_n - c_m)^2 + lam_mu mu^2 + lam_row |b|^2 + lam_column |c|^2``.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from metamf_jax import cells
+from metamf_jax.types import Array
+
+
+class Effects(NamedTuple):
+    """``mean`` scalar, ``rows`` [N], ``columns`` [M]; a cell's value is their sum."""
+
+    mean: jax.Array
+    rows: jax.Array
+    columns: jax.Array
+
+
+class Shrinkage(NamedTuple):
+    """``lam_mu``, ``lam_row`` and ``lam_column``, each in numbers of observations."""
+
+    mean: Array
+    rows: Array
+    columns: Array
+
+
+def fit_effects(observations: cells.Observations, shrinkage: Shrinkage, sweeps: int) -> Effects:
+    """Fits the model by sweeps of coordinate descent from zero: mean, rows, columns.
+
+    Args:
+      observations: the observed cells of one matrix.
+      shrinkage: positive numbers; may be learned, gradients flow through the sweeps.
+      sweeps: how many.
+    """
+    row_counts, column_counts = cells.counts(observations)
+    values = cells.observed_values(observations)[..., None]
+    mean_weight = 1 / jnp.maximum(row_counts.sum() + shrinkage.mean, 1)
+    row_weights = 1 / (row_counts + shrinkage.rows)[:, None]
+    column_weights = 1 / (column_counts + shrinkage.columns)[:, None]
+
+    def residual_sums(mean, rows, columns):
+        fitted = cells.spread(observations, rows + mean, columns)
+        return cells.pool(observations, values - fitted)
+
+    def sweep(effects, _):
+        mean, rows, columns = effects
+        mean = mean_weight * residual_sums(jnp.zeros_like(mean), rows, columns)[0].sum()
+        rows = row_weights * residual_sums(mean, jnp.zeros_like(rows), columns)[0]
+        columns = column_weights * residual_sums(mean, rows, jnp.zeros_like(columns))[1]
+        return Effects(mean, rows, columns), None
+
+    start = Effects(jnp.zeros(()), jnp.zeros_like(row_weights), jnp.zeros_like(column_weights))
+    (mean, rows, columns), _ = jax.lax.scan(sweep, start, None, length=sweeps)
+    return Effects(mean, rows[:, 0], columns[:, 0])
