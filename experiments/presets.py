@@ -13,6 +13,13 @@ _PAPER = {
     "scored_matrices": 200,
 }
 
+# A bias model inside the encoder, precisions for every row and column, and inner steps that go as
+# far as the curvature allows.
+_BEST_MODEL = ModelConfig(
+    EncoderConfig(channels=32, layers=3, rank=32, precision="per_row", effects=True),
+    MapConfig(steps=10, step_form="curvature"),
+)
+
 TRAIN = {
     "smoke": {
         "model": ModelConfig(EncoderConfig(channels=4, layers=2, rank=4), MapConfig(steps=3)),
@@ -21,9 +28,19 @@ TRAIN = {
         "scored_matrices": 10,
     },
     "tiny": {
-        **_PAPER,
-        "training": TrainingConfig(max_steps=1000, evaluate_every=100),
+        "model": _BEST_MODEL,
+        "episodes": EpisodeConfig(rows=(20, 60), columns=(20, 60)),
+        "training": TrainingConfig(max_steps=800, learning_rate=2e-3, schedule="cosine"),
+        "scored_matrices": 100,
     },
     "paper": _PAPER,
-    "best": _PAPER,
+    # One validation, at the end: on small validation parts early stopping chose worse parameters
+    # than the end of the cosine schedule.
+    "best": {
+        **_PAPER,
+        "model": _BEST_MODEL,
+        "training": TrainingConfig(
+            batch=32, learning_rate=2e-3, schedule="cosine", evaluate_every=3000, patience=3000
+        ),
+    },
 }

@@ -182,7 +182,7 @@ def _plot(log, state, model, test, errors, levels) -> None:
         log.plot_path("imputed_matrix"),
         np.where(observed.observed | held_out.observed, truth, np.nan),
         observed.observed,
-        np.asarray(prior.u_mean) @ np.asarray(prior.v_mean).T,
+        np.asarray(prior.u) @ np.asarray(prior.v).T,
         np.asarray(factors.u) @ np.asarray(factors.v).T,
     )
 

@@ -3,13 +3,14 @@
 Minimises ``sum observed (x - mu - b_n - c_m)^2 + lam_mu mu^2 + lam_row |b|^2 + lam_column |c|^2``.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from metamf_jax import cells
-from metamf_jax.types import Array
+from metamf_jax.types import Array, Entries, Factors
 
 
 class Effects(NamedTuple):
@@ -56,3 +57,23 @@ def fit_effects(observations: cells.Observations, shrinkage: Shrinkage, sweeps: 
     start = Effects(jnp.zeros(()), jnp.zeros_like(row_weights), jnp.zeros_like(column_weights))
     (mean, rows, columns), _ = jax.lax.scan(sweep, start, None, length=sweeps)
     return Effects(mean, rows[:, 0], columns[:, 0])
+
+
+def residuals(observations: cells.Observations, effects: Effects) -> cells.Observations:
+    """The same cells with the effects taken off their values."""
+    rows, columns = (effects.mean + effects.rows)[:, None], effects.columns[:, None]
+    values = cells.observed_values(observations)
+    values = values - cells.spread(observations, rows, columns)[..., 0]
+    if isinstance(observations, Entries):
+        return dataclasses.replace(observations, values=values)
+    return observations._replace(values=values)
+
+
+def append(factors: Factors, effects: Effects) -> Factors:
+    """Factors with two more columns, whose products are the old ones plus the effects."""
+    u_effects = jnp.stack([effects.mean + effects.rows, jnp.ones_like(effects.rows)], axis=1)
+    v_effects = jnp.stack([jnp.ones_like(effects.columns), effects.columns], axis=1)
+    return Factors(
+        jnp.concatenate([factors.u, u_effects], axis=1),
+        jnp.concatenate([factors.v, v_effects], axis=1),
+    )

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metamf_jax import cells
-from metamf_jax.bias_model import Shrinkage, fit_effects
+from metamf_jax.bias_model import Effects, Shrinkage, fit_effects
 from metamf_jax.meta_learning.exchangeable import (
     Counts,
     ExchangeableLayer,
@@ -28,15 +28,18 @@ Params: TypeAlias = Any
 
 
 class Encoder(NamedTuple):
-    """A pair of pure functions.
+    """The encoder's pure functions.
 
     Attributes:
       init: ``init(key) -> params``.
       apply: ``apply(params, observations) -> FactorPrior`` for one matrix, dense or an entry list.
+      effects: ``effects(params, observations)``, the bias model whose residuals that prior is for,
+        or None where it is for the values themselves.
     """
 
     init: Callable[[jax.Array], Params]
     apply: Callable[[Params, cells.Observations], FactorPrior]
+    effects: Callable[[Params, cells.Observations], Effects | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +52,10 @@ class EncoderConfig:
       rank: K, length of a factor.
       precision: ``scalar``, one learned precision for all rows and columns; ``per_row``, a head
         gives each row and each column its own.
-      effects: our extension. A shrunken bias model of the observed cells, its shrinkage learned
-        with the rest, enters twice: its residuals, effects and the numbers of observations are
-        inputs of the first layer and of the heads; and the prior means get two more columns,
-        ``u0_n = (.., mu + b_n, 1)`` and ``v0_m = (.., 1, c_m)``, so that the inner loop starts from
-        its predictions. Factors then have K + 2 columns.
+      effects: our extension. A shrunken bias model of the observed cells is fitted first, its
+        shrinkage learned with the rest. The prior is then one over the factors of its residuals;
+        residuals, effects and the numbers of observations are inputs of the first layer and of the
+        heads.
     """
 
     channels: int = 32
@@ -91,7 +93,10 @@ class _EncoderModule(nn.Module):
         values = cells.observed_values(observations)[..., None]
         effects = None
         if config.effects:
-            effects = self._fit_effects(observations)
+            # A start near what validation chooses on rating data.
+            start = np.log([3.0, 4.0, 3.0]).astype(np.float32)
+            log_shrinkage = self.param("log_shrinkage", lambda key: jnp.asarray(start))
+            effects = _effects(log_shrinkage, observations)
             values = _effect_inputs(observations, values, effects, counts)
         means = means_from_sums(*cells.pool(observations, values), counts)
         for _ in range(config.layers):
@@ -116,19 +121,11 @@ class _EncoderModule(nn.Module):
         if config.precision == "per_row":
             log_u += head("u_log_precision", 1, 0.01, rows)[:, 0]
             log_v += head("v_log_precision", 1, 0.01, columns)[:, 0]
-        if effects is not None:
-            ones = jnp.ones_like(effects.rows), jnp.ones_like(effects.columns)
-            u_effects = jnp.stack([effects.mean + effects.rows, ones[0]], axis=1)
-            v_effects = jnp.stack([ones[1], effects.columns], axis=1)
-            u_mean = jnp.concatenate([u_mean, u_effects], axis=1)
-            v_mean = jnp.concatenate([v_mean, v_effects], axis=1)
         return FactorPrior(u_mean, v_mean, jnp.exp(log_u), jnp.exp(log_v))
 
-    def _fit_effects(self, observations):
-        # A start near what validation chooses on rating data.
-        start = np.log([3.0, 4.0, 3.0]).astype(np.float32)
-        log_shrinkage = self.param("log_shrinkage", lambda key: jnp.asarray(start))
-        return fit_effects(observations, Shrinkage(*jnp.exp(log_shrinkage)), sweeps=4)
+
+def _effects(log_shrinkage, observations):
+    return fit_effects(observations, Shrinkage(*jnp.exp(log_shrinkage)), sweeps=4)
 
 
 def _effect_inputs(observations, values, effects, counts):
@@ -154,11 +151,19 @@ def _log_counts(counts):
 
 
 def make_encoder(config: EncoderConfig) -> Encoder:
-    """Builds the encoder's ``init`` and ``apply``."""
+    """Builds the encoder's functions."""
     module = _EncoderModule(config)
 
     def init(key: jax.Array) -> Params:
         index = jnp.zeros((1,), jnp.int32)
         return module.init(key, Entries(index, index, jnp.zeros((1,)), (1, 1)))
 
-    return Encoder(init, module.apply)
+    def apply(params: Params, observations: cells.Observations) -> FactorPrior:
+        return module.apply(params, observations)  # pyright: ignore[reportReturnType]
+
+    def effects(params: Params, observations: cells.Observations) -> Effects | None:
+        if not config.effects:
+            return None
+        return _effects(params["params"]["log_shrinkage"], observations)
+
+    return Encoder(init, apply, effects)

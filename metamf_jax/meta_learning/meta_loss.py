@@ -13,10 +13,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metamf_jax import cells
+from metamf_jax import bias_model, cells
 from metamf_jax.meta_learning.encoder import Encoder, EncoderConfig, Params, make_encoder
 from metamf_jax.meta_learning.map_estimation import MapConfig, init_step_size, map_estimate
-from metamf_jax.types import Entries, FactorPrior, Factors
+from metamf_jax.types import Entries, Factors
 
 
 class Episode(NamedTuple):
@@ -56,11 +56,13 @@ class Model(NamedTuple):
 
     Attributes:
       init: ``init(key) -> MetaParams``.
-      adapt: ``adapt(params, observations) -> (Factors, FactorPrior)``.
+      adapt: ``adapt(params, observations) -> (factors, prior_means)``, both `Factors`: fitted to
+        the observations, and what the prior alone says. Where the encoder fits a bias model first,
+        its effects are two more columns of each, ``(.., mu + b_n, 1)`` and ``(.., 1, c_m)``.
     """
 
     init: Callable[[jax.Array], MetaParams]
-    adapt: Callable[[MetaParams, cells.Observations], tuple[Factors, FactorPrior]]
+    adapt: Callable[[MetaParams, cells.Observations], tuple[Factors, Factors]]
 
 
 def make_model(config: ModelConfig) -> Model:
@@ -75,8 +77,14 @@ def make_model(config: ModelConfig) -> Model:
 
     def adapt(params, observations):
         prior = encoder.apply(params.encoder, observations)
+        prior_means = Factors(prior.u_mean, prior.v_mean)
         step_size = jnp.exp(params.log_step_size)
-        return map_estimate(observations, prior, step_size, config.inner), prior
+        effects = encoder.effects(params.encoder, observations)
+        if effects is None:
+            return map_estimate(observations, prior, step_size, config.inner), prior_means
+        residuals = bias_model.residuals(observations, effects)
+        factors = map_estimate(residuals, prior, step_size, config.inner)
+        return bias_model.append(factors, effects), bias_model.append(prior_means, effects)
 
     return Model(init, adapt)
 
