@@ -85,7 +85,7 @@ def run(config: Config, workdir: str | os.PathLike, data_dir: str | None = None)
     def loss(params, episode):
         return meta_loss.episode_loss(model, params, episode)
 
-    params = jax.jit(model.init)(jax.random.key(config.seed))
+    params = model.init(jax.random.key(config.seed))
     state = training.init_state(params, training.make_optimizer(config.training))
     checkpointer = Checkpointer(workdir)
     state = checkpointer.restore(state) or state
