@@ -1,8 +1,7 @@
 """The ridge-shrunk bias model ``x_nm ~ mu + b_n + c_m`` (Koren 2008's baseline predictor).
 
 Minimises ``sum observed (x - mu - b_n - c_m)^2 + lam_mu mu^2 + lam_row |b|^2 + lam_column |c|^2``
-by one solve for all effects together. (Ten sweeps of coordinate descent were still off by 0.1 at a
-shrinkage of 0.3: hardly anything resists a common shift of ``mu`` against the effects.)
+by coordinate descent from zero.
 """
 
 import itertools
@@ -13,6 +12,8 @@ import jax.numpy as jnp
 
 from metamf_jax import cells
 from metamf_jax.types import Entries
+
+_SWEEPS = 10
 
 GRID = [
     {"mean_shrinkage": mean, "row_shrinkage": row, "column_shrinkage": column}
@@ -26,23 +27,20 @@ def predict(support: Entries, query: Entries, setting: dict[str, Any]) -> jax.Ar
     """Predicts the query cells [Q] of one matrix from its support."""
     row_counts, column_counts = cells.counts(support)
     values = cells.observed_values(support)[:, None]
-    row_sums, column_sums = (sums[:, 0] for sums in cells.pool(support, values))
-    total = row_counts.sum()
-    observed = jnp.zeros(support.shape).at[support.rows, support.columns].set(1, mode="drop")
-    # The normal equations; without any cell and without shrinkage the mean is zero.
-    mean_weight = jnp.maximum(total + setting["mean_shrinkage"], 1)
-    gram = jnp.block(
-        [
-            [mean_weight[None, None], row_counts[None, :], column_counts[None, :]],
-            [row_counts[:, None], jnp.diag(row_counts + setting["row_shrinkage"]), observed],
-            [
-                column_counts[:, None],
-                observed.T,
-                jnp.diag(column_counts + setting["column_shrinkage"]),
-            ],
-        ]
-    )
-    moment = jnp.concatenate([row_sums.sum()[None], row_sums, column_sums])
-    effects = jax.scipy.linalg.solve(gram, moment, assume_a="pos")
-    mean, rows, columns = jnp.split(effects, [1, 1 + support.shape[0]])
-    return mean + cells.spread(query, rows[:, None], columns[:, None])[:, 0]
+    row_weights = 1 / (row_counts + setting["row_shrinkage"])[:, None]
+    column_weights = 1 / (column_counts + setting["column_shrinkage"])[:, None]
+    mean_weight = 1 / jnp.maximum(row_counts.sum() + setting["mean_shrinkage"], 1)
+
+    def residual_sums(mean, rows, columns):
+        return cells.pool(support, values - cells.spread(support, rows + mean, columns))
+
+    def sweep(effects, _):
+        mean, rows, columns = effects
+        mean = mean_weight * residual_sums(0.0, rows, columns)[0].sum()
+        rows = row_weights * residual_sums(mean, jnp.zeros_like(rows), columns)[0]
+        columns = column_weights * residual_sums(mean, rows, jnp.zeros_like(columns))[1]
+        return (mean, rows, columns), None
+
+    start = jnp.float32(0), jnp.zeros((support.shape[0], 1)), jnp.zeros((support.shape[1], 1))
+    (mean, rows, columns), _ = jax.lax.scan(sweep, start, None, length=_SWEEPS)
+    return mean + cells.spread(query, rows, columns)[:, 0]

@@ -103,4 +103,9 @@ def make_encoder(config: EncoderConfig) -> Encoder:
         index = jnp.zeros((1,), jnp.int32)
         return module.init(key, Entries(index, index, jnp.zeros((1,)), (1, 1)))
 
-    return Encoder(init, module.apply)
+    def apply(params: Params, observations: cells.Observations) -> FactorPrior:
+        prior = module.apply(params, observations)
+        assert isinstance(prior, FactorPrior)
+        return prior
+
+    return Encoder(init, apply)
