@@ -90,11 +90,14 @@ def _write_pairs(
     write_tables.write_pairs(output_path, row_ids, column_ids, values)
 
 
+def _needed(flag: flags.FlagHolder[str | None]) -> str:
+    if flag.value is None:
+        raise ValueError(f"--{flag.name} is needed: {flags.FLAGS[flag.name].help}")
+    return flag.value
+
+
 def main() -> None:
-    for flag in (_CHECKPOINT, _INPUT, _OUTPUT):
-        if flag.value is None:
-            raise ValueError(f"--{flag.name} is needed: {flags.FLAGS[flag.name].help}")
-    run(_CHECKPOINT.value, _INPUT.value, _OUTPUT.value, _PAIRS.value)
+    run(_needed(_CHECKPOINT), _needed(_INPUT), _needed(_OUTPUT), _PAIRS.value)
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def run(
     def loss(params, episode):
         return meta_loss.episode_loss(model, params, episode)
 
-    params = jax.jit(model.init)(jax.random.key(config.seed))
+    params = model.init(jax.random.key(config.seed))
     state = training.init_state(params, training.make_optimizer(config.training))
     checkpointer = Checkpointer(workdir)
     state = checkpointer.restore(state) or state
@@ -129,13 +129,14 @@ def run(
         name: tuning.episode_errors(name, setting, test) for name, setting in settings.items()
     }
     errors = {"metamf": test_errors, **errors}
+    assert isinstance(test.support, Entries)
+    support_counts = np.asarray(test.support.rows < test.support.shape[0]).sum(axis=1)
     if plots:
         levels = {
             name: float(tuning.episode_errors(name, setting, validation).mean())
             for name, setting in settings.items()
         }
-        _plot(log, state, model, test, errors, levels)
-    support_counts = (test.support.rows < test.support.shape[0]).sum(axis=1)
+        _plot(log, state, model, test, support_counts, errors, levels)
     mse, stderr = mean_and_standard_error(test_errors)
     results = {
         "test_mse": mse,
@@ -161,7 +162,7 @@ def _steps_per_second(workdir: str | os.PathLike) -> float | None:
     return (last["step"] - first["step"]) / max(last["seconds"] - first["seconds"], 1e-9)
 
 
-def _plot(log, state, model, test, errors, levels) -> None:
+def _plot(log, state, model, test, counts, errors, levels) -> None:
     lines = read_metrics(log.workdir)
     plotting.learning_curve(
         log.plot_path("learning_curve"),
@@ -171,7 +172,6 @@ def _plot(log, state, model, test, errors, levels) -> None:
         int(state.best_step),
         levels,
     )
-    counts = (test.support.rows < test.support.shape[0]).sum(axis=1)
     plotting.error_against_observations(log.plot_path("error_against_observations"), counts, errors)
     # The fullest matrix has the most to look at.
     shown = jax.tree.map(lambda leaf: leaf[int(counts.argmax())], test)
@@ -181,7 +181,7 @@ def _plot(log, state, model, test, errors, levels) -> None:
     plotting.imputed_matrix(
         log.plot_path("imputed_matrix"),
         np.where(observed.observed | held_out.observed, truth, np.nan),
-        observed.observed,
+        np.asarray(observed.observed),
         np.asarray(prior.u) @ np.asarray(prior.v).T,
         np.asarray(factors.u) @ np.asarray(factors.v).T,
     )

@@ -202,11 +202,12 @@ def _(observations: Entries, v):
 def transpose(observations: Observations) -> Observations:
     """The same cells with rows and columns exchanged."""
     if isinstance(observations, Entries):
+        num_rows, num_columns = observations.shape
         return Entries(
             rows=observations.columns,
             columns=observations.rows,
             values=observations.values,
-            shape=observations.shape[::-1],
+            shape=(num_columns, num_rows),
         )
     return PaddedMatrices(observations.values.T, observations.observed.T)
 

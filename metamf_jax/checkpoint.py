@@ -47,11 +47,17 @@ class Checkpointer:
             return None
         like = jax.tree.map(np.asarray, like)
         try:
-            return self._manager.restore(step, args=self._ocp.args.StandardRestore(like))
+            state = self._manager.restore(step, args=self._ocp.args.StandardRestore(like))
+            # Orbax itself gives arrays of the stored shape, whatever was asked for.
+            named, _ = _names_and_leaves(like)
+            for (name, expected), got in zip(named.items(), jax.tree.leaves(state), strict=True):
+                if expected.shape != got.shape:
+                    raise ValueError(f"{name} has shape {got.shape}, expected {expected.shape}")
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"checkpoint {step} under {self._manager.directory} does not fit this run: {error}"
             ) from error
+        return state
 
     def close(self) -> None:
         """Waits until what was saved is on disk."""

@@ -11,7 +11,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXIS = "devices"
 
-_devices: list[jax.Device] | None = None
+# Those that `use_devices` chose. (To a type checker `jax.Device` is a variable, no type.)
+_devices = None
 
 
 def use_devices(count: int) -> None:
@@ -30,8 +31,8 @@ def use_devices(count: int) -> None:
     _devices = there[:count]
 
 
-def devices() -> list[jax.Device]:
-    """The local devices in use: all, or those that `use_devices` chose."""
+def devices():
+    """The list of the local devices in use: all, or those that `use_devices` chose."""
     return jax.local_devices() if _devices is None else _devices
 
 

@@ -16,8 +16,9 @@ import sys
 import time
 from typing import Any
 
-import jax
 import tqdm
+
+from metamf_jax import parallel
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -156,7 +157,7 @@ class RunLog:
             "config": self.config,
             "results": results,
             "seconds": round(time.monotonic() - self._started, 3),
-            "devices": [device.device_kind for device in jax.local_devices()],
+            "devices": [device.device_kind for device in parallel.devices()],
         }
         write_atomically(self.workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
         return summary

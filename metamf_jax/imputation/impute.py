@@ -103,10 +103,9 @@ def impute(prior: LearnedPrior, entries: Entries) -> Imputation:
     if not len(entries.rows):
         raise ValueError("the matrix has no observed cell: nothing to impute from")
     low, high = prior.value_range
-    own_scale = bool(entries.values.min() < low or entries.values.max() > high)
-    standardization = (
-        episodes.fit_standardization(entries.values) if own_scale else prior.standardization
-    )
+    values = np.asarray(entries.values)
+    own_scale = bool(values.min() < low or values.max() > high)
+    standardization = episodes.fit_standardization(values) if own_scale else prior.standardization
     config = prior.config
     larger = entries.shape[0] > prior.sides[0] or entries.shape[1] > prior.sides[1]
     if larger and config.inner.step_form == "plain":
@@ -134,6 +133,6 @@ def predict(imputation: Imputation, rows: np.ndarray, columns: np.ndarray) -> np
 
 def predict_rows(imputation: Imputation, first: int, last: int) -> np.ndarray:
     """All values of rows ``first .. last - 1``; float32 [last - first, M]."""
-    u, v = imputation.factors
+    u, v = map(np.asarray, imputation.factors)
     mean, deviation = imputation.standardization
     return mean + np.float32(deviation) * (u[first:last] @ v.T)

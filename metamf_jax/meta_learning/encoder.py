@@ -159,7 +159,9 @@ def make_encoder(config: EncoderConfig) -> Encoder:
         return module.init(key, Entries(index, index, jnp.zeros((1,)), (1, 1)))
 
     def apply(params: Params, observations: cells.Observations) -> FactorPrior:
-        return module.apply(params, observations)  # pyright: ignore[reportReturnType]
+        prior = module.apply(params, observations)
+        assert isinstance(prior, FactorPrior)
+        return prior
 
     def effects(params: Params, observations: cells.Observations) -> Effects | None:
         if not config.effects:

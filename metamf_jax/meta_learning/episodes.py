@@ -109,7 +109,8 @@ def split_parts(entries: Entries, split_seed: int) -> Parts:
             )
         )
     standardization = fit_standardization(parts[0].values)
-    return Parts(*(standardize(part, standardization) for part in parts), standardization)
+    train, validation, test = (standardize(part, standardization) for part in parts)
+    return Parts(train, validation, test, standardization)
 
 
 def fit_standardization(values: np.ndarray) -> Standardization:
@@ -164,6 +165,7 @@ class EpisodeSource:
         rows, columns = rows[:, :, None], columns[:, None, :]
         if self._table is not None:
             return self._table[rows, columns]
+        assert self._keys is not None
         keys = rows.astype(np.int64) * (self._shape[1] + 1) + columns
         place = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
         return np.where(self._keys[place] == keys, self._order[place], -1)
@@ -202,15 +204,16 @@ class EpisodeSource:
         matrix, row, column = matrix[order], row[order], column[order]
         values = self._values[found[matrix, row, column]]
         rank = np.arange(len(matrix)) - (np.cumsum(counts) - counts)[matrix]
-        shape = tuple(-(-side // 10) * 10 for side in found.shape[1:])
+        shape = -(-found.shape[1] // 10) * 10, -(-found.shape[2] // 10) * 10
 
         def part(inside, place, largest):
-            cells = Entries(*(np.empty((batch, bucket_size(largest)), t) for t in _DTYPES), shape)
-            cells.rows[:], cells.columns[:], cells.values[:] = *shape, 0
+            size = batch, bucket_size(largest)
+            rows = np.full(size, shape[0], np.int32)
+            columns = np.full(size, shape[1], np.int32)
+            listed = np.zeros(size, np.float32)
             where = matrix[inside], place[inside]
-            cells.rows[where], cells.columns[where] = row[inside], column[inside]
-            cells.values[where] = values[inside]
-            return cells
+            rows[where], columns[where], listed[where] = row[inside], column[inside], values[inside]
+            return Entries(rows, columns, listed, shape)
 
         is_support = rank < support_counts[matrix]
         return Episode(
@@ -218,8 +221,6 @@ class EpisodeSource:
             part(~is_support, rank - support_counts[matrix], (counts - support_counts).max()),
         )
 
-
-_DTYPES = (np.int32, np.int32, np.float32)
 
 # A dense table of cell numbers makes a batch of 16 in a seventh of the time of a binary search.
 _MAX_TABLE_CELLS = 2**26

@@ -72,5 +72,7 @@ class ExchangeableLayer(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         rows = means.rows @ weight("row") + (means.all @ weight("all") + bias)[None, :]
         columns = means.columns @ weight("column")
-        values, *sums = cells.exchange(observations, values @ weight("cell"), rows, columns)
-        return values, means_from_sums(*sums, counts)
+        values, row_sums, column_sums = cells.exchange(
+            observations, values @ weight("cell"), rows, columns
+        )
+        return values, means_from_sums(row_sums, column_sums, counts)

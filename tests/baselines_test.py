@@ -1,0 +1,175 @@
+"""Baselines against closed forms; tuning against a search by hand."""
+
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metamf_jax.baselines import bias, mean, mf, tuning
+from metamf_jax.meta_learning import padding
+from metamf_jax.meta_learning.meta_loss import Episode
+from metamf_jax.types import Entries
+
+
+def random_cells(seed, num_rows, num_columns, count, shape):
+    rng = np.random.default_rng(seed)
+    places = rng.choice(num_rows * num_columns, count, replace=False)
+    rows, columns = np.divmod(places.astype(np.int32), np.int32(num_columns))
+    values = 0.7 + rng.normal(size=count)
+    return Entries(rows, columns, values.astype(np.float32), shape)
+
+
+def with_padding(entries, length):
+    """The list padded with cells whose values must not be read."""
+    batch = padding.stack_entries([entries], entries.shape, length)
+    batch.values[batch.rows == entries.shape[0]] = np.nan
+    return jax.tree.map(lambda leaf: leaf[0], batch)
+
+
+def every_cell(shape):
+    rows, columns = (axis.ravel().astype(np.int32) for axis in np.indices(shape))
+    return Entries(rows, columns, np.zeros(len(rows), np.float32), shape)
+
+
+@functools.cache
+def predict(baseline):
+    return jax.jit(baseline.predict)
+
+
+SHAPE = (6, 5)
+SUPPORT = random_cells(0, 5, 4, 14, SHAPE)  # The last row and column have no cell.
+PADDED = with_padding(SUPPORT, 17)
+QUERY = every_cell(SHAPE)
+
+
+def joint_ridge(support, setting):
+    """mu + b + c by one linear solve of the whole problem, float64; [N, M]."""
+    num_rows, num_columns = support.shape
+    design = np.zeros((len(support.rows), 1 + num_rows + num_columns))
+    places = np.arange(len(support.rows))
+    design[:, 0] = design[places, 1 + support.rows] = 1
+    design[places, 1 + num_rows + support.columns] = 1
+    penalty = np.concatenate(
+        [
+            [setting["mean_shrinkage"]],
+            np.full(num_rows, setting["row_shrinkage"]),
+            np.full(num_columns, setting["column_shrinkage"]),
+        ]
+    )
+    solution = np.linalg.solve(
+        design.T @ design + np.diag(penalty), design.T @ support.values.astype(np.float64)
+    )
+    rows, columns = solution[1 : 1 + num_rows], solution[1 + num_rows :]
+    return solution[0] + rows[:, None] + columns[None, :]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"mean_shrinkage": 0.0, "row_shrinkage": 2.0, "column_shrinkage": 4.0},
+        {"mean_shrinkage": 3.0, "row_shrinkage": 4.0, "column_shrinkage": 4.0},
+        {"mean_shrinkage": 0.0, "row_shrinkage": 8.0, "column_shrinkage": 4.0},
+    ],
+)
+def test_bias_equals_the_joint_ridge_solution(setting):
+    got = np.asarray(predict(bias)(PADDED, QUERY, setting)).reshape(SHAPE)
+    np.testing.assert_allclose(got, joint_ridge(SUPPORT, setting), atol=1e-3)
+
+
+def test_mean():
+    got = predict(mean)(PADDED, QUERY, {})
+    np.testing.assert_allclose(got, np.full(30, SUPPORT.values.mean()), rtol=1e-6)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4])
+def test_mf_is_of_that_rank(rank):
+    setting = {"rank": rank, "precision": 0.3}
+    fitted = np.asarray(predict(mf)(PADDED, QUERY, setting)).reshape(SHAPE)
+    values = np.linalg.svd(fitted, compute_uv=False)
+    assert (values > 1e-5 * values[0]).sum() <= rank
+    if rank <= 2:
+        assert values[rank - 1] > 0.05 * values[0]
+
+
+def test_mf_stands_still_at_a_stationary_point():
+    """The fit of rank 8 is that of a float64 solver which starts where it ended."""
+    setting = {"rank": 8, "precision": 1.0}
+    fitted = np.asarray(predict(mf)(PADDED, QUERY, setting), np.float64).reshape(SHAPE)
+    left, values, right = np.linalg.svd(fitted)
+    # At a minimum both factors share the singular values evenly.
+    u = left[:, :5] * np.sqrt(values)
+    v = right.T * np.sqrt(values)
+    observed = np.zeros(SHAPE, bool)
+    observed[SUPPORT.rows, SUPPORT.columns] = True
+    truth = np.zeros(SHAPE)
+    truth[SUPPORT.rows, SUPPORT.columns] = SUPPORT.values
+    residuals = np.where(observed, truth - u @ v.T, 0)
+    np.testing.assert_allclose(residuals @ v, 1.0 * u, atol=0.02)
+    np.testing.assert_allclose(residuals.T @ u, 1.0 * v, atol=0.02)
+
+
+@pytest.mark.parametrize("baseline", [mean, bias, mf])
+def test_rows_without_cells_and_empty_matrices_are_finite(baseline):
+    empty = Entries(
+        np.full(17, 6, np.int32), np.full(17, 5, np.int32), np.full(17, np.nan, np.float32), SHAPE
+    )
+    got = predict(baseline)(empty, QUERY, baseline.GRID[0])
+    np.testing.assert_array_equal(got, np.zeros(30))
+    assert np.isfinite(predict(baseline)(PADDED, QUERY, baseline.GRID[0])).all()
+
+
+def episodes(seeds=(1, 2, 3)):
+    parts = []
+    for offset, counts in ((0, (14, 9, 12)), (100, (6, 4, 0))):
+        cut = [
+            random_cells(seed + offset, 5, 4, count, SHAPE)
+            for seed, count in zip(seeds, counts, strict=True)
+        ]
+        parts.append(padding.stack_entries(cut, SHAPE, 17))
+        parts[-1].values[parts[-1].rows == 6] = np.nan
+    return Episode(*parts)
+
+
+def test_episode_errors_are_means_over_the_query():
+    got = tuning.episode_errors("mean", {}, episodes())
+    parts = [padding.unstack_entries(part) for part in episodes()]
+    expected = [
+        ((query.values - support.values.mean()) ** 2).mean() if len(query.rows) else 0
+        for support, query in zip(*parts, strict=True)
+    ]
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_tuning_takes_the_least_of_the_grid(monkeypatch):
+    grid = [{"level": level} for level in (-3.0, 0.5, 0.9, 4.0)]
+    calls = []
+
+    def constant(support, query, setting):
+        calls.append(setting)
+        return jnp.full(query.values.shape, setting["level"])
+
+    monkeypatch.setitem(
+        tuning.BASELINES, "constant", types.SimpleNamespace(GRID=grid, predict=constant)
+    )
+    queries = padding.unstack_entries(episodes().query)
+    errors = [
+        np.mean([((q.values - s["level"]) ** 2).mean() if len(q.rows) else 0 for q in queries])
+        for s in grid
+    ]
+    assert tuning.tune("constant", episodes()) == grid[int(np.argmin(errors))]
+    # One program serves the whole grid.
+    assert len(calls) == 1
+
+
+def test_the_shipped_grids_hold_what_predict_needs():
+    for baseline in tuning.BASELINES.values():
+        assert all(setting.keys() == baseline.GRID[0].keys() for setting in baseline.GRID)
+    assert max(setting["rank"] for setting in mf.GRID) <= mf._LARGEST_RANK
+
+
+def test_an_unknown_baseline_is_refused():
+    with pytest.raises(ValueError, match=r"unknown baseline 'meen'; there are \['bias', 'mean'"):
+        tuning.tune("meen", episodes())

@@ -1,0 +1,60 @@
+"""Plots are pictures: PNG files with more than paper on them."""
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from metamf_jax import plotting
+
+
+def assert_picture(path, least_colours=20):
+    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    pixels = matplotlib.image.imread(path)
+    assert min(pixels.shape[:2]) > 300
+    colours = np.rint(255 * pixels[..., :3]).astype(np.int64) @ [1, 256, 65536]
+    assert len(np.unique(colours)) >= least_colours
+    # Something is drawn in the middle, not on the margins alone.
+    height, width = pixels.shape[:2]
+    middle = pixels[height // 4 : -height // 4, width // 4 : -width // 4]
+    assert middle.std() > 0.005
+
+
+def test_learning_curve(tmp_path):
+    path = tmp_path / "curve.png"
+    plotting.learning_curve(
+        path, [5, 10, 15], [1.0, 0.8, 0.7], [1.1, 0.9, 0.95], 10, {"mean": 1.2, "bias": 0.85}
+    )
+    assert_picture(path)
+    other = tmp_path / "other.png"
+    plotting.learning_curve(other, [5, 10, 15], [1.0, 0.8, 0.7], [1.1, 0.5, 0.95], 10, {})
+    assert path.read_bytes() != other.read_bytes()
+
+
+@pytest.mark.parametrize("counts", [np.arange(5, 45), np.full(40, 7), np.arange(40) % 2])
+def test_error_against_observations(tmp_path, counts):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "errors.png"
+    errors = {name: rng.uniform(0.5, 1.5, 40) for name in ("metamf", "mean", "bias")}
+    plotting.error_against_observations(path, counts, errors)
+    assert_picture(path)
+
+
+def test_error_of_a_single_matrix(tmp_path):
+    path = tmp_path / "one.png"
+    plotting.error_against_observations(path, np.array([7]), {"metamf": np.array([0.5])})
+    assert_picture(path)
+
+
+def test_imputed_matrix(tmp_path):
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(12, 9))
+    truth[rng.random(truth.shape) < 0.4] = np.nan
+    path = tmp_path / "matrix.png"
+    plotting.imputed_matrix(
+        path,
+        truth,
+        np.isfinite(truth) & (rng.random(truth.shape) < 0.5),
+        rng.normal(size=truth.shape),
+        rng.normal(size=truth.shape),
+    )
+    assert_picture(path, least_colours=50)
