@@ -38,39 +38,47 @@ def map_optimum(observations: cells.Observations, prior: FactorPrior) -> Factors
     Returns:
       The factors, differentiable in ``prior`` and in the observed values.
     """
-    # Integer leaves have no cotangent; they travel beside the values, not inside the solve.
-    values = cells.observed_values(observations)
+    return _optimum(observations, cells.observed_values(observations), prior)
 
-    def at(values: Array) -> cells.Observations:
-        if isinstance(observations, Entries):
-            return dataclasses.replace(observations, values=values)
-        return observations._replace(values=values)
 
-    @jax.custom_vjp
-    def solve(values, prior):
-        return _sweep_to_optimum(at(values), prior)
+def _with_values(observations: cells.Observations, values: Array) -> cells.Observations:
+    if isinstance(observations, Entries):
+        return dataclasses.replace(observations, values=values)
+    return observations._replace(values=values)
 
-    def forward(values, prior):
-        factors = solve(values, prior)
-        return factors, (values, prior, factors)
 
-    def backward(saved, cotangent):
-        values, prior, factors = saved
-        _, transposed = jax.vjp(
-            lambda f: map_estimation.descent_direction(at(values), f, prior), factors
-        )
-        weights = _solve_hessian(
-            lambda w: jax.tree.map(jnp.negative, transposed(w)[0]),
-            cotangent,
-            jnp.minimum(prior.u_precision.min(), prior.v_precision.min()),
-        )
-        _, pull_back = jax.vjp(
-            lambda x, p: map_estimation.descent_direction(at(x), factors, p), values, prior
-        )
-        return pull_back(weights)
+# The values are given apart because integers have no cotangent; those in `observations` are not
+# read. All that the solver reads is an argument: a closure would keep tracers of an outer `vmap`.
+@jax.custom_vjp
+def _optimum(observations, values, prior):
+    return _sweep_to_optimum(_with_values(observations, values), prior)
 
-    solve.defvjp(forward, backward)
-    return solve(values, prior)
+
+def _optimum_forward(observations, values, prior):
+    factors = _optimum(observations, values, prior)
+    return factors, (observations, values, prior, factors)
+
+
+def _optimum_backward(saved, cotangent):
+    observations, values, prior, factors = saved
+    observations = _with_values(observations, values)
+    _, transposed = jax.vjp(
+        lambda f: map_estimation.descent_direction(observations, f, prior), factors
+    )
+    weights = _solve_hessian(
+        lambda w: jax.tree.map(jnp.negative, transposed(w)[0]),
+        cotangent,
+        jnp.minimum(prior.u_precision.min(), prior.v_precision.min()),
+    )
+    _, pull_back = jax.vjp(
+        lambda x, p: map_estimation.descent_direction(_with_values(observations, x), factors, p),
+        values,
+        prior,
+    )
+    return None, *pull_back(weights)
+
+
+_optimum.defvjp(_optimum_forward, _optimum_backward)
 
 
 def _sweep_to_optimum(observations, prior):
