@@ -25,12 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import common
+from experiments import common, presets
 from metamf_jax import parallel
 from metamf_jax.meta_learning import meta_loss, training
-from metamf_jax.meta_learning.encoder import EncoderConfig
 from metamf_jax.meta_learning.episodes import EpisodeConfig, EpisodeSource
-from metamf_jax.meta_learning.map_estimation import MapConfig
 from metamf_jax.run_log import RunLog
 from metamf_jax.types import Entries
 
@@ -158,7 +156,7 @@ def time_step(config: Config, batch: int) -> dict[str, float]:
     jax.block_until_ready(step())
     compilation = time.perf_counter() - start
     taken = common.seconds(step, config.repeats)
-    support, query = ((part.rows < part.shape[0]).sum() / batch for part in drawn)
+    support, query = (float(np.mean((p.rows < p.shape[0]).sum(axis=1))) for p in drawn)
     side = config.side
     return {
         "batch": batch,
@@ -188,7 +186,7 @@ def memory_table(config: Config) -> dict[str, list[int]]:
 
         params = jax.eval_shape(model.init, jax.random.key(0))
         compiled = jax.jit(jax.grad(loss)).lower(params, episodes).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+        return common.temporary_bytes(compiled)
 
     return {
         memory: [compiled_bytes(memory, steps) for steps in config.memory_steps]
@@ -286,11 +284,13 @@ def _integers(flag: flags.FlagHolder) -> tuple[int, ...]:
 def main() -> None:
     if not _BATCH.value:
         raise ValueError("--batch needs at least one number")
+    model = presets.TRAIN[common.PRESET.value]["model"]
+    inner = dataclasses.replace(model.inner, step_form=_STEP_FORM.value)
     config = Config(
         side=_SIDE.value,
         batches=_integers(_BATCH),
         support=_SUPPORT.value,
-        model=meta_loss.ModelConfig(EncoderConfig(), MapConfig(step_form=_STEP_FORM.value)),
+        model=dataclasses.replace(model, inner=inner),
         seed=common.SEED.value,
         repeats=_REPEATS.value,
         memory_steps=_integers(_MEMORY_STEPS),
@@ -302,6 +302,7 @@ def main() -> None:
         ours += [f"--side={config.side}", f"--batch={config.batches[0]}"]
         ours += [f"--support={config.support}", f"--devices={config.devices}"]
         ours += [f"--step_form={_STEP_FORM.value}", f"--repeats={config.repeats}"]
+        ours += [f"--preset={common.PRESET.value}", f"--seed={config.seed}"]
         comparison = compare(_PEER.value, ours, _ROUNDS.value)
     run(config, common.WORKDIR.value, comparison)
 

@@ -18,12 +18,11 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import common
+from experiments import common, presets
 from metamf_jax.data import sources, synthetic
 from metamf_jax.meta_learning import map_estimation, meta_loss
-from metamf_jax.meta_learning.encoder import EncoderConfig, make_encoder
+from metamf_jax.meta_learning.encoder import make_encoder
 from metamf_jax.meta_learning.episodes import fit_standardization, standardize
-from metamf_jax.meta_learning.map_estimation import MapConfig
 from metamf_jax.run_log import RunLog
 from metamf_jax.types import Entries, Factors
 
@@ -64,7 +63,7 @@ def load(config: Config, data_dir: str | None = None) -> Entries:
         table = synthetic.synthetic_ratings(config.seed, *config.shape, density)
     else:
         table = sources.load(config.dataset, data_dir, config.seed)
-    entries = standardize(table.entries, fit_standardization(table.entries.values))
+    entries = standardize(table.entries, fit_standardization(np.asarray(table.entries.values)))
     return take(entries, np.random.default_rng(config.seed).permutation(len(entries.rows)))
 
 
@@ -99,7 +98,7 @@ def measure(config: Config, params: meta_loss.MetaParams, entries: Entries) -> d
     return {
         **{k: v if k == "cells" else 1e3 * min(v) for k, v in found.items()},
         "adapt_ms_median": 1e3 * statistics.median(found["adapt_ms"]),
-        "temporary_bytes": adapt.memory_analysis().temp_size_in_bytes,
+        "temporary_bytes": common.temporary_bytes(adapt),
         "peak_resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
     }
 
@@ -139,11 +138,13 @@ def run(
 
 
 def main() -> None:
+    model = presets.TRAIN[common.PRESET.value]["model"]
+    inner = dataclasses.replace(model.inner, step_form="scaled")
     config = Config(
         dataset=_DATASET.value,
         shape=(_ROWS.value, _COLUMNS.value),
         cells=_CELLS.value,
-        model=meta_loss.ModelConfig(EncoderConfig(), MapConfig(step_form="scaled")),
+        model=dataclasses.replace(model, inner=inner),
         seed=common.SEED.value,
         runs=_RUNS.value,
     )

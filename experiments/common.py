@@ -56,6 +56,14 @@ def seconds(function: Callable[[], Any], repeats: int) -> list[float]:
     return taken[2:]
 
 
+def temporary_bytes(compiled: jax.stages.Compiled) -> int:
+    """What a compiled function allocates besides arguments and results, by XLA's own account."""
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        raise ValueError(f"XLA tells no memory use on the platform {jax.default_backend()}")
+    return analysis.temp_size_in_bytes
+
+
 def run_main(main: Callable[[], None]) -> None:
     """Runs a binary: a user's mistake ends in one line on stderr and exit code 1."""
 
