@@ -3,7 +3,9 @@
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from absl import app, flags, logging
@@ -42,6 +44,24 @@ def profiled(workdir: os.PathLike | str) -> Iterator[None]:
         return
     with jax.profiler.trace(os.path.join(workdir, "profile")):
         yield
+
+
+def seconds(function: Callable[[], Any], repeats: int) -> list[float]:
+    """Wall-clock seconds of each of so many calls, results awaited, after two more to warm up."""
+    taken = []
+    for _ in range(repeats + 2):
+        start = time.perf_counter()
+        jax.block_until_ready(function())
+        taken.append(time.perf_counter() - start)
+    return taken[2:]
+
+
+def temporary_bytes(compiled: jax.stages.Compiled) -> int:
+    """What a compiled function allocates besides arguments and results, by XLA's own account."""
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        raise ValueError(f"XLA tells no memory use on the platform {jax.default_backend()}")
+    return analysis.temp_size_in_bytes
 
 
 def run_main(main: Callable[[], None]) -> None:

@@ -174,29 +174,7 @@ def _(observations: PaddedMatrices, v):
 
 @row_normal_equations.register
 def _(observations: Entries, v):
-    # Outer products take K^2 floats a cell, so they are made for a chunk of cells at a time.
-    num_rows, num_columns = observations.shape
-    rank = v.shape[-1]
-    length = max(min(4096, observations.rows.shape[0]), 1)
-    padding = -observations.rows.shape[0] % length
-    chunks = [
-        jnp.pad(x, (0, padding), constant_values=fill).reshape(-1, length)
-        for x, fill in (
-            (jnp.asarray(observations.rows), num_rows),
-            (jnp.asarray(observations.columns), num_columns),
-            (observed_values(observations), 0),
-        )
-    ]
-
-    def add(carry, chunk):
-        gram, moment = carry
-        rows, columns, values = chunk
-        w = cells_xla.take(v, columns)
-        gram = gram.at[rows].add(w[:, :, None] * w[:, None, :], mode="drop")
-        return (gram, moment.at[rows].add(values[:, None] * w, mode="drop")), None
-
-    zeros = jnp.zeros((num_rows, rank, rank), v.dtype), jnp.zeros((num_rows, rank), v.dtype)
-    return jax.lax.scan(add, zeros, tuple(chunks))[0]
+    return _run("row_normal_equations", *_list(observations), v, num_rows=observations.shape[0])
 
 
 def transpose(observations: Observations) -> Observations:

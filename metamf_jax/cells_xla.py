@@ -41,6 +41,32 @@ def residual_products(rows, columns, values, u, v):
     )
 
 
+def row_normal_equations(rows, columns, values, v, num_rows):
+    """`cells.row_normal_equations` of a list: [E] int32 twice, [E], [M, K], and N."""
+    # Outer products take K^2 floats a cell, so they are made for a chunk of cells at a time.
+    rank = v.shape[-1]
+    length = max(min(4096, rows.shape[0]), 1)
+    padding = -rows.shape[0] % length
+    chunks = tuple(
+        jnp.pad(x, (0, padding), constant_values=fill).reshape(-1, length)
+        for x, fill in (
+            (rows, num_rows),
+            (columns, v.shape[0]),
+            (jnp.where(rows < num_rows, values, 0), 0),
+        )
+    )
+
+    def add(carry, chunk):
+        gram, moment = carry
+        rows, columns, values = chunk
+        w = take(v, columns)
+        gram = gram.at[rows].add(w[:, :, None] * w[:, None, :], mode="drop")
+        return (gram, moment.at[rows].add(values[:, None] * w, mode="drop")), None
+
+    zeros = jnp.zeros((num_rows, rank, rank), v.dtype), jnp.zeros((num_rows, rank), v.dtype)
+    return jax.lax.scan(add, zeros, chunks)[0]
+
+
 def exchange(rows, columns, cells, row_table, column_table):
     """`cells.exchange` of a list: [E] int32 twice, [E, C], [N, C] and [M, C]."""
     inside = (rows < row_table.shape[0])[:, None]

@@ -55,6 +55,7 @@ class NumbaKernel:
         results: Sequence[str],
         errors: Sequence[str] = (),
         fastmath: frozenset[str] = VECTORISED,
+        distinct: bool = False,
     ):
         """Nothing is compiled yet.
 
@@ -67,6 +68,8 @@ class NumbaKernel:
           results: likewise.
           errors: the messages of these errors.
           fastmath: LLVM's fast-math flags.
+          distinct: promises that no result shares memory with another array, so there can be no
+            ``aliases``; loops are then vectorised without looking whether they overlap.
 
         Raises:
           ValueError: if a dtype or rank cannot be read, or the function takes another number of
@@ -83,6 +86,7 @@ class NumbaKernel:
         self._results = tuple(_parse(text) for text in results)
         self._errors = tuple(errors)
         self._fastmath = fastmath
+        self._distinct = distinct
         self._handler: Any = None
         if len(self._parameters) != len(self._arguments) + len(self._results):
             raise ValueError(
@@ -111,7 +115,8 @@ class NumbaKernel:
           The results. Their contents start undefined, unless aliased.
 
         Raises:
-          ValueError: if a dtype, a rank or a number of arrays is not the described one.
+          ValueError: if a dtype, a rank or a number of arrays is not the described one, or aliases
+            are given to a kernel of distinct arrays.
           RuntimeError: if Numba is missing.
         """
         self._check_call(arguments, shapes, aliases or {})
@@ -149,6 +154,8 @@ class NumbaKernel:
                 raise ValueError(
                     f"{self.name}: expected a shape of rank {rank} for {name}, got {shape}"
                 )
+        if aliases and self._distinct:
+            raise ValueError(f"{self.name} is described as distinct, so it takes no aliases")
         for argument, result in aliases.items():
             described = self._arguments[argument], self._results[result]
             if described[0] != described[1] or arguments[argument].shape != tuple(shapes[result]):
@@ -171,8 +178,16 @@ class NumbaKernel:
                 f"{self.name} needs Numba; install it with pip install 'metamf_jax[cpu]'"
             )
         import numba
+        from numba.core import compiler
 
         from metamf_jax import _xla_call_frame
+
+        class DistinctCompiler(compiler.Compiler):
+            """Numba's own, with the promise that arrays do not overlap."""
+
+            def __init__(self, *arguments):
+                super().__init__(*arguments)
+                self.state.flags.noalias = True
 
         described = self._arguments + self._results
         array_types = [
@@ -186,6 +201,7 @@ class NumbaKernel:
             nogil=True,
             error_model="numpy",
             fastmath=set(self._fastmath),
+            pipeline_class=DistinctCompiler if self._distinct else compiler.Compiler,
         )(self._function)
         # Read by the handler: they live as long as the process, like the registration.
         self._messages = [

@@ -47,6 +47,7 @@ FUNCTIONS = {
         lambda e, u, v: cells.predict(Factors(u, v), e.rows, e.columns),
         [(N, C), (M, C)],
     ),
+    "normal_equations": (cells.row_normal_equations, [(M, C)]),
     "exchange": (cells.exchange, [(E, C), (N, C), (M, C)]),
     "descend": (_descend, [(N, C), (M, C), (N,), (M,), (N,), (M,)]),
 }
@@ -113,9 +114,9 @@ class TestKernels:
     def test_nan_at_an_observed_cell_is_seen(self, name):
         function = FUNCTIONS[name][0]
         entries, inputs = _entries(batch=()), _inputs(name)
-        inputs[0][0] = np.nan
         assert entries.rows[0] < N
-        inputs[0][entries.rows[0]] = np.nan
+        # The first cell, its row, or its column, whichever the first table is of.
+        inputs[0][[0, entries.rows[0] % len(inputs[0]), entries.columns[0]]] = np.nan
         results = _on("numba", function, entries, *inputs)
         assert all(np.isnan(x).any() for x in jax.tree.leaves(results))
 

@@ -1,5 +1,7 @@
 """The inner loop against NumPy, closed forms and finite differences."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,6 +109,24 @@ class MapEstimationTest(parameterized.TestCase):
 
         for a, b in zip(gradient("unroll"), gradient("checkpoint"), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+    def test_implicit_gradients_of_a_batch_equal_those_of_its_members(self):
+        def loss(prior, entries):
+            return map_estimate(
+                entries, prior, jnp.float32(0), MapConfig(memory="implicit")
+            ).u.sum()
+
+        def batch_loss(prior, entries):
+            return jax.vmap(loss, (None, 0))(prior, entries).sum()
+
+        others = jax.tree.map(lambda x: x[::-1], self.entries)
+        others = dataclasses.replace(others, values=0.5 * others.values)
+        batch = jax.tree.map(lambda *x: jnp.stack(x), self.entries, others)
+        got = jax.jit(jax.grad(batch_loss))(self.prior, batch)
+        one = jax.jit(jax.grad(loss))
+        each = one(self.prior, self.entries), one(self.prior, others)
+        for a, b, c in zip(got, *each, strict=True):
+            np.testing.assert_allclose(a, b + c, rtol=1e-3, atol=1e-4)
 
     def test_implicit_gradient_is_finite_where_the_hessian_is_indefinite(self):
         # At the optimum of a weak prior around zero the energy has flat and falling directions.

@@ -92,7 +92,7 @@ def step_sizes(
         row_counts, column_counts = cells.counts(observations)
         rows = rows - row_counts * u_squares[:, 0] + prior.u_precision
         columns = columns - column_counts * v_squares[:, 0] + prior.v_precision
-    return step_size / rows, step_size / columns
+    return jnp.asarray(step_size / rows), jnp.asarray(step_size / columns)
 
 
 def ridge_step(observations: cells.Observations, factors: Factors, prior: FactorPrior) -> Factors:

@@ -1,0 +1,85 @@
+"""The benchmarks, run as a user runs them."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from experiments import benchmark_meta_step
+from metamf_jax.meta_learning.encoder import EncoderConfig
+from metamf_jax.meta_learning.map_estimation import MapConfig
+from metamf_jax.meta_learning.meta_loss import ModelConfig
+
+
+def _run(module, *flags):
+    return subprocess.run(
+        [sys.executable, "-m", f"experiments.{module}", "--preset=smoke", *flags],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def _peer(code):
+    return "--peer=" + shlex.join([sys.executable, "-c", code])
+
+
+def test_meta_step(tmp_path):
+    ran = _run(
+        "benchmark_meta_step",
+        *("--side=8", "--batch=4", "--devices=2", "--repeats=2", "--memory_steps=2"),
+        *(_peer("print('seen'); print('peer: 5.25 ms a step')"), "--rounds=1"),
+        f"--workdir={tmp_path}",
+    )
+    assert ran.returncode == 0, ran.stderr
+    last = re.fullmatch(r"([\d.]+) ms a step", ran.stdout.splitlines()[-1])
+    results = json.loads((tmp_path / "summary.json").read_text())["results"]
+    assert last is not None
+    assert float(last[1]) == round(results["steps"][0]["step_ms_median"], 2)
+    assert [step["batch"] for step in results["steps"]] == [4]
+    for step in results["steps"]:
+        assert 0 < step["step_ms_min"] <= step["step_ms_median"]
+        assert 0 < step["gflop"] < step["dense_gflop"]
+    assert results["comparison"]["peer_ms"] == [5.25]
+    assert results["comparison"]["ours_ms"][0] > 0
+    assert set(results["temporary_bytes"]) == {"unroll", "checkpoint", "implicit"}
+    assert all(sizes[0] > 0 for sizes in results["temporary_bytes"].values())
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        (_peer("print('fast')"), "expected '... ms' in the last line"),
+        (_peer("raise SystemExit(3)"), "ended with code 3"),
+        ("--peer=/nowhere/peer", "cannot be run"),
+        ("--batch=many", "--batch takes numbers from 1"),
+    ],
+)
+def test_mistakes_are_named(flag, message):
+    ran = _run("benchmark_meta_step", flag)
+    assert ran.returncode == 1
+    assert message in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_operations_of_the_smallest_model():
+    model = ModelConfig(EncoderConfig(channels=1, layers=1, rank=1), MapConfig(steps=1))
+    # Forward: layer 8 + 4, heads 8, step 6 + 10, query 2; backward: 16 + 4, 16, 14 + 20, 4.
+    assert benchmark_meta_step.step_flops(model, 1, 1, 1, 1) == 38 + 74
+
+
+def test_scale(tmp_path):
+    ran = _run(
+        "benchmark_scale",
+        *("--rows=60", "--columns=40", "--cells=800", "--runs=1", f"--workdir={tmp_path}"),
+    )
+    assert ran.returncode == 0, ran.stderr
+    parts = json.loads((tmp_path / "summary.json").read_text())["results"]["parts"]
+    cells = [part["cells"] for part in parts]
+    assert cells == [cells[2] // 4, cells[2] // 2, cells[2]]
+    assert 600 < cells[2] < 1000
+    assert all(part["adapt_ms"] > 0 and part["ridge_sweep_ms"] > 0 for part in parts)
+    assert parts[0]["temporary_bytes"] < parts[2]["temporary_bytes"]
