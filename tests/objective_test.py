@@ -145,6 +145,8 @@ class ObjectiveTest(parameterized.TestCase):
         value = objectives.total(points, np.stack(penalties), *sums)
         expected = objectives.objective_value(objective, start, entries, terms)
         np.testing.assert_allclose(value, expected, rtol=1e-5)
+        evaluated = objectives.evaluate(objective, start, entries, terms)
+        np.testing.assert_allclose(evaluated, value, rtol=1e-6)
 
     def test_aliases(self):
         assert objectives.resolve_names("nzl2") == ("squared", "weighted_l2")

@@ -35,6 +35,7 @@ gradient descent, KDD 2011.
 """
 
 import dataclasses
+import functools
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import jax
@@ -417,6 +418,28 @@ def total(points: Array, penalties: Array, u_sums: CellSums, v_sums: CellSums) -
         u_total = np.asarray(u_sums, np.float64).sum(axis=0)
         value += (u_total * np.asarray(v_sums, np.float64).sum(axis=0)).sum()
     return float(value)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _block_sums(objective, factors, entries, terms):
+    points = point_losses(objective, factors, entries.rows, entries.columns, entries.values)
+    penalties = [
+        jax.vmap(lambda f, t, side=side: penalty(objective, f, t, side))(factor, side_terms)
+        for side, factor, side_terms in zip("uv", factors, terms, strict=True)
+    ]
+    return (
+        *(_sums_of_runs(x) for x in (points, jnp.concatenate(penalties))),
+        *(None if s is None else s[None] for s in (cell_sums(objective, f) for f in factors)),
+    )
+
+
+def _sums_of_runs(x, length=4096):
+    return jnp.pad(x, (0, -len(x) % length)).reshape(-1, length).sum(axis=1)
+
+
+def evaluate(objective: Objective, factors: Factors, entries: Entries, terms: Terms) -> float:
+    """The objective, with sums over runs of points added in float64. Arguments as above."""
+    return total(*_block_sums(objective, Factors(*map(jnp.asarray, factors)), entries, terms))
 
 
 def full_gradient(
