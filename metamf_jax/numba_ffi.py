@@ -187,7 +187,7 @@ class NumbaKernel:
             error_model="numpy",
             fastmath=set(self._fastmath),
         )(self._function)
-        # The messages live as long as the process, like the registration.
+        # Read by the handler: they live as long as the process, like the registration.
         self._messages = [
             ctypes.create_string_buffer(f"{self.name}: {message}".encode())
             for message in (
@@ -196,16 +196,10 @@ class NumbaKernel:
                 *self._errors,
             )
         ]
-        return _xla_call_frame.make_handler(
-            kernel,
-            array_types,
-            np.array(
-                [[_xla_call_frame.DTYPE_CODES[dtype.name], rank] for dtype, rank in described]
-            ),
-            np.array([dtype.itemsize for dtype, _ in described]),
-            len(self._arguments),
-            np.array([ctypes.addressof(message) for message in self._messages]),
+        self._description = _xla_call_frame.describe(
+            described, len(self._arguments), [ctypes.addressof(m) for m in self._messages]
         )
+        return _xla_call_frame.make_handler(kernel, array_types, self._description)
 
 
 def _parse(text: str) -> tuple[np.dtype, int]:

@@ -164,7 +164,7 @@ def half_step(
                 )
             )
 
-        def row(moment, current, weight, mean):
+        def solve(moment, current, weight, mean):
             def matvec(p):
                 return jnp.matmul(gram, p, precision=_FULL_FLOAT32)
 
@@ -177,9 +177,9 @@ def half_step(
                 mean,
             )
 
-        return over_rows(row, 0, moments, solved, jnp.asarray(terms.weight), mean)
+        return over_rows(solve, 0, moments, solved, jnp.asarray(terms.weight), mean)
 
-    def row(columns, values, current, weight, mean):
+    def solve_from_points(columns, values, current, weight, mean):
         points = design_padded[columns]
         targets = values - offset_padded[columns]
         moment = jnp.matmul(targets, points, precision=_FULL_FLOAT32)
@@ -194,11 +194,11 @@ def half_step(
         return _solve_row(0, gram, moment, current, weight, mean)
 
     # Rows without points stay at the prior mean.
-    result = mean
+    result = jnp.asarray(mean)
     for rows, columns, values in buckets:
         result = result.at[rows].set(
             over_rows(
-                row,
+                solve_from_points,
                 columns.shape[1],
                 columns,
                 values,
@@ -231,7 +231,8 @@ def make_solver(
     objectives.check_values(objective, entries)
     terms = objectives.make_terms(objective, entries, prior)
     by_row = make_buckets(entries.rows, entries.columns, entries.values, entries.shape)
-    by_column = make_buckets(entries.columns, entries.rows, entries.values, entries.shape[::-1])
+    shape = entries.shape[1], entries.shape[0]
+    by_column = make_buckets(entries.columns, entries.rows, entries.values, shape)
     by_row, by_column, device_entries, terms = jax.tree.map(
         jnp.asarray, (by_row, by_column, entries, terms)
     )

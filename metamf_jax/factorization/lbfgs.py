@@ -75,7 +75,9 @@ def make_solver(
 
     def init(factors):
         factors = Factors(*map(jnp.asarray, factors))
-        return LbfgsState(factors, optimizer.init(factors))
+        # Strongly typed like what an iteration returns, or the second would compile anew.
+        memory = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), optimizer.init(factors))
+        return LbfgsState(factors, memory)
 
     def epoch(state, epoch, step_size):
         del epoch, step_size

@@ -12,18 +12,17 @@ are projected to be at least zero.
 What a run needs of all cells (``V^T V`` or ``sum_m v_m``) is computed before it and held fixed.
 Rows and columns without points take the whole of it in one step at its start.
 
-`run_in_order` is the reference that the faster forms must equal: `dsgd.py` with one block runs
-the same steps through a compiled loop.
+`run_in_order` is what the faster backends of `block_update` must equal.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from metamf_jax.factorization import objective as objectives
 from metamf_jax.factorization.objective import CellSums, Objective, SideTerms, Terms
-from metamf_jax.types import Array, Entries, Factors
+from metamf_jax.types import Array, Factors
 
 
 class Squares(NamedTuple):
@@ -113,16 +112,24 @@ def step_without_points(
     return jax.vmap(step)(factors, terms)
 
 
+def take(tree: Any, index: Array) -> Any:
+    """Entry `index` of every array's leading axis."""
+    return jax.tree.map(lambda x: x[index], tree)
+
+
 def run_in_order(
     objective: Objective,
     per_row: bool,
     step_size: Array,
     factors: Factors,
     squares: Squares,
-    entries: Entries,
+    points: tuple[Array, Array, Array],
     terms: Terms,
+    sums: tuple[CellSums, CellSums],
+    first: Array | int = 0,
+    last: Array | int | None = None,
 ) -> tuple[Factors, Squares]:
-    """Runs SGD once over the points in the order given.
+    """Runs SGD once over the points, in the order given.
 
     Args:
       objective: the objective.
@@ -130,41 +137,39 @@ def run_in_order(
       step_size: scalar.
       factors: ``u`` [N, K] and ``v`` [M, K].
       squares: of all rows and columns.
-      entries: the points in the order to visit, without padding.
+      points: rows [E], columns [E] and values [E], in the order to visit.
       terms: from `objective.make_terms`.
+      sums: `objective.cell_sums` of U and of V, held fixed.
+      first: number of the first point to visit.
+      last: number of the point to stop before; None for E.
 
     Returns:
       The new factors and squares.
     """
-    u, v = (jnp.asarray(f) for f in factors)
-    sums = objectives.cell_sums(objective, u), objectives.cell_sums(objective, v)
-    masks = objectives.trainable(objective, u.shape[1])
-    u = step_without_points(objective, step_size, u, terms.u, sums[1], masks[0])
-    v = step_without_points(objective, step_size, v, terms.v, sums[0], masks[1])
-    sums = objectives.cell_sums(objective, u), objectives.cell_sums(objective, v)
+    factors, squares, terms, points = jax.tree.map(jnp.asarray, (factors, squares, terms, points))
+    rows, columns, values = points
 
     def visit(t, carry):
+        n, m = rows[t], columns[t]
+
+        def at(pair):
+            return type(pair)(take(pair[0], n), take(pair[1], m))
+
+        def put(pair, new):
+            return type(pair)(pair[0].at[n].set(new[0]), pair[1].at[m].set(new[1]))
+
         factors, squares = carry
-        n, m = entries.rows[t], entries.columns[t]
-        at = lambda pair: (_at(pair[0], n), _at(pair[1], m))  # noqa: E731
-        new, new_squares = point_step(
+        new_factors, new_squares = point_step(
             objective,
             per_row,
             step_size,
-            entries.values[t],
-            Factors(*at(factors)),
-            Squares(*at(squares)),
-            Terms(*at(terms)),
+            values[t],
+            at(factors),
+            at(squares),
+            at(terms),
             sums,
         )
-        put = lambda old, new: type(old)(  # noqa: E731
-            old[0].at[n].set(new[0]), old[1].at[m].set(new[1])
-        )
-        return put(factors, new), put(squares, new_squares)
+        return put(factors, new_factors), put(squares, new_squares)
 
-    entries, terms, squares = jax.tree.map(jnp.asarray, (entries, terms, squares))
-    return jax.lax.fori_loop(0, len(entries.values), visit, (Factors(u, v), squares))
-
-
-def _at(tree, index):
-    return jax.tree.map(lambda x: x[index], tree)
+    last = len(values) if last is None else last
+    return jax.lax.fori_loop(first, last, visit, (factors, squares))

@@ -1,0 +1,53 @@
+"""Blocks through XLA's own loops: any platform, one point at a time."""
+
+import jax
+import jax.numpy as jnp
+
+from metamf_jax.factorization import objective as objectives
+from metamf_jax.factorization import sgd
+from metamf_jax.factorization.objective import Terms
+from metamf_jax.types import Factors
+
+
+def block_update(objective, per_row, step_size, u, v, points, work, sums):
+    """See `metamf_jax.factorization.block_update.block_update`."""
+
+    def one_block(b, carry):
+        u, v = carry
+        s = work.slots[b]
+        terms = Terms(sgd.take(u.terms, b), sgd.take(v.terms, s))
+        block = sgd.take(points, b)
+
+        def sub_block(q, here):
+            factors, squares = here
+            span = work.first[b, q], work.last[b, q]
+            return sgd.run_in_order(
+                objective, per_row, step_size, factors, squares, block, terms, sums, *span
+            )
+
+        here = Factors(u.factors[b], v.factors[s]), sgd.Squares(u.squares[b], v.squares[s])
+        factors, squares = jax.lax.fori_loop(0, work.first.shape[1], sub_block, here)
+        return (
+            u._replace(
+                factors=u.factors.at[b].set(factors.u), squares=u.squares.at[b].set(squares.u)
+            ),
+            v._replace(
+                factors=v.factors.at[s].set(factors.v), squares=v.squares.at[s].set(squares.v)
+            ),
+        )
+
+    return jax.lax.fori_loop(0, work.first.shape[0], one_block, (u, v))
+
+
+def block_losses(objective, u, v, points, work):
+    """See `metamf_jax.factorization.block_update.block_losses`."""
+    place = jnp.arange(points.rows.shape[1])
+
+    def one_block(arguments):
+        u, (rows, columns, values), (first, last, slot) = arguments
+        losses = objectives.point_losses(objective, Factors(u, v[slot]), rows, columns, values)
+        # The sub-blocks of a block are neighbours.
+        inside = (place >= first.min()) & (place < last.max())
+        return jnp.where(inside, losses, 0).sum()
+
+    return jax.lax.map(one_block, (u, points, work))
