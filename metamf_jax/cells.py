@@ -13,8 +13,10 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from metamf_jax.types import Array, Entries, Factors, PaddedMatrices
+from metamf_jax import cells_xla, numba_ffi
+from metamf_jax.types import Array, Entries, FactorPrior, Factors, PaddedMatrices
 
 Observations: TypeAlias = Entries | PaddedMatrices
 
@@ -65,11 +67,8 @@ def _(observations: PaddedMatrices, cells):
 
 @pool.register
 def _(observations: Entries, cells):
-    num_rows, num_columns = observations.shape
-    return (
-        jax.ops.segment_sum(cells, observations.rows, num_rows),
-        jax.ops.segment_sum(cells, observations.columns, num_columns),
-    )
+    rows, columns, _ = _list(observations)
+    return _run("pool", rows, columns, cells, shape=observations.shape)
 
 
 @functools.singledispatch
@@ -94,7 +93,7 @@ def _(observations: PaddedMatrices, rows, columns):
 
 @spread.register
 def _(observations: Entries, rows, columns):
-    return _take(rows, observations.rows) + _take(columns, observations.columns)
+    return _run("spread", *_list(observations)[:2], rows, columns)
 
 
 def counts(observations: Observations) -> tuple[jax.Array, jax.Array]:
@@ -134,20 +133,206 @@ def _(observations: PaddedMatrices, factors):
 
 @residual_products.register
 def _(observations: Entries, factors):
-    u = _take(factors.u, observations.rows)
-    v = _take(factors.v, observations.columns)
-    residuals = (observed_values(observations) - (u * v).sum(axis=-1))[:, None]
+    return _run("residual_products", *_list(observations), factors.u, factors.v)
+
+
+def residuals(observations: Observations, factors: Factors) -> jax.Array:
+    """``x - u . v`` at observed cells, zero elsewhere; [N, M] or [E]."""
+    if isinstance(observations, Entries):
+        fitted = predict(factors, observations.rows, observations.columns)
+        observed = observations.rows < observations.shape[0]
+    else:
+        fitted = jnp.matmul(factors.u, factors.v.T, precision=_FULL_FLOAT32)
+        observed = observations.observed
+    return jnp.where(observed, observations.values - fitted, 0)
+
+
+@functools.singledispatch
+def row_normal_equations(observations: Observations, v: Array) -> tuple[jax.Array, jax.Array]:
+    """What each row's least-squares problem needs: ``sum v v^T`` and ``sum x v`` over its cells.
+
+    Runs at full float32 precision on every platform.
+
+    Args:
+      observations: the observed cells.
+      v: [M, K] column factors.
+
+    Returns:
+      Gram matrices [N, K, K] and moments [N, K].
+    """
+    raise _unknown_layout(observations)
+
+
+@row_normal_equations.register
+def _(observations: PaddedMatrices, v):
+    num_columns, rank = v.shape
+    outer = (v[:, :, None] * v[:, None, :]).reshape(num_columns, rank * rank)
+    gram = jnp.matmul(observations.observed.astype(v.dtype), outer, precision=_FULL_FLOAT32)
+    moment = jnp.matmul(observed_values(observations), v, precision=_FULL_FLOAT32)
+    return gram.reshape(-1, rank, rank), moment
+
+
+@row_normal_equations.register
+def _(observations: Entries, v):
+    # Outer products take K^2 floats a cell, so they are made for a chunk of cells at a time.
     num_rows, num_columns = observations.shape
-    return (
-        jax.ops.segment_sum(residuals * v, observations.rows, num_rows),
-        jax.ops.segment_sum(residuals * u, observations.columns, num_columns),
-    )
+    rank = v.shape[-1]
+    length = max(min(4096, observations.rows.shape[0]), 1)
+    padding = -observations.rows.shape[0] % length
+    chunks = [
+        jnp.pad(x, (0, padding), constant_values=fill).reshape(-1, length)
+        for x, fill in (
+            (jnp.asarray(observations.rows), num_rows),
+            (jnp.asarray(observations.columns), num_columns),
+            (observed_values(observations), 0),
+        )
+    ]
+
+    def add(carry, chunk):
+        gram, moment = carry
+        rows, columns, values = chunk
+        w = cells_xla.take(v, columns)
+        gram = gram.at[rows].add(w[:, :, None] * w[:, None, :], mode="drop")
+        return (gram, moment.at[rows].add(values[:, None] * w, mode="drop")), None
+
+    zeros = jnp.zeros((num_rows, rank, rank), v.dtype), jnp.zeros((num_rows, rank), v.dtype)
+    return jax.lax.scan(add, zeros, tuple(chunks))[0]
+
+
+def transpose(observations: Observations) -> Observations:
+    """The same cells with rows and columns exchanged."""
+    if isinstance(observations, Entries):
+        return Entries(
+            rows=observations.columns,
+            columns=observations.rows,
+            values=observations.values,
+            shape=observations.shape[::-1],
+        )
+    return PaddedMatrices(observations.values.T, observations.observed.T)
 
 
 def predict(factors: Factors, rows: Array, columns: Array) -> jax.Array:
     """``u . v`` at cells ``(rows, columns)``, each [E] int32; zero at padding cells. [E]."""
-    return (_take(factors.u, rows) * _take(factors.v, columns)).sum(axis=-1)
+    return _run("predict", rows, columns, factors.u, factors.v)
 
 
-def _take(table: Array, index: Array) -> jax.Array:
-    return jnp.asarray(table).at[index].get(mode="fill", fill_value=0)
+@functools.singledispatch
+def exchange(
+    observations: Observations, cells: Array, rows: Array, columns: Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What an exchangeable layer does besides its matrix products, in one pass over the cells.
+
+    Args:
+      observations: the observed cells.
+      cells: ``[N, M, C]`` or ``[E, C]``.
+      rows: [N, C].
+      columns: [M, C].
+
+    Returns:
+      ``z = relu(cells + spread(rows, columns))``, which is zero at unobserved and padding cells,
+      and ``pool(z)``.
+    """
+    raise _unknown_layout(observations)
+
+
+@exchange.register
+def _(observations: PaddedMatrices, cells, rows, columns):
+    active = jax.nn.relu(cells + spread(observations, rows, columns))
+    active = jnp.where(observations.observed[:, :, None], active, 0)
+    return active, active.sum(axis=1), active.sum(axis=0)
+
+
+@exchange.register
+def _(observations: Entries, cells, rows, columns):
+    return _run("exchange", *_list(observations)[:2], cells, rows, columns)
+
+
+@functools.singledispatch
+def descend(
+    observations: Observations,
+    prior: FactorPrior,
+    u_step_sizes: Array,
+    v_step_sizes: Array,
+    num_steps: int,
+) -> Factors:
+    """Steps of gradient descent on the energy, from the prior means.
+
+    The energy is ``1/2 sum observed (x - u . v)^2 + 1/2 sum_n u_precision_n |u_n - u_mean_n|^2``
+    and the same for the columns. Both factors are updated from the old values.
+
+    Args:
+      observations: the observed cells.
+      prior: the prior of every row and column.
+      u_step_sizes: [N], a step size for each row.
+      v_step_sizes: [M].
+      num_steps: ``T``.
+
+    Returns:
+      The factors. Gradients flow through all steps, and need memory for them.
+    """
+    raise _unknown_layout(observations)
+
+
+@descend.register
+def _(observations: PaddedMatrices, prior, u_step_sizes, v_step_sizes, num_steps):
+    def products(u, v):
+        return residual_products(observations, Factors(u, v))
+
+    return Factors(
+        *cells_xla.descend_along(products, *prior, u_step_sizes, v_step_sizes, num_steps)
+    )
+
+
+@descend.register
+def _(observations: Entries, prior, u_step_sizes, v_step_sizes, num_steps):
+    arguments = *_list(observations), *prior, u_step_sizes, v_step_sizes
+    return Factors(*_run("descend", *arguments, num_steps=num_steps))
+
+
+# Which implementation of the functions on lists is used: see `using_backend`. JAX traces again when
+# it changes.
+_backend = jax.make_user_context("auto")
+
+
+def using_backend(name: str):
+    """A context in which the functions on `Entries` are traced for one backend.
+
+    Args:
+      name: ``"auto"``, the default: compiled kernels on the CPU platform, where Numba is installed
+        and everything is float32, XLA elsewhere; ``"numba"``: only the kernels (for tests and
+        timings); ``"xla"``: never.
+
+    Raises:
+      ValueError: if the name is unknown, or Numba is asked for and missing.
+    """
+    if name not in ("auto", "numba", "xla"):
+        raise ValueError(f"expected the backend 'auto', 'numba' or 'xla', got {name!r}")
+    if name == "numba" and not numba_ffi.is_available():
+        raise ValueError("the backend 'numba' needs Numba: pip install 'metamf_jax[cpu]'")
+    return _backend(name)
+
+
+def _list(observations: Entries) -> tuple[Array, Array, Array]:
+    return observations.rows, observations.columns, observations.values
+
+
+def _run(name: str, *arguments: Array, **static):
+    """Runs the function of this name from the module of the backend in use."""
+    arguments = tuple(map(jnp.asarray, arguments))
+    fallback = functools.partial(getattr(cells_xla, name), **static)
+    backend = _backend.value
+    if backend == "auto":
+        of_kernels = {np.dtype(np.int32), np.dtype(np.float32)}
+        if numba_ffi.is_available() and all(a.dtype in of_kernels for a in arguments):
+            compiled = functools.partial(_numba(name), **static)
+            return jax.lax.platform_dependent(*arguments, cpu=compiled, default=fallback)
+    if backend == "numba":
+        return _numba(name)(*arguments, **static)
+    return fallback(*arguments)
+
+
+def _numba(name: str):
+    # Numba takes 0.3 s to import, which a program that never pools a list need not pay.
+    from metamf_jax import cells_numba
+
+    return getattr(cells_numba, name)

@@ -5,7 +5,6 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy_reference
 import pytest
 from absl.testing import parameterized
 
@@ -13,6 +12,7 @@ from metamf_jax.factorization import block_update
 from metamf_jax.factorization import objective as objectives
 from metamf_jax.factorization.block_update import Points, SideBlocks, Work
 from metamf_jax.factorization.objective import LOSSES, Objective, SideTerms, Terms
+from tests import numpy_reference
 
 B, R, C, K, L = 2, 5, 4, 3, 24
 

@@ -1,0 +1,62 @@
+"""Flags that every binary has, and what follows from them before the first array is made."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+
+import jax
+from absl import app, flags
+
+from metamf_jax import parallel
+
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder for the run's files; a folder that holds a run resumes it."
+)
+SEED = flags.DEFINE_integer("seed", 0, "Seed of initial parameters and of all random draws.")
+DATA_DIR = flags.DEFINE_string(
+    "data_dir",
+    None,
+    "Folder that holds the rating sets, or one of them. Default: the variable METAMF_DATA_DIR.",
+)
+PRESET = flags.DEFINE_enum(
+    "preset",
+    "tiny",
+    ["smoke", "tiny", "paper", "best"],
+    "Sizes: smoke (seconds, for tests), tiny (under a minute), paper (the protocol), best.",
+)
+DEVICES = flags.DEFINE_integer(
+    "devices",
+    None,
+    "Devices to use. On a CPU so many virtual devices are made. Default: all that there are.",
+    lower_bound=1,
+)
+PROFILE = flags.DEFINE_bool("profile", False, "Writes a jax.profiler trace to WORKDIR/profile.")
+
+
+@contextlib.contextmanager
+def profiled(workdir: os.PathLike | str) -> Iterator[None]:
+    """Traces its body when --profile is given."""
+    if not PROFILE.value:
+        yield
+        return
+    with jax.profiler.trace(os.path.join(workdir, "profile")):
+        yield
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Runs a binary: a user's mistake ends in one line on stderr and exit code 1."""
+
+    def guarded(argv):
+        if len(argv) > 1:
+            print(f"error: unexpected arguments {argv[1:]}", file=sys.stderr)
+            sys.exit(2)
+        try:
+            if DEVICES.value is not None:
+                parallel.use_devices(DEVICES.value)
+            main()
+        except (ValueError, FileNotFoundError, FloatingPointError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+
+    app.run(guarded)

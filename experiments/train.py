@@ -1,0 +1,214 @@
+"""Meta-trains priors for matrix factorization, and scores them on matrices never seen.
+
+Claim: after meta-training on sub-matrices of one part of a data set, the prior and ten MAP steps
+impute matrices from another part, which shares neither rows nor columns with the first, with less
+error than the mean, the bias model and matrix factorization of each matrix alone.
+
+    python -m experiments.train --dataset=ml100k --data_dir=DIR --preset=paper --workdir=runs/ml100k
+
+The README has the expected numbers. `experiments.impute` uses what this leaves in the workdir.
+"""
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments import common, presets
+from metamf_jax import plotting
+from metamf_jax.baselines import tuning
+from metamf_jax.checkpoint import Checkpointer, save_params
+from metamf_jax.data import sources
+from metamf_jax.meta_learning import meta_loss, padding, training
+from metamf_jax.meta_learning.episodes import EpisodeConfig, EpisodeSource, split_parts
+from metamf_jax.metrics import mean_and_standard_error
+from metamf_jax.run_log import RunLog, plain, read_metrics
+from metamf_jax.types import Entries
+
+_DATASET = flags.DEFINE_string(
+    "dataset", "synthetic", "synthetic, ml100k, ml1m, latest_small, jester, or a file to read."
+)
+_SPLIT_SEED = flags.DEFINE_integer(
+    "split_seed", 0, "Seed of the split of rows and columns, and of the fixed scored matrices."
+)
+
+# Keep the draws of meta-training, validation and test apart.
+_TRAIN, _VALIDATION, _TEST = range(3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One meta-training run.
+
+    Attributes:
+      dataset: a name of `metamf_jax.data.sources`, or a path.
+      preset: the name of the sizes below.
+      seed: of initial parameters and of the episodes.
+      split_seed: of the split and of the scored matrices.
+      model, episodes, training: see their classes.
+      scored_matrices: number of fixed validation matrices, and of fixed test matrices.
+    """
+
+    dataset: str
+    preset: str
+    seed: int
+    split_seed: int
+    model: meta_loss.ModelConfig
+    episodes: EpisodeConfig
+    training: training.TrainingConfig
+    scored_matrices: int
+
+
+def run(config: Config, workdir: str | os.PathLike, data_dir: str | None = None) -> dict[str, Any]:
+    """Meta-trains, or resumes, and scores; returns what ``summary.json`` holds.
+
+    Raises:
+      ValueError: the data cannot be read or split, or the workdir holds another configuration.
+    """
+    table = sources.load(config.dataset, data_dir, config.seed)
+    parts = split_parts(table.entries, config.split_seed)
+    log = RunLog(workdir, "train", config)
+
+    def fixed(part: Entries, kind: int) -> meta_loss.Episode:
+        source = EpisodeSource(part, config.episodes, config.split_seed * 3 + kind)
+        return source.draw_batch(0, config.scored_matrices)
+
+    validation, test = fixed(parts.validation, _VALIDATION), fixed(parts.test, _TEST)
+    source = EpisodeSource(parts.train, config.episodes, config.seed * 3 + _TRAIN)
+    model = meta_loss.make_model(config.model)
+
+    def loss(params, episode):
+        return meta_loss.episode_loss(model, params, episode)
+
+    params = model.init(jax.random.key(config.seed))
+    state = training.init_state(params, training.make_optimizer(config.training))
+    checkpointer = Checkpointer(workdir)
+    state = checkpointer.restore(state) or state
+    seconds_before = log.resume_at(int(state.step))
+    del seconds_before
+    metadata = {
+        "model": plain(config.model),
+        "standardization": parts.standardization._asdict(),
+        "value_range": [float(np.min(table.entries.values)), float(np.max(table.entries.values))],
+        "episode_sides": [config.episodes.rows[1], config.episodes.columns[1]],
+    }
+
+    def on_evaluation(state: training.MetaState, metrics: dict[str, float]) -> None:
+        step = int(state.step)
+        log.metrics(step, metrics)
+        if step == int(state.best_step):
+            save_params(pathlib.Path(workdir) / "model.safetensors", state.best_params, metadata)
+        checkpointer.save(step, state)
+
+    log.start_progress(config.training.max_steps, int(state.step), "step")
+    with common.profiled(workdir):
+        state = training.meta_train(
+            loss,
+            state,
+            lambda step: source.draw_batch(step, config.training.batch),
+            validation,
+            config.training,
+            on_evaluation,
+            lambda step: log.advance(),
+        )
+    checkpointer.close()
+
+    test_errors = training.make_evaluate(loss)(state.best_params, test)
+    settings = {name: tuning.tune(name, validation) for name in tuning.BASELINES}
+    errors = {
+        name: tuning.episode_errors(name, setting, test) for name, setting in settings.items()
+    }
+    errors = {"metamf": test_errors, **errors}
+    levels = {
+        name: float(tuning.episode_errors(name, setting, validation).mean())
+        for name, setting in settings.items()
+    }
+    _plot(log, state, model, test, errors, levels)
+    support_counts = (test.support.rows < test.support.shape[0]).sum(axis=1)
+    mse, stderr = mean_and_standard_error(test_errors)
+    results = {
+        "test_mse": mse,
+        "test_mse_stderr": stderr,
+        **{f"{name}_mse": float(errors[name].mean(dtype=np.float64)) for name in settings},
+        "test_matrices": config.scored_matrices,
+        "support_per_matrix": float(support_counts.mean()),
+        "steps_per_second": _steps_per_second(workdir),
+        "best_step": int(state.best_step),
+        "steps": int(state.step),
+        "baseline_settings": settings,
+    }
+    _print_table(log, errors, support_counts)
+    return log.finish(results)
+
+
+def _steps_per_second(workdir: str | os.PathLike) -> float | None:
+    """Between the first and the last validation, so that compilation does not count."""
+    lines = read_metrics(workdir)
+    if len(lines) < 2:
+        return None
+    first, last = lines[0], lines[-1]
+    return (last["step"] - first["step"]) / max(last["seconds"] - first["seconds"], 1e-9)
+
+
+def _plot(log, state, model, test, errors, levels) -> None:
+    lines = read_metrics(log.workdir)
+    plotting.learning_curve(
+        log.plot_path("learning_curve"),
+        [line["step"] for line in lines],
+        [line["train_loss"] for line in lines],
+        [line["validation_mse"] for line in lines],
+        int(state.best_step),
+        levels,
+    )
+    counts = (test.support.rows < test.support.shape[0]).sum(axis=1)
+    plotting.error_against_observations(log.plot_path("error_against_observations"), counts, errors)
+    # The fullest matrix has the most to look at.
+    shown = jax.tree.map(lambda leaf: leaf[int(counts.argmax())], test)
+    factors, prior = model.adapt(state.best_params, shown.support)
+    observed, held_out = padding.pad_dense(shown.support), padding.pad_dense(shown.query)
+    truth = np.where(observed.observed, observed.values, held_out.values)
+    plotting.imputed_matrix(
+        log.plot_path("imputed_matrix"),
+        np.where(observed.observed | held_out.observed, truth, np.nan),
+        observed.observed,
+        np.asarray(prior.u_mean @ prior.v_mean.T),
+        np.asarray(factors.u @ factors.v.T),
+    )
+
+
+def _print_table(log: RunLog, errors: dict[str, np.ndarray], counts: np.ndarray) -> None:
+    log.print(
+        f"\nQuery MSE on {len(counts)} unseen matrices (standardised units; "
+        f"{counts.mean():.1f} observed cells each)"
+    )
+    log.print(f"{'method':<10}{'MSE':>9}{'stderr':>9}   difference to metamf (paired)")
+    for name, values in errors.items():
+        mean, stderr = mean_and_standard_error(values)
+        line = f"{name:<10}{mean:>9.4f}{stderr:>9.4f}"
+        if name != "metamf":
+            difference, error = mean_and_standard_error(values - errors["metamf"])
+            line += f"   {difference:+.4f} +- {error:.4f}"
+        log.print(line)
+    log.print(f"\nwrote {log.workdir / 'summary.json'}, model.safetensors and plots/")
+
+
+def main() -> None:
+    preset = presets.TRAIN[common.PRESET.value]
+    config = Config(
+        dataset=_DATASET.value,
+        preset=common.PRESET.value,
+        seed=common.SEED.value,
+        split_seed=_SPLIT_SEED.value,
+        **preset,
+    )
+    if common.WORKDIR.value is None:
+        raise ValueError("--workdir is needed: the folder for the run's files")
+    run(config, common.WORKDIR.value, common.DATA_DIR.value)
+
+
+if __name__ == "__main__":
+    common.run_main(main)

@@ -1,0 +1,19 @@
+"""The mean of the support, for every cell."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from metamf_jax import cells
+from metamf_jax.types import Entries
+
+GRID = [{}]
+
+
+def predict(support: Entries, query: Entries, setting: dict[str, Any]) -> jax.Array:
+    """Predicts the query cells [Q] of one matrix from its support."""
+    del setting
+    count = (support.rows < support.shape[0]).sum()
+    mean = cells.observed_values(support).sum() / jnp.maximum(count, 1)
+    return jnp.broadcast_to(mean, query.values.shape)

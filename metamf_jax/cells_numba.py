@@ -1,0 +1,415 @@
+"""Compiled CPU kernels for the sums over a list of cells. `cells` decides when they are used.
+
+Each kernel goes through the cells once, in the order of the list, so that its sums do not depend on
+how many matrices or devices there are. Padding cells (``rows == N``) are skipped unread.
+"""
+
+import functools
+
+import jax
+import numpy as np
+
+from metamf_jax import cells_xla
+from metamf_jax.numba_ffi import NumbaKernel
+
+_INDEX, _VECTOR, _TABLE, _PATH = "int32[:]", "float32[:]", "float32[:,:]", "float32[:,:,:]"
+
+
+def _pool(rows, columns, cells, row_sums, column_sums):
+    num_channels = cells.shape[1]
+    row_sums[:] = 0
+    column_sums[:] = 0
+    for e in range(rows.shape[0]):
+        n, m = rows[e], columns[e]
+        if n < row_sums.shape[0]:
+            for c in range(num_channels):
+                row_sums[n, c] += cells[e, c]
+                column_sums[m, c] += cells[e, c]
+
+
+def _spread_rows_and_columns(rows, columns, row_table, column_table, cells):
+    num_channels = cells.shape[1]
+    for e in range(rows.shape[0]):
+        n, m = rows[e], columns[e]
+        if n < row_table.shape[0]:
+            for c in range(num_channels):
+                cells[e, c] = row_table[n, c] + column_table[m, c]
+        else:
+            cells[e] = 0
+
+
+def _residual_products(rows, columns, values, u, v, row_products, column_products):
+    rank = u.shape[1]
+    row_products[:] = 0
+    column_products[:] = 0
+    for e in range(rows.shape[0]):
+        n, m = rows[e], columns[e]
+        if n < u.shape[0]:
+            fitted = np.float32(0)
+            for k in range(rank):
+                fitted += u[n, k] * v[m, k]
+            residual = values[e] - fitted
+            for k in range(rank):
+                row_products[n, k] += residual * v[m, k]
+                column_products[m, k] += residual * u[n, k]
+
+
+def _residual_products_adjoint(
+    rows, columns, values, u, v, row_weights, column_weights, values_grad, u_grad, v_grad
+):
+    rank = u.shape[1]
+    u_grad[:] = 0
+    v_grad[:] = 0
+    for e in range(rows.shape[0]):
+        n, m = rows[e], columns[e]
+        values_grad[e] = 0
+        if n < u.shape[0]:
+            fitted, slope = np.float32(0), np.float32(0)
+            for k in range(rank):
+                fitted += u[n, k] * v[m, k]
+                slope += v[m, k] * row_weights[n, k] + u[n, k] * column_weights[m, k]
+            residual = values[e] - fitted
+            values_grad[e] = slope
+            for k in range(rank):
+                u_grad[n, k] += residual * column_weights[m, k] - slope * v[m, k]
+                v_grad[m, k] += residual * row_weights[n, k] - slope * u[n, k]
+
+
+def _exchange(rows, columns, cells, row_table, column_table, active, row_sums, column_sums):
+    num_channels = cells.shape[1]
+    row_sums[:] = 0
+    column_sums[:] = 0
+    for e in range(rows.shape[0]):
+        n, m = rows[e], columns[e]
+        if n < row_table.shape[0]:
+            for c in range(num_channels):
+                z = cells[e, c] + row_table[n, c] + column_table[m, c]
+                # Written so that NaN stays NaN.
+                z = np.float32(0) if z <= 0 else z
+                active[e, c] = z
+                row_sums[n, c] += z
+                column_sums[m, c] += z
+        else:
+            active[e] = 0
+
+
+def _exchange_adjoint(
+    rows, columns, active, weights, row_weights, column_weights, cells_grad, row_grad, column_grad
+):
+    num_channels = active.shape[1]
+    row_grad[:] = 0
+    column_grad[:] = 0
+    for e in range(rows.shape[0]):
+        n, m = rows[e], columns[e]
+        if n < row_grad.shape[0]:
+            for c in range(num_channels):
+                g = weights[e, c] + row_weights[n, c] + column_weights[m, c]
+                g = np.float32(0) if active[e, c] == 0 else g
+                cells_grad[e, c] = g
+                row_grad[n, c] += g
+                column_grad[m, c] += g
+        else:
+            cells_grad[e] = 0
+
+
+def _predict(rows, columns, u, v, fitted):
+    for e in range(rows.shape[0]):
+        n, m = rows[e], columns[e]
+        total = np.float32(0)
+        if n < u.shape[0]:
+            for k in range(u.shape[1]):
+                total += u[n, k] * v[m, k]
+        fitted[e] = total
+
+
+def _predict_adjoint(rows, columns, u, v, weights, u_grad, v_grad):
+    u_grad[:] = 0
+    v_grad[:] = 0
+    for e in range(rows.shape[0]):
+        n, m = rows[e], columns[e]
+        if n < u.shape[0]:
+            weight = weights[e]
+            for k in range(u.shape[1]):
+                u_grad[n, k] += weight * v[m, k]
+                v_grad[m, k] += weight * u[n, k]
+
+
+def _descend(
+    rows, columns, values, u0, v0, u_lam, v_lam, u_eta, v_eta, num_steps,
+    u, v, u_path, v_path, u_slopes, v_slopes,
+):  # fmt: skip
+    # The path is kept where there is room for it.
+    rank, room = u.shape[1], u_path.shape[0]
+    u[:] = u0
+    v[:] = v0
+    for t in range(num_steps[()]):
+        u_slope, v_slope = u_slopes[t % room], v_slopes[t % room]
+        u_path[t % room] = u
+        v_path[t % room] = v
+        for n in range(u.shape[0]):
+            for k in range(rank):
+                u_slope[n, k] = -u_lam[n] * (u[n, k] - u0[n, k])
+        for m in range(v.shape[0]):
+            for k in range(rank):
+                v_slope[m, k] = -v_lam[m] * (v[m, k] - v0[m, k])
+        for e in range(rows.shape[0]):
+            n, m = rows[e], columns[e]
+            if n < u.shape[0]:
+                fitted = np.float32(0)
+                for k in range(rank):
+                    fitted += u[n, k] * v[m, k]
+                residual = values[e] - fitted
+                for k in range(rank):
+                    u_slope[n, k] += residual * v[m, k]
+                    v_slope[m, k] += residual * u[n, k]
+        for n in range(u.shape[0]):
+            for k in range(rank):
+                u[n, k] += u_eta[n] * u_slope[n, k]
+        for m in range(v.shape[0]):
+            for k in range(rank):
+                v[m, k] += v_eta[m] * v_slope[m, k]
+
+
+def _descend_adjoint(
+    rows, columns, values, u0, v0, u_lam, v_lam, u_eta, v_eta, num_steps,
+    u_path, v_path, u_slopes, v_slopes, u_weights, v_weights,
+    values_grad, u0_grad, v0_grad, u_lam_grad, v_lam_grad, u_eta_grad, v_eta_grad,
+    u_adjoint, v_adjoint, u_next, v_next,
+):  # fmt: skip
+    # u_next, v_next: gradients with respect to the factors after a step; u_adjoint, v_adjoint:
+    # with respect to its residual products.
+    rank = u0.shape[1]
+    u_next[:] = u_weights
+    v_next[:] = v_weights
+    values_grad[:] = 0
+    u0_grad[:] = 0
+    v0_grad[:] = 0
+    u_lam_grad[:] = 0
+    v_lam_grad[:] = 0
+    u_eta_grad[:] = 0
+    v_eta_grad[:] = 0
+    for t in range(num_steps[()] - 1, -1, -1):
+        u, v = u_path[t], v_path[t]
+        for n in range(u.shape[0]):
+            lam, eta = u_lam[n], u_eta[n]
+            along_slope, along_mean = np.float32(0), np.float32(0)
+            for k in range(rank):
+                g = u_next[n, k]
+                along_slope += g * u_slopes[t, n, k]
+                along_mean += g * (u[n, k] - u0[n, k])
+                u_adjoint[n, k] = eta * g
+                u0_grad[n, k] += lam * eta * g
+                u_next[n, k] = g - lam * eta * g
+            u_eta_grad[n] += along_slope
+            u_lam_grad[n] -= eta * along_mean
+        for m in range(v.shape[0]):
+            lam, eta = v_lam[m], v_eta[m]
+            along_slope, along_mean = np.float32(0), np.float32(0)
+            for k in range(rank):
+                g = v_next[m, k]
+                along_slope += g * v_slopes[t, m, k]
+                along_mean += g * (v[m, k] - v0[m, k])
+                v_adjoint[m, k] = eta * g
+                v0_grad[m, k] += lam * eta * g
+                v_next[m, k] = g - lam * eta * g
+            v_eta_grad[m] += along_slope
+            v_lam_grad[m] -= eta * along_mean
+        for e in range(rows.shape[0]):
+            n, m = rows[e], columns[e]
+            if n < u.shape[0]:
+                fitted, slope = np.float32(0), np.float32(0)
+                for k in range(rank):
+                    fitted += u[n, k] * v[m, k]
+                    slope += v[m, k] * u_adjoint[n, k] + u[n, k] * v_adjoint[m, k]
+                residual = values[e] - fitted
+                values_grad[e] += slope
+                for k in range(rank):
+                    u_next[n, k] += residual * v_adjoint[m, k] - slope * v[m, k]
+                    v_next[m, k] += residual * u_adjoint[n, k] - slope * u[n, k]
+    for n in range(u0.shape[0]):
+        for k in range(rank):
+            u0_grad[n, k] += u_next[n, k]
+    for m in range(v0.shape[0]):
+        for k in range(rank):
+            v0_grad[m, k] += v_next[m, k]
+
+
+_pool_kernel = NumbaKernel(_pool, arguments=(_INDEX, _INDEX, _TABLE), results=(_TABLE, _TABLE))
+_spread_kernel = NumbaKernel(
+    _spread_rows_and_columns, arguments=(_INDEX, _INDEX, _TABLE, _TABLE), results=(_TABLE,)
+)
+_products_kernel = NumbaKernel(
+    _residual_products,
+    arguments=(_INDEX, _INDEX, _VECTOR, _TABLE, _TABLE),
+    results=(_TABLE, _TABLE),
+)
+_adjoint_kernel = NumbaKernel(
+    _residual_products_adjoint,
+    arguments=(_INDEX, _INDEX, _VECTOR, _TABLE, _TABLE, _TABLE, _TABLE),
+    results=(_VECTOR, _TABLE, _TABLE),
+)
+
+
+_exchange_kernel = NumbaKernel(
+    _exchange,
+    arguments=(_INDEX, _INDEX, _TABLE, _TABLE, _TABLE),
+    results=(_TABLE, _TABLE, _TABLE),
+)
+_exchange_adjoint_kernel = NumbaKernel(
+    _exchange_adjoint,
+    arguments=(_INDEX, _INDEX, _TABLE, _TABLE, _TABLE, _TABLE),
+    results=(_TABLE, _TABLE, _TABLE),
+)
+_predict_kernel = NumbaKernel(
+    _predict, arguments=(_INDEX, _INDEX, _TABLE, _TABLE), results=(_VECTOR,)
+)
+_predict_adjoint_kernel = NumbaKernel(
+    _predict_adjoint,
+    arguments=(_INDEX, _INDEX, _TABLE, _TABLE, _VECTOR),
+    results=(_TABLE, _TABLE),
+)
+_PROBLEM = (_INDEX, _INDEX, _VECTOR, _TABLE, _TABLE, *[_VECTOR] * 4, "int32")
+_descend_kernel = NumbaKernel(_descend, arguments=_PROBLEM, results=(_TABLE, _TABLE, *[_PATH] * 4))
+_descend_adjoint_kernel = NumbaKernel(
+    _descend_adjoint,
+    arguments=(*_PROBLEM, *[_PATH] * 4, _TABLE, _TABLE),
+    results=(_VECTOR, _TABLE, _TABLE, *[_VECTOR] * 4, *[_TABLE] * 4),
+)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def pool(rows, columns, cells, shape):
+    """`cells.pool` of a list: [E] int32 twice, [E, C] float32, (N, M)."""
+    channels = cells.shape[1]
+    return _pool_kernel(rows, columns, cells, shapes=[(shape[0], channels), (shape[1], channels)])
+
+
+def spread(rows, columns, row_table, column_table):
+    """`cells.spread` of a list: [E] int32 twice, [N, C] and [M, C] float32."""
+    shape = row_table.shape[0], column_table.shape[0]
+    return _spread(rows, columns, row_table, column_table, shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _spread(rows, columns, row_table, column_table, shape):
+    cells_shape = rows.shape[0], row_table.shape[1]
+    return _spread_kernel(rows, columns, row_table, column_table, shapes=[cells_shape])[0]
+
+
+pool.defvjp(
+    lambda rows, columns, cells, shape: (pool(rows, columns, cells, shape), (rows, columns)),
+    lambda shape, index, sums: (None, None, _spread(*index, *sums, shape)),
+)
+_spread.defvjp(
+    lambda rows, columns, *rest: (_spread(rows, columns, *rest), (rows, columns)),
+    lambda shape, index, cells: (None, None, *pool(*index, cells, shape)),
+)
+
+
+@jax.custom_vjp
+def residual_products(rows, columns, values, u, v):
+    """`cells.residual_products` of a list: [E] int32 twice, [E], [N, K] and [M, K] float32."""
+    return _products_kernel(rows, columns, values, u, v, shapes=[u.shape, v.shape])
+
+
+@jax.custom_vjp
+def _products_adjoint(arguments, weights):
+    """Gradients of the weighted sum of the products with respect to values, u and v."""
+    values, u, v = arguments[2:]
+    return _adjoint_kernel(*arguments, *weights, shapes=[values.shape, u.shape, v.shape])
+
+
+def _products_adjoint_xla(arguments, weights):
+    products = functools.partial(cells_xla.residual_products, *arguments[:2])
+    return jax.vjp(products, *arguments[2:])[1](weights)
+
+
+def _products_adjoint_backward(saved, cotangents):
+    # A second derivative is rare (a Hessian times a vector), and XLA's serves it.
+    (rows, columns, *floats), weights = saved
+
+    def adjoint(floats, weights):
+        return _products_adjoint_xla((rows, columns, *floats), weights)
+
+    floats_grad, weights_grad = jax.vjp(adjoint, floats, weights)[1](cotangents)
+    return (None, None, *floats_grad), weights_grad
+
+
+residual_products.defvjp(
+    lambda *arguments: (residual_products(*arguments), arguments),
+    lambda arguments, weights: (None, None, *_products_adjoint(arguments, weights)),
+)
+_products_adjoint.defvjp(lambda *both: (_products_adjoint(*both), both), _products_adjoint_backward)
+
+
+@jax.custom_vjp
+def exchange(rows, columns, cells, row_table, column_table):
+    """`cells.exchange` of a list: [E] int32 twice, [E, C], [N, C] and [M, C] float32."""
+    shapes = [cells.shape, row_table.shape, column_table.shape]
+    return _exchange_kernel(rows, columns, cells, row_table, column_table, shapes=shapes)
+
+
+def _exchange_forward(rows, columns, *tables):
+    results = exchange(rows, columns, *tables)
+    return results, (rows, columns, results[0])
+
+
+def _exchange_backward(saved, weights):
+    shapes = [weight.shape for weight in weights]
+    return None, None, *_exchange_adjoint_kernel(*saved, *weights, shapes=shapes)
+
+
+exchange.defvjp(_exchange_forward, _exchange_backward)
+
+
+@jax.custom_vjp
+def predict(rows, columns, u, v):
+    """`cells.predict`: [E] int32 twice, [N, K] and [M, K] float32."""
+    return _predict_kernel(rows, columns, u, v, shapes=[rows.shape])[0]
+
+
+predict.defvjp(
+    lambda *arguments: (predict(*arguments), arguments),
+    lambda saved, weights: (
+        None,
+        None,
+        *_predict_adjoint_kernel(*saved, weights, shapes=[saved[2].shape, saved[3].shape]),
+    ),
+)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(9,))
+def descend(rows, columns, values, u0, v0, u_lam, v_lam, u_eta, v_eta, num_steps):
+    """`cells.descend` of a list: [E] int32 twice, then float32, and the number of steps."""
+    arguments = (rows, columns, values, u0, v0, u_lam, v_lam, u_eta, v_eta)
+    return tuple(_descend_path(arguments, num_steps, room=1)[:2])
+
+
+def _descend_path(arguments, num_steps, room):
+    u0, v0 = arguments[3:5]
+    paths = [(room, *u0.shape), (room, *v0.shape)]
+    shapes = [u0.shape, v0.shape, *paths, *paths]
+    return _descend_kernel(*arguments, np.int32(num_steps), shapes=shapes)
+
+
+def _descend_forward(*arguments):
+    *arguments, num_steps = arguments
+    u, v, *paths = _descend_path(arguments, num_steps, room=max(num_steps, 1))
+    return (u, v), (arguments, paths)
+
+
+def _descend_backward(num_steps, saved, weights):
+    arguments, paths = saved
+    gradient_shapes = [argument.shape for argument in arguments[2:]]
+    u0, v0 = arguments[3:5]
+    results = _descend_adjoint_kernel(
+        *arguments,
+        np.int32(num_steps),
+        *paths,
+        *weights,
+        shapes=[*gradient_shapes, u0.shape, v0.shape, u0.shape, v0.shape],
+    )
+    return None, None, *results[: len(gradient_shapes)]
+
+
+descend.defvjp(_descend_forward, _descend_backward)

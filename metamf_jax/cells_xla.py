@@ -1,0 +1,74 @@
+"""Sums over a list of cells, for every platform. `cells` decides when they are used.
+
+The functions are those of `cells_numba`, with the same arguments. Padding cells point one past the
+end: reading there gives zero, and what is added there is dropped.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from metamf_jax.types import Array
+
+
+def take(table: Array, index: Array) -> jax.Array:
+    """Rows ``index`` [E] of ``table`` [N, C]; zeros where the index is N. [E, C]."""
+    return jnp.asarray(table).at[index].get(mode="fill", fill_value=0)
+
+
+def pool(rows, columns, cells, shape):
+    """`cells.pool` of a list: [E] int32 twice, [E, C], (N, M)."""
+    return (
+        jax.ops.segment_sum(cells, rows, shape[0]),
+        jax.ops.segment_sum(cells, columns, shape[1]),
+    )
+
+
+def spread(rows, columns, row_table, column_table):
+    """`cells.spread` of a list: [E] int32 twice, [N, C] and [M, C]."""
+    return take(row_table, rows) + take(column_table, columns)
+
+
+def residual_products(rows, columns, values, u, v):
+    """`cells.residual_products` of a list: [E] int32 twice, [E], [N, K] and [M, K]."""
+    values = jnp.where(rows < u.shape[0], values, 0)
+    u_cells, v_cells = take(u, rows), take(v, columns)
+    residuals = (values - (u_cells * v_cells).sum(axis=-1))[:, None]
+    return (
+        jax.ops.segment_sum(residuals * v_cells, rows, u.shape[0]),
+        jax.ops.segment_sum(residuals * u_cells, columns, v.shape[0]),
+    )
+
+
+def exchange(rows, columns, cells, row_table, column_table):
+    """`cells.exchange` of a list: [E] int32 twice, [E, C], [N, C] and [M, C]."""
+    inside = (rows < row_table.shape[0])[:, None]
+    active = jax.nn.relu(cells + spread(rows, columns, row_table, column_table))
+    active = jnp.where(inside, active, 0)
+    shape = row_table.shape[0], column_table.shape[0]
+    return active, *pool(rows, columns, active, shape)
+
+
+def predict(rows, columns, u, v):
+    """`cells.predict`: [E] int32 twice, [N, K] and [M, K]."""
+    return (take(u, rows) * take(v, columns)).sum(axis=-1)
+
+
+def descend(rows, columns, values, u0, v0, u_lam, v_lam, u_eta, v_eta, num_steps):
+    """`cells.descend` of a list: [E] int32 twice, then float32, and the number of steps."""
+    products = functools.partial(residual_products, rows, columns, values)
+    return descend_along(products, u0, v0, u_lam, v_lam, u_eta, v_eta, num_steps)
+
+
+def descend_along(products, u0, v0, u_lam, v_lam, u_eta, v_eta, num_steps):
+    """`cells.descend`, given the function from ``u, v`` to the residual products."""
+    u_lam, v_lam, u_eta, v_eta = (x[:, None] for x in (u_lam, v_lam, u_eta, v_eta))
+
+    def step(factors, _):
+        u, v = factors
+        u_slope, v_slope = products(u, v)
+        u_slope, v_slope = u_slope - u_lam * (u - u0), v_slope - v_lam * (v - v0)
+        return (u + u_eta * u_slope, v + v_eta * v_slope), None
+
+    return jax.lax.scan(step, (u0, v0), length=num_steps)[0]

@@ -1,0 +1,140 @@
+"""Parquet to cells. Rows are counted from 1."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+
+from metamf_jax.data.table_format import TableFormat
+from metamf_jax.data.table_source import (
+    FLOAT32_MAX,
+    Cells,
+    Source,
+    dense_column_ids,
+    dense_table,
+    make_table,
+    mistake,
+    no_cell,
+    refuse_duplicates,
+)
+from metamf_jax.types import Table
+
+# Runs of equal values take next to no bytes, so a small file may hold many rows; not any number.
+_ROWS_PER_BYTE, _ROWS_AT_LEAST = 100, 1_000_000
+
+
+def parquet_table(source: Source) -> pa.Table:
+    try:
+        file = pyarrow.parquet.ParquetFile(pa.BufferReader(source.data))
+        claimed = file.metadata.num_rows
+        if claimed > _ROWS_PER_BYTE * len(source.data) + _ROWS_AT_LEAST:
+            raise mistake(
+                source.path,
+                None,
+                f"claims {claimed} rows in {len(source.data)} bytes",
+                "write the file again",
+            )
+        return file.read()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise mistake(
+            source.path,
+            None,
+            f"expected a Parquet file, got one that cannot be read ({error})",
+            "write it again",
+        ) from None
+
+
+def is_numeric(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+
+
+def parquet_ids(source: Source, table: pa.Table, position: int) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and ids. Integers stay integers and strings stay strings, as the file types them."""
+    column = table.column(position)
+    name = table.column_names[position]
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    kind = column.type
+    if column.null_count:
+        row = int(np.flatnonzero(column.is_null().to_numpy())[0]) + 1
+        raise mistake(source.path, f", row {row}", f"column {name!r} holds no id", "name it")
+    try:
+        if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+            column = column.cast(pa.int64())
+        elif not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise pa.ArrowInvalid(str(kind))
+    except pa.ArrowInvalid:
+        raise mistake(
+            source.path,
+            None,
+            f"expected integers or strings as ids in column {name!r}, got {kind}",
+            "convert the column",
+        ) from None
+    coded = column.dictionary_encode().unify_dictionaries().combine_chunks()
+    if isinstance(coded, pa.ChunkedArray):
+        raise no_cell(source)
+    ids = coded.dictionary
+    if pa.types.is_integer(ids.type):
+        return coded.indices.to_numpy(), ids.to_numpy()
+    strings = np.empty(len(ids), object)
+    strings[:] = ids.to_pylist()
+    return coded.indices.to_numpy(), strings
+
+
+def _parquet_numbers(source: Source, table: pa.Table, position: int) -> np.ndarray:
+    column, name = table.column(position), table.column_names[position]
+    if not is_numeric(column.type) and not pa.types.is_boolean(column.type):
+        raise mistake(
+            source.path,
+            None,
+            f"expected numbers in column {name!r}, got {column.type}",
+            "convert the column, or name the columns row, column, value",
+        )
+    return column.cast(pa.float64()).to_numpy()
+
+
+def read_parquet(source: Source, found: TableFormat) -> Table:
+    table = parquet_table(source)
+    if not table.num_rows:
+        raise no_cell(source)
+    if found.dense:
+        skipped = 1 if found.row_names else 0
+        values = np.stack(
+            [_parquet_numbers(source, table, n) for n in range(skipped, found.num_columns)], axis=1
+        )
+        _refuse(source, (np.abs(values) > FLOAT32_MAX).any(axis=1), "an infinite value")
+        row_ids = np.arange(len(values))
+        if skipped:
+            codes, row_ids = parquet_ids(source, table, 0)
+            _refuse(source, codes != np.arange(len(codes)), "a row name given already")
+        return dense_table(source, values, row_ids, dense_column_ids(source, found))
+    row, column, value, *time = found.roles
+    values = _parquet_numbers(source, table, value)
+    _refuse(source, np.asarray(~(np.abs(values) <= FLOAT32_MAX)), "a blank, NaN or infinite value")
+    times = None
+    if time:
+        times = table.column(time[0])
+        if pa.types.is_timestamp(times.type) or pa.types.is_date(times.type):
+            times = times.cast(pa.timestamp("s", getattr(times.type, "tz", None)), safe=False)
+        try:
+            _refuse(source, times.is_null().to_numpy(), "no time")
+            times = times.cast(pa.int64()).to_numpy()
+        except pa.ArrowInvalid:
+            raise mistake(
+                source.path,
+                None,
+                f"expected times in whole seconds in column {table.column_names[time[0]]!r}",
+                "convert the column to integers or timestamps",
+            ) from None
+    cells = Cells(
+        *parquet_ids(source, table, row), *parquet_ids(source, table, column), values, times
+    )
+    refuse_duplicates(source, cells, lambda entry: f"row {entry + 1}")
+    return make_table(cells)
+
+
+def _refuse(source: Source, wrong, what: str) -> None:
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0]) + 1
+        raise mistake(
+            source.path, f", row {row}", f"expected a finite number, got {what}", "correct the row"
+        )

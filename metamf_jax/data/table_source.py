@@ -1,0 +1,220 @@
+"""A file of cells in memory, and what every reader does with the cells it found."""
+
+import contextlib
+import gzip
+import os
+import re
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from metamf_jax.data.table_format import FORMATS, TableFormat
+from metamf_jax.types import Entries, Table
+
+TEXT_FORMATS = ("csv", "tsv", "libmf", "dat")
+# The largest double that rounds to a finite single.
+FLOAT32_MAX = float(np.nextafter(2.0**128 - 2.0**103, 0))
+_EXTENSIONS = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".tab": "tsv",
+    ".libmf": "libmf",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".mtx": "mtx",
+    ".npz": "npz",
+}
+_INT64 = np.iinfo(np.int64)
+
+
+class Source(NamedTuple):
+    """A file in memory: its path, its bytes (decompressed), and its format so far as known."""
+
+    path: Path
+    data: bytes
+    format: str
+    gzip: bool
+
+
+class Cells(NamedTuple):
+    """Observed cells with dictionary-coded ids: codes [E], ids [N], [M], values and times [E]."""
+
+    rows: np.ndarray
+    row_ids: np.ndarray
+    columns: np.ndarray
+    column_ids: np.ndarray
+    values: np.ndarray
+    times: np.ndarray | None
+
+
+def mistake(path, line: int | str | None, what: str, remedy: str) -> ValueError:
+    where = f"{path}, line {line}" if isinstance(line, int) else f"{path}{line or ''}"
+    return ValueError(f"{where}: {what}; {remedy}")
+
+
+def no_cell(source: Source) -> ValueError:
+    return mistake(
+        source.path, None, "the file holds no observed cell", "expected at least one number"
+    )
+
+
+def load(path: str | os.PathLike, format: str | None) -> Source:
+    path = Path(path)
+    if format is not None and format not in FORMATS:
+        raise ValueError(f"unknown format {format!r}; expected one of {', '.join(FORMATS)}")
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path}: no such file; give the path of a table ({', '.join(FORMATS)})"
+        ) from None
+    except IsADirectoryError:
+        raise mistake(
+            path, None, "expected a file, got a folder", "give the path of a file in it"
+        ) from None
+    compressed = data[:2] == b"\x1f\x8b"
+    if compressed:
+        data = _decompress(path, data)
+    if not data.strip():
+        raise mistake(path, None, "the file is empty", "expected a table with at least one cell")
+    if format is None:
+        suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
+        format = _format_of(path, data, _EXTENSIONS.get(suffixes[-1], "") if suffixes else "")
+    if format in TEXT_FORMATS or format == "mtx":
+        data = _require_utf8(path, data)
+    return Source(path, data, format, compressed)
+
+
+def _decompress(path: Path, data: bytes) -> bytes:
+    try:
+        return gzip.decompress(data)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        whole = b""
+        with contextlib.suppress(zlib.error):  # Damaged rather than cut: the line is not known.
+            whole = zlib.decompressobj(wbits=31).decompress(data)
+        raise mistake(
+            path,
+            whole.count(b"\n") + 1,
+            f"the gzip data are cut short or damaged here ({error})",
+            "fetch or compress the file again",
+        ) from None
+
+
+def _format_of(path: Path, data: bytes, by_extension: str) -> str:
+    if data[:4] == b"PAR1":
+        return "parquet"
+    if data[:14] == b"%%MatrixMarket":
+        return "mtx"
+    if data[:4] == b"PK\x03\x04":
+        if by_extension in ("", "npz"):
+            return "npz"
+        raise mistake(
+            path,
+            None,
+            f"expected {by_extension}, got a zip archive (an Excel workbook is one)",
+            "save the table as CSV",
+        )
+    if data[:6] == b"\x93NUMPY" or data[:4] in (b"\xd0\xcf\x11\xe0", b"\x89HDF"):
+        raise mistake(
+            path, None, "expected a table, got a binary file", "save the table as CSV or Parquet"
+        )
+    if by_extension in ("parquet", "npz", "mtx"):
+        raise mistake(
+            path,
+            1,
+            f"expected {by_extension} by the file's extension, got {data[:16]!r}",
+            f"save it again, or say which format it has (one of {', '.join(FORMATS)})",
+        )
+    return by_extension or "text"
+
+
+def _require_utf8(path: Path, data: bytes) -> bytes:
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise mistake(path, 1, "expected UTF-8 text, got UTF-16", "save the file as UTF-8")
+    if data[:3] == b"\xef\xbb\xbf":
+        data = data[3:]
+    if not data.isascii():
+        try:
+            data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise mistake(
+                path,
+                data.count(b"\n", 0, error.start) + 1,
+                f"expected UTF-8 text, got the byte 0x{data[error.start]:02x}",
+                "save the file as UTF-8 (for instance: iconv -f LATIN1 -t UTF-8)",
+            ) from None
+    return data
+
+
+def typed_ids(ids: Sequence[str]) -> np.ndarray:
+    """int64 if every id is a canonical integer of 64 bits, else strings as they are (object)."""
+    canonical = re.compile(r"0|-?[1-9][0-9]{0,18}")
+    if ids and all(map(canonical.fullmatch, ids)):
+        numbers = [int(token) for token in ids]
+        if _INT64.min <= min(numbers) and max(numbers) <= _INT64.max:
+            return np.array(numbers, np.int64)
+    typed = np.empty(len(ids), object)
+    typed[:] = ids
+    return typed
+
+
+def first_duplicate(cells: Cells) -> tuple[int, int] | None:
+    """The positions of the first two entries of one cell, or None."""
+    flat = cells.rows.astype(np.int64) * len(cells.column_ids) + cells.columns
+    in_order = np.sort(flat)
+    if not (in_order[1:] == in_order[:-1]).any():
+        return None
+    order = np.argsort(flat, kind="stable")
+    again = order[1:][flat[order[1:]] == flat[order[:-1]]].min()
+    return int(np.flatnonzero(flat == flat[again])[0]), int(again)
+
+
+def refuse_duplicates(source: Source, cells: Cells, where: Callable[[int], str]) -> None:
+    twice = first_duplicate(cells)
+    if twice is not None:
+        row, column = cells.rows[twice[1]], cells.columns[twice[1]]
+        raise mistake(
+            source.path,
+            f", {where(twice[1])}",
+            f"row {cells.row_ids.tolist()[row]!r}, column {cells.column_ids.tolist()[column]!r} "
+            f"was given by {where(twice[0])} already",
+            "keep one of them",
+        )
+
+
+def make_table(cells: Cells) -> Table:
+    entries = Entries(
+        rows=cells.rows.astype(np.int32),
+        columns=cells.columns.astype(np.int32),
+        values=cells.values.astype(np.float32),
+        shape=(len(cells.row_ids), len(cells.column_ids)),
+    )
+    return Table(entries, cells.row_ids, cells.column_ids, cells.times)
+
+
+def dense_table(source: Source, values, row_ids, column_ids) -> Table:
+    rows, columns = np.nonzero(~np.isnan(values))
+    if not len(rows):
+        raise no_cell(source)
+    return make_table(Cells(rows, row_ids, columns, column_ids, values[rows, columns], None))
+
+
+def dense_column_ids(source: Source, found: TableFormat) -> np.ndarray:
+    skipped = 1 if found.row_names else 0
+    if found.header is None:
+        return np.arange(found.num_columns - skipped)
+    names = found.header[skipped:]
+    first: dict[str, int] = {}
+    for position, name in enumerate(names, skipped + 1):
+        if name == "" or first.setdefault(name, position) != position:
+            got = f"{name!r} in columns {first[name]} and {position}" if name else "a blank"
+            raise mistake(
+                source.path,
+                1,
+                f"expected a name of its own for column {position}, got {got}",
+                "name every column, or say header=no if the first line holds values",
+            )
+    return typed_ids(names)

@@ -1,0 +1,180 @@
+"""Tables of users: text, Parquet, Matrix Market, scipy.sparse and LIBMF files to a `Table`.
+
+Row and column ids are in the order of their first appearance (pairs) or of the file (dense and
+sparse matrices). An id column whose ids are all canonical integers of 64 bits ("7", but not "007"
+or "+7") comes back as int64; any other column as strings exactly as in the file (dtype object, so
+that one long id does not widen all). Columns of dense files without names are numbered from 0, and
+so are the rows; Matrix Market counts from 1.
+
+Text is read twice at most. pyarrow parses it in bulk; whatever pyarrow refuses or looks wrong goes
+through a careful pass in Python, which either gives the same arrays or names the line at fault.
+"""
+
+import os
+
+import numpy as np
+
+from metamf_jax.data import parquet_tables, sparse_tables, table_format, text_tables
+from metamf_jax.data.table_format import LAYOUTS, TableFormat
+from metamf_jax.data.table_source import Source, load, mistake, typed_ids
+from metamf_jax.types import Table
+
+
+def detect(
+    path: str | os.PathLike,
+    *,
+    format: str | None = None,
+    layout: str | None = None,
+    header: bool | None = None,
+    row_names: bool | None = None,
+) -> TableFormat:
+    """What `read_table` takes a file for; ``str()`` of it is a line to show to the user.
+
+    Args and errors are those of `read_table`.
+    """
+    return _detect(load(path, format), layout, header, row_names)
+
+
+def read_table(
+    path: str | os.PathLike,
+    *,
+    format: str | None = None,
+    layout: str | None = None,
+    header: bool | None = None,
+    row_names: bool | None = None,
+) -> Table:
+    """Reads the observed cells of one matrix.
+
+    In pairs, columns named like user, item, rating and timestamp (`table_format` has the list) are
+    found in any order; otherwise the first three columns are row, column and value. Times are whole
+    seconds, or ISO 8601 dates, taken as UTC. In dense files a blank, NA, NaN or ? is a missing
+    cell, and rows and columns without any observed cell are kept. Text may be in gzip.
+
+    Args:
+      path: the file.
+      format: a key of `table_format.FORMATS`, or None to go by extension and content.
+      layout: "pairs", "dense" or None to find out.
+      header: whether the first line holds names; None to find out.
+      row_names: dense only: whether the first column holds names; None to find out.
+
+    Returns:
+      A `Table`; values float32, cells in the order of the file.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: naming file, line and remedy, if the file is no table of finite numbers with every
+        cell at most once: see the tests for the list.
+    """
+    source = load(path, format)
+    found = _detect(source, layout, header, row_names)
+    if found.format == "mtx":
+        return sparse_tables.read_matrix_market(source)
+    if found.format == "npz":
+        return sparse_tables.read_npz(source)
+    if found.format == "parquet":
+        return parquet_tables.read_parquet(source, found)
+    return (
+        text_tables.read_dense_text(source, found)
+        if found.dense
+        else text_tables.read_pairs_text(source, found)
+    )
+
+
+def read_pairs(
+    path: str | os.PathLike, *, format: str | None = None, header: bool | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a list of cells to be predicted: two or more columns, row id and column id.
+
+    Columns named like user and item are found in any order, otherwise the first two count. Without
+    known names the first line is a cell, unless ``header`` says otherwise.
+
+    Returns:
+      Row ids [P] and column ids [P], typed as by `read_table`. `positions` finds them there.
+
+    Raises:
+      FileNotFoundError, ValueError: as `read_table`.
+    """
+    source = load(path, format)
+    if source.format == "parquet":
+        table = parquet_tables.parquet_table(source)
+        names = table.column_names
+        _require_pair_columns(source, len(names))
+        roles = _two_roles(table_format.find_roles(names))
+        ids = [parquet_tables.parquet_ids(source, table, role) for role in roles]
+        return ids[0][1][ids[0][0]], ids[1][1][ids[1][0]]
+    if source.format in ("mtx", "npz"):
+        raise ValueError(
+            f"{source.path}: expected a list of cells as csv, tsv, libmf text or parquet, got "
+            f"{source.format}; write one line `row,column` for each cell to be predicted"
+        )
+    name, delimiter, head = text_tables.sniff(source)
+    first = head[0]
+    _require_pair_columns(source, len(first))
+    found = table_format.find_roles(first) if header is not False else {}
+    roles = _two_roles(found)
+    if header is None:
+        header = {"row", "column"} <= found.keys()
+    layout = TableFormat(
+        name, "pairs", delimiter, len(first), tuple(first) if header else None, roles
+    )
+    columns = text_tables.arrow_columns(
+        source, layout, {role: text_tables.STRINGS for role in roles}
+    )
+    if columns is not None:
+        (rows, row_ids), (cols, column_ids) = (text_tables.coded(columns[role]) for role in roles)
+        if len(rows) and "" not in row_ids and "" not in column_ids:
+            return row_ids[rows], column_ids[cols]
+    ids = ([], [])
+    for line, record in text_tables.body_records(source, layout):
+        for part, role, listed in zip(("row", "column"), roles, ids, strict=True):
+            listed.append(text_tables.id_of(source, line, part, record[role]))
+    if not ids[0]:
+        raise mistake(source.path, None, "expected at least one cell, got none", "add lines")
+    return typed_ids(ids[0]), typed_ids(ids[1])
+
+
+def positions(ids: np.ndarray, known_ids: np.ndarray) -> np.ndarray:
+    """Where each of ``ids`` [P] stands in ``known_ids`` [N]: int32 [P], -1 for the unknown.
+
+    Integers and strings that are written alike are the same id, whichever type a file gave them.
+    """
+    index = {str(known): n for n, known in enumerate(known_ids.tolist())}
+    return np.array([index.get(str(wanted), -1) for wanted in ids.tolist()], np.int32)
+
+
+def _detect(source: Source, layout, header, row_names) -> TableFormat:
+    if layout is not None and layout not in LAYOUTS:
+        raise ValueError(f"unknown layout {layout!r}; expected one of {', '.join(LAYOUTS)}")
+    options = {"layout": layout, "header": header, "row_names": row_names}
+    if source.format in ("mtx", "npz"):
+        return TableFormat(source.format, "pairs", gzip=source.gzip)
+    if source.format == "parquet":
+        table = parquet_tables.parquet_table(source)
+        # Names and types take the place of the first lines.
+        records = [table.column_names]
+        records.append(
+            ["0" if parquet_tables.is_numeric(column.type) else "word" for column in table.columns]
+        )
+        name, delimiter = "parquet", ""
+        options["header"] = True
+    else:
+        name, delimiter, records = text_tables.sniff(source)
+    try:
+        found = table_format.text_format(name, delimiter, records, **options)
+    except ValueError as error:
+        raise ValueError(f"{source.path}, line 1: {error}") from None
+    return TableFormat(**{**found.__dict__, "gzip": source.gzip})
+
+
+def _two_roles(found: dict[str, int]) -> tuple[int, int]:
+    return (found["row"], found["column"]) if {"row", "column"} <= found.keys() else (0, 1)
+
+
+def _require_pair_columns(source: Source, num_columns: int) -> None:
+    if num_columns < 2:
+        raise mistake(
+            source.path,
+            1,
+            f"expected two or more columns (row, column), got {num_columns}",
+            "write one line `row,column` for each cell to be predicted",
+        )

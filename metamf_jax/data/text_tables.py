@@ -1,0 +1,324 @@
+"""Text to cells: in bulk by pyarrow where nothing is wrong, line by line where something may be."""
+
+import csv
+import datetime
+import io
+import itertools
+import math
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+
+from metamf_jax.data import table_format
+from metamf_jax.data.table_format import TableFormat
+from metamf_jax.data.table_source import (
+    FLOAT32_MAX,
+    Cells,
+    Source,
+    dense_column_ids,
+    dense_table,
+    first_duplicate,
+    make_table,
+    mistake,
+    no_cell,
+    typed_ids,
+)
+from metamf_jax.types import Table
+
+STRINGS = pa.dictionary(pa.int32(), pa.string())
+_DELIMITERS = {"tsv": "\t", "libmf": " ", "dat": "::"}
+_HEAD_RECORDS = 50
+
+
+def sniff(source: Source) -> tuple[str, str, list[list[str]]]:
+    """The name of a text format, its delimiter, and its first records."""
+    end = 0
+    for _ in range(_HEAD_RECORDS):
+        end = source.data.find(b"\n", end) + 1
+        if end == 0:
+            break
+    head = source.data[: end or None].decode("utf-8")
+    line = next(line for line in head.split("\n") if line.strip())
+    name = source.format
+    if name == "text":
+        name = next(
+            (name for name, sep in (("dat", "::"), ("tsv", "\t"), ("csv", ",")) if sep in line),
+            "csv" if ";" in line else "libmf",
+        )
+    delimiter = _DELIMITERS.get(name) or _csv_delimiter(head)
+    try:
+        records = [record for _, record in _split(source.path, head, delimiter)]
+    except ValueError:
+        # A quoted newline may cut the head; the whole file has a careful pass of its own.
+        records = list(csv.reader(io.StringIO(line, newline=""), delimiter=delimiter))
+    return name, delimiter, records
+
+
+def _csv_delimiter(head: str) -> str:
+    """The first of comma, semicolon and tab that splits all lines alike, else that splits any."""
+    lines = [line for line in head.split("\n") if line.strip()]
+    some = [c for c in ",;\t" if c in lines[0]]
+    even = [c for c in some if len({line.count(c) for line in lines}) == 1]
+    return (even or some or [","])[0]
+
+
+def _split(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """The records of a text with the number of the line on which each starts; skips blank lines."""
+    if delimiter in (" ", "::"):
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                yield number, line.split() if delimiter == " " else line.rstrip("\r").split("::")
+        return
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    while True:
+        start = reader.line_num + 1
+        try:
+            record = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise mistake(
+                path, start, f"cannot split the line ({error})", "mend its quotes or line end"
+            ) from None
+        if record:
+            yield start, record
+
+
+def body_records(source: Source, found: TableFormat) -> Iterator[tuple[int, list[str]]]:
+    """The records after the header, each held to the number of columns of the first."""
+    records = _split(source.path, source.data.decode("utf-8"), found.delimiter)
+    for line, record in itertools.islice(records, 1 if found.header else 0, None):
+        if len(record) != found.num_columns:
+            raise mistake(
+                source.path,
+                line,
+                f"expected {found.num_columns} columns as in the first line, got {len(record)}",
+                "add or remove columns, and quote ids that hold the separator",
+            )
+        yield line, record
+
+
+def arrow_columns(
+    source: Source, found: TableFormat, types: dict[int, pa.DataType]
+) -> dict[int, pa.ChunkedArray] | None:
+    """Some columns by position, parsed in bulk; None where the careful pass must have its say."""
+    data, delimiter = source.data, found.delimiter
+    quoted = delimiter not in (" ", "::")
+    if quoted:
+        # Where a quote is not closed the careful pass knows the line; a blank line may be a cell.
+        if data.count(b'"') % 2 or (found.num_columns == 1 and found.dense):
+            return None
+    elif delimiter == "::":
+        if b"\t" in data:
+            return None
+        data, delimiter = data.replace(b"::", b"\t"), "\t"
+    elif b"  " in data or b"\t" in data or b" \n" in data or b"\n " in data or b" \r" in data:
+        data = re.sub(rb"[ \t]+", b" ", data)
+        data = re.sub(rb" ?(\r?\n) ?", rb"\1", data).strip(b" ")
+    names = [str(position) for position in range(found.num_columns)]
+    first_line = data.find(b"\n") + 1 or len(data)
+    try:
+        table = pyarrow.csv.read_csv(
+            pa.py_buffer(data),
+            read_options=pyarrow.csv.ReadOptions(
+                column_names=names,
+                skip_rows_after_names=1 if found.header else 0,
+                block_size=max(1 << 22, 8 * first_line),
+            ),
+            parse_options=pyarrow.csv.ParseOptions(
+                delimiter=delimiter,
+                quote_char='"' if quoted else False,
+                newlines_in_values=quoted and b'"' in data,
+            ),
+            convert_options=pyarrow.csv.ConvertOptions(
+                column_types={str(position): kind for position, kind in types.items()},
+                include_columns=[str(position) for position in types],
+                null_values=["", "NA", "N/A", "NaN", "nan", "na", "n/a", "?"],
+            ),
+        )
+    except pa.ArrowInvalid:
+        return None
+    return {position: table.column(str(position)) for position in types}
+
+
+def coded(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes [E] int32 and ids of a dictionary column, in the order of first appearance."""
+    whole = column.unify_dictionaries().combine_chunks()
+    if isinstance(whole, pa.ChunkedArray):
+        whole = whole.chunk(0) if whole.num_chunks else pa.array([], STRINGS)
+    return whole.indices.to_numpy(), typed_ids(whole.dictionary.to_pylist())
+
+
+def id_of(source: Source, line: int | str, part: str, token: str) -> str:
+    if token == "":
+        raise mistake(
+            source.path, line, f"expected the id of a {part}, got a blank", f"name the {part}"
+        )
+    return token
+
+
+def _number(source: Source, line: int | str, token: str) -> float:
+    if not table_format.is_number(token):
+        what = f"{token.strip()[:40]!r}" if token.strip() else "a blank"
+        raise mistake(
+            source.path,
+            line,
+            f"expected a finite number, got {what}",
+            "correct it, or leave the line out if the cell is not observed",
+        )
+    value = float(token)
+    if not abs(value) <= FLOAT32_MAX:
+        raise mistake(
+            source.path,
+            line,
+            f"expected a finite number in single precision, got {token.strip()[:40]}",
+            "rescale the values",
+        )
+    return value
+
+
+def _time(source: Source, line: int, token: str) -> int:
+    try:
+        if table_format.is_number(token):
+            seconds = float(token)
+            if table_format.is_integer(token):
+                return int(token)
+            if seconds == math.floor(seconds) and abs(seconds) < 2**53:
+                return int(seconds)
+        else:
+            moment = datetime.datetime.fromisoformat(token.strip())
+            if moment.tzinfo is None:
+                moment = moment.replace(tzinfo=datetime.UTC)
+            return math.floor(moment.timestamp())
+    except ValueError:
+        pass  # Told below, with file and line.
+    raise mistake(
+        source.path,
+        line,
+        f"expected a time in whole seconds or as an ISO 8601 date, got {token.strip()[:40]!r}",
+        "correct it, or give the column another name than time",
+    )
+
+
+def read_pairs_text(source: Source, found: TableFormat) -> Table:
+    cells = _pairs_in_bulk(source, found)
+    if cells is None or not _sound(cells):
+        cells = _pairs_with_care(source, found)
+    return make_table(cells)
+
+
+def _pairs_in_bulk(source: Source, found: TableFormat) -> Cells | None:
+    row, column, value, *time = found.roles
+    types = {row: STRINGS, column: STRINGS, value: pa.float64()}
+    if time:
+        first = next(body_records(source, found), None)
+        integer = first is None or table_format.is_integer(first[1][time[0]])
+        types[time[0]] = pa.int64() if integer else pa.timestamp("s")
+    columns = arrow_columns(source, found, types)
+    if columns is None or any(columns[role].null_count for role in (value, *time)):
+        return None
+    times = columns[time[0]].cast(pa.int64()).to_numpy() if time else None
+    return Cells(*coded(columns[row]), *coded(columns[column]), columns[value].to_numpy(), times)
+
+
+def _sound(cells: Cells) -> bool:
+    """Whether nothing is wrong: finite values, ids given, at least one cell, none twice."""
+    return bool(
+        len(cells.values)
+        and (np.abs(cells.values) <= FLOAT32_MAX).all()
+        and "" not in cells.row_ids
+        and "" not in cells.column_ids
+        and first_duplicate(cells) is None
+    )
+
+
+def _pairs_with_care(source: Source, found: TableFormat) -> Cells:
+    """The same as `_pairs_in_bulk`, line by line; raises at the first line that is wrong."""
+    row, column, value, *time = found.roles
+    index: tuple[dict[str, int], dict[str, int]] = ({}, {})
+    lines: dict[tuple[int, int], int] = {}
+    values, times = [], []
+    for line, record in body_records(source, found):
+        n = index[0].setdefault(id_of(source, line, "row", record[row]), len(index[0]))
+        m = index[1].setdefault(id_of(source, line, "column", record[column]), len(index[1]))
+        values.append(_number(source, line, record[value]))
+        if time:
+            times.append(_time(source, line, record[time[0]]))
+        if lines.setdefault((n, m), line) != line:
+            remedy = "keep one of them"
+            if found.header is None and found.format in ("csv", "tsv"):
+                remedy += ", or say layout=dense if the file is a matrix with blanks"
+            raise mistake(
+                source.path,
+                line,
+                f"row {record[row]!r}, column {record[column]!r} was given on line "
+                f"{lines[n, m]} already",
+                remedy,
+            )
+    if not values:
+        raise no_cell(source)
+    codes = np.array(list(lines), np.int32)
+    return Cells(
+        codes[:, 0],
+        typed_ids(list(index[0])),
+        codes[:, 1],
+        typed_ids(list(index[1])),
+        np.array(values),
+        np.array(times, np.int64) if time else None,
+    )
+
+
+def read_dense_text(source: Source, found: TableFormat) -> Table:
+    skipped = 1 if found.row_names else 0
+    types = {n: pa.float64() for n in range(skipped, found.num_columns)}
+    if skipped:
+        types = {0: pa.string(), **types}
+    columns = arrow_columns(source, found, types)
+    if columns is not None:
+        values = np.stack(
+            [columns[n].to_numpy() for n in range(skipped, found.num_columns)], axis=1
+        )
+        names = columns[0].to_pylist() if skipped else None
+        named = names is None or (len(set(names)) == len(names) and "" not in names)
+        if not named or (np.abs(values) > FLOAT32_MAX).any():
+            columns = None
+    if columns is None:
+        values, names = _dense_with_care(source, found)
+    row_ids = np.arange(len(values)) if names is None else typed_ids(names)
+    return dense_table(source, values, row_ids, dense_column_ids(source, found))
+
+
+def _dense_with_care(source: Source, found: TableFormat) -> tuple[np.ndarray, list[str] | None]:
+    skipped = 1 if found.row_names else 0
+    rows, lines = [], {}
+    for line, record in _dense_records(source, found):
+        if skipped:
+            name = id_of(source, line, "row", record[0])
+            if lines.setdefault(name, line) != line:
+                raise mistake(
+                    source.path,
+                    line,
+                    f"row {name!r} was given on line {lines[name]} already",
+                    "give every row a name of its own",
+                )
+        rows.append(
+            [
+                math.nan if table_format.is_missing(token) else _number(source, line, token)
+                for token in record[skipped:]
+            ]
+        )
+    values = np.array(rows, np.float64).reshape(len(rows), found.num_columns - skipped)
+    return values, list(lines) if skipped else None
+
+
+def _dense_records(source: Source, found: TableFormat) -> Iterable[tuple[int, list[str]]]:
+    if found.num_columns > 1:
+        return body_records(source, found)
+    # In a single column a blank line is a missing cell.
+    lines = source.data.decode("utf-8").removesuffix("\n").split("\n")
+    records = [(number, [line.rstrip("\r")]) for number, line in enumerate(lines, 1)]
+    return records[1:] if found.header else records

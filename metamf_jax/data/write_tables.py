@@ -1,0 +1,194 @@
+"""Writes what `tables` reads: lists of cells, and dense matrices. Written aside, then renamed."""
+
+import contextlib
+import gzip
+import io
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from metamf_jax.data import table_format
+from metamf_jax.data.table_format import TableFormat
+
+_BY_EXTENSION = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".tab": "tsv",
+    ".libmf": "libmf",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+_DELIMITERS = {"csv": ",", "tsv": "\t", "libmf": " "}
+
+
+@contextlib.contextmanager
+def written_aside(path: str | os.PathLike) -> Iterator[Path]:
+    """Gives a path beside ``path`` to write to, which takes its name once all went well."""
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: there is no folder {path.parent}; make it first")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_pairs(
+    path: str | os.PathLike,
+    row_ids: np.ndarray,
+    column_ids: np.ndarray,
+    values: np.ndarray,
+    *,
+    times: np.ndarray | None = None,
+    extra: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Writes a line for each cell: row, column, value, further columns, time.
+
+    `tables.read_table` gives the same ids, values and times back, but for strings that are all
+    canonical integers, which text cannot tell from integers.
+
+    Args:
+      path: ends in .csv, .tsv, .libmf (no header, three columns) or .parquet; text also in .gz.
+      row_ids: [P] integers or strings.
+      column_ids: [P] likewise.
+      values: [P] finite numbers.
+      times: [P] int64 seconds.
+      extra: further columns [P] by name, for instance standard deviations.
+
+    Raises:
+      ValueError: if the extension is unknown, a value is not finite, or an id cannot be written.
+    """
+    path = Path(path)
+    format = _format(path)
+    columns = {"row": row_ids, "column": column_ids, "value": values, **(extra or {})}
+    if times is not None:
+        columns["time"] = times
+    if not np.isfinite(values).all():
+        entry = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise ValueError(f"{path}: expected finite values, got {values[entry]} in entry {entry}")
+    for name in ("row", "column"):
+        _require_writable(path, name, columns[name], format)
+    table = pa.table({name: pa.array(np.asarray(column)) for name, column in columns.items()})
+    if format == "parquet":
+        with written_aside(path) as aside:
+            pyarrow.parquet.write_table(table, aside)
+        return
+    if format == "libmf" and len(columns) > 3:
+        raise ValueError(f"{path}: LIBMF text has no columns but row, column and value")
+    text = io.BytesIO()
+    if format != "libmf":
+        text.write(_line(columns, _DELIMITERS[format]).encode())
+    pyarrow.csv.write_csv(
+        table,
+        text,
+        write_options=pyarrow.csv.WriteOptions(
+            include_header=False,
+            delimiter=_DELIMITERS[format],
+            quoting_style="none" if format == "libmf" else "needed",
+        ),
+    )
+    _write_text(path, text.getvalue())
+
+
+def write_dense(
+    path: str | os.PathLike,
+    values: np.ndarray,
+    row_ids: np.ndarray,
+    column_ids: np.ndarray,
+    *,
+    like: TableFormat | None = None,
+) -> None:
+    """Writes a matrix with a line for each row; NaN becomes a blank.
+
+    Args:
+      path: ends in .csv, .tsv or .parquet; text also in .gz. With ``like`` of a text format any
+        ending but .parquet will do.
+      values: [N, M] finite numbers or NaN.
+      row_ids: [N] integers or strings.
+      column_ids: [M] likewise.
+      like: the format of the file that was filled in, whose delimiter, header and row names are
+        kept; None writes both kinds of names.
+
+    Raises:
+      ValueError: if the extension is unknown, a value is infinite, or shapes disagree.
+    """
+    path = Path(path)
+    values = np.asarray(values)
+    if values.shape != (len(row_ids), len(column_ids)):
+        raise ValueError(
+            f"{path}: expected [{len(row_ids)}, {len(column_ids)}] values, got {values.shape}"
+        )
+    if np.isinf(values).any():
+        row, column = np.argwhere(np.isinf(values))[0]
+        raise ValueError(f"{path}: expected finite values, got one at row {row}, column {column}")
+    keep_text = like is not None and like.dense and like.delimiter
+    format = _format(path, like.format if like is not None and keep_text else None)
+    with_header = like is None or not like.dense or like.header is not None
+    with_names = like is None or not like.dense or like.row_names
+    corner = table_format.CORNER
+    if like is not None and like.dense and like.header and like.row_names:
+        corner = like.header[0]
+    if with_names:
+        _require_writable(path, "row", row_ids, format)
+    if format == "parquet":
+        columns = {corner: row_ids} if with_names else {}
+        columns |= {str(name): values[:, n] for n, name in enumerate(column_ids.tolist())}
+        table = pa.table({name: pa.array(column) for name, column in columns.items()})
+        with written_aside(path) as aside:
+            pyarrow.parquet.write_table(table, aside)
+        return
+    delimiter = like.delimiter if like is not None and keep_text else _DELIMITERS[format]
+    lines = []
+    if with_header:
+        lines.append(_line([*([corner] if with_names else []), *column_ids.tolist()], delimiter))
+    blank = "NaN" if delimiter == " " or len(column_ids) == 1 else ""
+    for name, row in zip(row_ids.tolist(), values, strict=True):
+        # str() of a NumPy scalar is the shortest text that reads back as the same number.
+        cells = [blank if np.isnan(value) else str(value) for value in row]
+        lines.append(_line([name, *cells] if with_names else cells, delimiter))
+    _write_text(path, "".join(lines).encode())
+
+
+def _line(tokens: Iterable, delimiter: str) -> str:
+    """A line of text. The csv module does not quote a lone carriage return before Python 3.13."""
+    quoted = []
+    for token in map(str, tokens):
+        if any(mark in token for mark in (delimiter, '"', "\n", "\r")):
+            token = '"' + token.replace('"', '""') + '"'
+        quoted.append(token)
+    return delimiter.join(quoted) + "\n"
+
+
+def _format(path: Path, kept: str | None = None) -> str:
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
+    format = _BY_EXTENSION.get(suffixes[-1] if suffixes else "", kept)
+    if format is None:
+        raise ValueError(
+            f"{path}: cannot tell the format to write; end the name in one of "
+            f"{', '.join(_BY_EXTENSION)}, and in .gz to compress text"
+        )
+    return format
+
+
+def _require_writable(path: Path, part: str, ids: np.ndarray, format: str) -> None:
+    if np.asarray(ids).dtype.kind in "iu":
+        return
+    for entry, name in enumerate(np.asarray(ids).tolist()):
+        if name == "" or (format == "libmf" and name.split() != [name]):
+            raise ValueError(
+                f"{path}: the id {name!r} of {part} {entry} cannot be written as {format}; give it "
+                "a name" + (" without spaces, or write csv" if format == "libmf" else "")
+            )
+
+
+def _write_text(path: Path, text: bytes) -> None:
+    with written_aside(path) as aside:
+        # Without a time stamp, so that the same table gives the same bytes.
+        aside.write_bytes(gzip.compress(text, 6, mtime=0) if path.suffix == ".gz" else text)

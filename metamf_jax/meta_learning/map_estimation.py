@@ -1,0 +1,143 @@
+"""MAP estimation of one matrix's factors by unrolled, closed-form, differentiable steps.
+
+The energy is
+
+    1/2 sum observed (x - u.v)^2 + 1/2 sum_n lam_n |u_n - u0_n|^2 + 1/2 sum_m lam_m |v_m - v0_m|^2
+
+with the prior means ``u0, v0`` and precisions ``lam``. Steps start from the prior means (Iwata
+2021, arXiv 2106.15133). Three forms of a step:
+
+* ``plain``: gradient descent, ``U += eta (E V - lam (U - U0))``, ``V`` alike from the same old
+  factors. A row's curvature grows with its number of ratings, so on large matrices it diverges.
+* ``scaled``: the same with row n's step divided by ``N_n + lam_n``, columns alike.
+* ``ridge``: solves exactly for ``U`` given ``V``, then for ``V`` given ``U`` (`metamf_jax.ridge`).
+
+Everything here is for one matrix, dense or an entry list; ``jax.vmap`` makes batches.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+
+from metamf_jax import cells, ridge
+from metamf_jax.types import Array, FactorPrior, Factors
+
+
+@dataclasses.dataclass(frozen=True)
+class MapConfig:
+    """How the factors are found.
+
+    Attributes:
+      steps: T, number of steps.
+      step_form: ``plain``, ``scaled`` or ``ridge``.
+      memory: what is kept for the backward pass. ``unroll`` keeps every step; ``checkpoint``
+        recomputes each step (same gradients, less memory); ``implicit`` solves to a tolerance and
+        differentiates the optimum, with memory independent of the number of steps
+        (`metamf_jax.meta_learning.implicit_gradient`).
+    """
+
+    steps: int = 10
+    step_form: Literal["plain", "scaled", "ridge"] = "plain"
+    memory: Literal["unroll", "checkpoint", "implicit"] = "unroll"
+
+    def __post_init__(self):
+        if self.steps < 0:
+            raise ValueError(f"steps must not be negative, got {self.steps}")
+        if self.step_form not in _STEPS:
+            raise ValueError(f"step_form must be one of {sorted(_STEPS)}, got {self.step_form!r}")
+        if self.memory not in ("unroll", "checkpoint", "implicit"):
+            raise ValueError(f"memory must be unroll, checkpoint or implicit, got {self.memory!r}")
+
+
+def energy(observations: cells.Observations, factors: Factors, prior: FactorPrior) -> jax.Array:
+    """The energy above, a scalar: minus the log posterior up to a constant."""
+    residuals = cells.residuals(observations, factors)
+    return 0.5 * (
+        (residuals**2).sum()
+        + (prior.u_precision * ((factors.u - prior.u_mean) ** 2).sum(axis=-1)).sum()
+        + (prior.v_precision * ((factors.v - prior.v_mean) ** 2).sum(axis=-1)).sum()
+    )
+
+
+def descent_direction(
+    observations: cells.Observations, factors: Factors, prior: FactorPrior
+) -> Factors:
+    """Minus the gradient of the energy: ``E V - lam (U - U0)`` [N, K], and [M, K] alike."""
+    ev, eu = cells.residual_products(observations, factors)
+    return Factors(
+        ev - prior.u_precision[:, None] * (factors.u - prior.u_mean),
+        eu - prior.v_precision[:, None] * (factors.v - prior.v_mean),
+    )
+
+
+def plain_step(
+    observations: cells.Observations, factors: Factors, prior: FactorPrior, step_size: Array
+) -> Factors:
+    """One step of gradient descent on the energy."""
+    direction = descent_direction(observations, factors, prior)
+    return jax.tree.map(lambda factor, d: factor + step_size * d, factors, direction)
+
+
+def scaled_step(
+    observations: cells.Observations, factors: Factors, prior: FactorPrior, step_size: Array
+) -> Factors:
+    """One step of gradient descent, row n's divided by ``N_n + lam_n``."""
+    row_counts, column_counts = cells.counts(observations)
+    direction = descent_direction(observations, factors, prior)
+    return Factors(
+        factors.u + step_size * direction.u / (row_counts + prior.u_precision)[:, None],
+        factors.v + step_size * direction.v / (column_counts + prior.v_precision)[:, None],
+    )
+
+
+def ridge_step(
+    observations: cells.Observations, factors: Factors, prior: FactorPrior, step_size: Array
+) -> Factors:
+    """Solves for ``U`` given ``V``, then for ``V`` given the new ``U``; has no step size."""
+    del step_size
+    gram, moment = cells.row_normal_equations(observations, factors.v)
+    u = ridge.ridge_solve(gram, moment, prior.u_precision, prior.u_mean)
+    gram, moment = cells.row_normal_equations(cells.transpose(observations), u)
+    v = ridge.ridge_solve(gram, moment, prior.v_precision, prior.v_mean)
+    return Factors(u, v)
+
+
+_STEPS: dict[str, Callable] = {"plain": plain_step, "scaled": scaled_step, "ridge": ridge_step}
+
+
+def map_estimate(
+    observations: cells.Observations, prior: FactorPrior, step_size: Array, config: MapConfig
+) -> Factors:
+    """Runs T steps from the prior means.
+
+    Args:
+      observations: the observed cells of one matrix.
+      prior: the prior over its factors.
+      step_size: eta, a positive scalar; the ``ridge`` form does not use it.
+      config: number of steps, their form and the memory policy.
+
+    Returns:
+      The factors, differentiable in ``prior``, in the observed values, and (but for ``ridge`` and
+      ``implicit``) in ``step_size``.
+    """
+    if config.memory == "implicit":
+        # Imported here because the solver below is itself made of this module's steps.
+        from metamf_jax.meta_learning.implicit_gradient import map_optimum
+
+        return map_optimum(observations, prior)
+    step = _STEPS[config.step_form]
+
+    def body(factors, _):
+        return step(observations, factors, prior, step_size), None
+
+    if config.memory == "checkpoint":
+        body = jax.checkpoint(body)
+    factors, _ = jax.lax.scan(body, Factors(prior.u_mean, prior.v_mean), None, length=config.steps)
+    return factors
+
+
+def init_step_size(config: MapConfig) -> float:
+    """A start for eta: small for the plain form, near a Newton step for the scaled one."""
+    return {"plain": 0.01, "scaled": 0.5, "ridge": 1.0}[config.step_form]

@@ -1,0 +1,102 @@
+"""The meta-loss: how well factors adapted to a matrix's support impute its query cells.
+
+For one episode the encoder and the inner loop see the support; its loss is the mean squared error
+of ``u_n . v_m`` over the query. The meta-loss is the mean over episodes. Each returns (its mean,
+1), an episode without a query cell (0, 0), so that sums can travel over batches and devices before
+dividing.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from metamf_jax import cells
+from metamf_jax.meta_learning.encoder import Encoder, EncoderConfig, Params, make_encoder
+from metamf_jax.meta_learning.map_estimation import MapConfig, init_step_size, map_estimate
+from metamf_jax.types import Entries, FactorPrior, Factors
+
+
+class Episode(NamedTuple):
+    """One matrix, its observed cells split at random; batched by a leading axis on every array.
+
+    Attributes:
+      support: what the encoder and the inner loop see, in either layout.
+      query: the cells that are scored.
+    """
+
+    support: cells.Observations
+    query: Entries
+
+
+class MetaParams(NamedTuple):
+    """Everything that meta-training learns.
+
+    Attributes:
+      encoder: the encoder's parameters, the prior precision among them.
+      log_step_size: log eta of the inner loop, a scalar.
+    """
+
+    encoder: Params
+    log_step_size: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The meta-learned factorization: an encoder and an inner loop."""
+
+    encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
+    inner: MapConfig = dataclasses.field(default_factory=MapConfig)
+
+
+class Model(NamedTuple):
+    """Pure functions of a meta-learned matrix factorization, for one matrix each.
+
+    Attributes:
+      init: ``init(key) -> MetaParams``.
+      adapt: ``adapt(params, observations) -> (Factors, FactorPrior)``.
+    """
+
+    init: Callable[[jax.Array], MetaParams]
+    adapt: Callable[[MetaParams, cells.Observations], tuple[Factors, FactorPrior]]
+
+
+def make_model(config: ModelConfig) -> Model:
+    """Builds the model's functions from its configuration."""
+    encoder: Encoder = make_encoder(config.encoder)
+
+    def init(key):
+        return MetaParams(
+            encoder=encoder.init(key),
+            log_step_size=jnp.log(jnp.float32(init_step_size(config.inner))),
+        )
+
+    def adapt(params, observations):
+        prior = encoder.apply(params.encoder, observations)
+        step_size = jnp.exp(params.log_step_size)
+        return map_estimate(observations, prior, step_size, config.inner), prior
+
+    return Model(init, adapt)
+
+
+def query_error(factors: Factors, query: Entries) -> tuple[jax.Array, jax.Array]:
+    """Mean squared error over the query cells and 1, or (0, 0) where there is none."""
+    count = (query.rows < query.shape[0]).sum()
+    squares = (cells.residuals(query, factors) ** 2).sum()
+    return squares / jnp.maximum(count, 1), (count > 0).astype(squares.dtype)
+
+
+def episode_loss(model: Model, params: MetaParams, episode: Episode) -> tuple[jax.Array, jax.Array]:
+    """(Mean squared error over the query, 1) of one episode."""
+    factors, _ = model.adapt(params, episode.support)
+    return query_error(factors, episode.query)
+
+
+def meta_loss_terms(
+    model: Model, params: MetaParams, episodes: Episode
+) -> tuple[jax.Array, jax.Array]:
+    """Sum of the episodes' losses and their number, for a batch [B, ...] of episodes."""
+    losses, weights = jax.vmap(lambda episode: episode_loss(model, params, episode))(episodes)
+    return losses.sum(), weights.sum()

@@ -1,0 +1,190 @@
+"""What a run leaves in its workdir, and what it prints.
+
+``config.json`` (the resolved configuration, with versions and git commit), ``metrics.jsonl`` (a
+line a log step), TensorBoard events, ``summary.json`` (the result), ``plots/`` and
+``checkpoints/``. A workdir that holds a run is resumed, or refused where the configuration differs.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+from typing import Any
+
+import jax
+import tqdm
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Writes aside and renames, so that a reader never meets half a file."""
+    aside = path.with_name(path.name + ".partial")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def plain(config: Any) -> Any:
+    """A configuration as JSON would give it back: dictionaries, lists, strings and numbers."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        config = dataclasses.asdict(config)
+    return json.loads(json.dumps(config))
+
+
+def _differences(old: Any, new: Any, name: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            difference
+            for key in sorted(old.keys() | new.keys())
+            for difference in _differences(
+                old.get(key), new.get(key), f"{name}.{key}" if name else key
+            )
+        ]
+    return [] if old == new else [f"{name}: {old!r} there, {new!r} now"]
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    versions.update((name, importlib.metadata.version(name)) for name in _PACKAGES)
+    checkout = pathlib.Path(__file__).parents[1]
+    try:
+        versions["git_commit"] = subprocess.run(
+            ["git", "-C", str(checkout), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        versions["git_commit"] = "not a git checkout"
+    return versions
+
+
+class RunLog:
+    """Writes a run's files and shows its progress.
+
+    Args:
+      workdir: made if missing.
+      experiment: the binary's name.
+      config: a dataclass; everything that changes the result.
+
+    Raises:
+      ValueError: the workdir holds a run of another configuration, named in the message.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, experiment: str, config: Any):
+        self.workdir = pathlib.Path(workdir)
+        self.experiment = experiment
+        self.config = plain(config)
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        path = self.workdir / "config.json"
+        if path.exists():
+            held = read_config(self.workdir)
+            there = {"experiment": held["experiment"], **held["config"]}
+            differences = _differences(there, {"experiment": experiment, **self.config})
+            if differences:
+                raise ValueError(
+                    f"{self.workdir} holds a run of another configuration "
+                    f"({'; '.join(differences)}). Give another --workdir, or the same flags to "
+                    "resume that run"
+                )
+        else:
+            held = {"experiment": experiment, "config": self.config, "versions": _versions()}
+            write_atomically(path, json.dumps(held, indent=2) + "\n")
+        self._metrics = self.workdir / "metrics.jsonl"
+        self._events = None
+        self._bar = None
+        self._started = time.monotonic()
+
+    def resume_at(self, step: int) -> float:
+        """Forgets metrics logged after ``step`` (by a run cut between logging and checkpoint).
+
+        Returns:
+          Seconds that the run had taken by then.
+        """
+        from tensorboardX import SummaryWriter
+
+        kept = [line for line in read_metrics(self.workdir) if line["step"] <= step]
+        write_atomically(self._metrics, "".join(json.dumps(line) + "\n" for line in kept))
+        self._events = SummaryWriter(str(self.workdir), purge_step=step + 1)
+        seconds = kept[-1]["seconds"] if kept else 0.0
+        self._started = time.monotonic() - seconds
+        return seconds
+
+    def start_progress(self, total: int, first: int, unit: str) -> None:
+        """Shows a bar on a terminal; elsewhere only the lines of `metrics`."""
+        self._bar = tqdm.tqdm(
+            total=total, initial=first, unit=unit, disable=not sys.stderr.isatty(), leave=False
+        )
+
+    def advance(self) -> None:
+        """One step more on the bar."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Logs numbers under a step: a JSON line, TensorBoard events, a printed line."""
+        line = {"step": step, "seconds": round(time.monotonic() - self._started, 3), **values}
+        with self._metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        if self._events is not None:
+            for name, value in values.items():
+                self._events.add_scalar(name, value, step)
+        shown = "  ".join(f"{name} {value:.5g}" for name, value in values.items())
+        self.print(f"step {step}  {shown}")
+
+    def print(self, text: str) -> None:
+        """Prints a line without breaking the bar."""
+        tqdm.tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+    def plot_path(self, name: str) -> pathlib.Path:
+        """Where the plot of that name goes."""
+        folder = self.workdir / "plots"
+        folder.mkdir(exist_ok=True)
+        return folder / f"{name}.png"
+
+    def finish(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Writes ``summary.json`` and returns what it holds."""
+        if self._bar is not None:
+            self._bar.close()
+        if self._events is not None:
+            self._events.close()
+        summary = {
+            "experiment": self.experiment,
+            "config": self.config,
+            "results": results,
+            "seconds": round(time.monotonic() - self._started, 3),
+            "devices": [device.device_kind for device in jax.local_devices()],
+        }
+        write_atomically(self.workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+        return summary
+
+
+def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
+    """What ``config.json`` of a workdir holds.
+
+    Raises:
+      ValueError: there is none, or it cannot be read.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.exists():
+        raise ValueError(f"{workdir} holds no run: {path} is missing")
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        return {"experiment": held["experiment"], "config": dict(held["config"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a run's configuration: {error}") from error
+
+
+def read_metrics(workdir: str | os.PathLike) -> list[dict[str, float]]:
+    """The lines of ``metrics.jsonl``; a last line cut short by a kill is dropped."""
+    path = pathlib.Path(workdir) / "metrics.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]

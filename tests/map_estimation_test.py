@@ -1,0 +1,132 @@
+"""The inner loop against NumPy, closed forms and finite differences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import parameterized
+
+from metamf_jax.meta_learning import map_estimation
+from metamf_jax.meta_learning.map_estimation import MapConfig, map_estimate
+from metamf_jax.types import FactorPrior, Factors
+from tests import numpy_reference
+
+
+class MapEstimationTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.padded, self.entries = numpy_reference.random_matrix(0)
+        self.prior = numpy_reference.random_prior(1)
+
+    @parameterized.product(form=["plain", "scaled", "ridge"], memory=["unroll", "checkpoint"])
+    def test_equals_numpy_loop(self, form, memory):
+        config = MapConfig(steps=4, step_form=form, memory=memory)
+        expected = numpy_reference.map_steps(self.padded, self.prior, 0.1, 4, form)
+        for observations in (self.padded, self.entries):
+            got = map_estimate(observations, self.prior, jnp.float32(0.1), config)
+            np.testing.assert_allclose(got.u, expected[0], rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(got.v, expected[1], rtol=1e-4, atol=1e-5)
+
+    def test_energy_equals_numpy(self):
+        factors = Factors(self.prior.u_mean + 0.3, self.prior.v_mean - 0.2)
+        expected = numpy_reference.energy(self.padded, *factors, self.prior)
+        for observations in (self.padded, self.entries):
+            got = map_estimation.energy(observations, factors, self.prior)
+            np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+    def test_direction_is_minus_the_gradient_of_the_energy(self):
+        factors = Factors(jnp.asarray(self.prior.u_mean + 0.3), jnp.asarray(self.prior.v_mean))
+        for observations in (self.padded, self.entries):
+            gradient = jax.grad(lambda f, o=observations: map_estimation.energy(o, f, self.prior))
+            direction = map_estimation.descent_direction(observations, factors, self.prior)
+            for g, d in zip(gradient(factors), direction, strict=True):
+                np.testing.assert_allclose(d, -g, rtol=1e-4, atol=1e-5)
+
+    def test_with_fixed_columns_descends_to_closed_form_ridge(self):
+        # A huge precision holds the columns at their prior means.
+        prior = self.prior._replace(v_precision=np.full(5, 1e6, np.float32))
+        factors = map_estimate(
+            self.entries, prior, jnp.float32(0.7), MapConfig(steps=400, step_form="scaled")
+        )
+        expected = numpy_reference.ridge_rows(
+            self.padded.values, self.padded.observed, prior.v_mean, prior.u_mean, prior.u_precision
+        )
+        np.testing.assert_allclose(factors.u, expected, rtol=1e-3, atol=1e-4)
+
+    def test_rows_without_cells_stay_at_the_prior_mean(self):
+        empty = self.padded._replace(observed=np.zeros_like(self.padded.observed))
+        for form in ("plain", "scaled", "ridge"):
+            got = map_estimate(empty, self.prior, jnp.float32(0.1), MapConfig(3, form))
+            np.testing.assert_allclose(got.u, self.prior.u_mean, rtol=1e-6)
+
+    def test_no_steps_give_the_prior_means(self):
+        got = map_estimate(self.entries, self.prior, jnp.float32(0.1), MapConfig(steps=0))
+        np.testing.assert_array_equal(got.u, self.prior.u_mean)
+
+    @parameterized.parameters("unroll", "checkpoint", "implicit")
+    def test_gradient_equals_finite_differences_in_float64(self, memory):
+        config = MapConfig(steps=5, memory=memory)
+        rng = np.random.default_rng(2)
+        weights = rng.normal(size=(6, 5))
+
+        def loss(arguments):
+            values, prior, step_size = arguments
+            observations = self.padded._replace(values=values)
+            factors = map_estimate(observations, prior, step_size, config)
+            return (weights * (factors.u @ factors.v.T)).sum()
+
+        with jax.enable_x64(True):
+            values = np.where(self.padded.observed, self.padded.values, 0).astype(np.float64)
+            prior = FactorPrior(*(np.asarray(x, np.float64) for x in self.prior))
+            point = jax.tree.map(jnp.asarray, (values, prior, np.float64(0.05)))
+            gradient = jax.grad(loss)(point)
+            direction = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), point)
+            if memory == "implicit":
+                # The optimum does not depend on the step size.
+                assert gradient[2] == 0
+            along = sum(
+                float(jnp.vdot(g, d))
+                for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
+            )
+            h = 1e-4
+            ahead = loss(jax.tree.map(lambda x, d: x + h * d, point, direction))
+            behind = loss(jax.tree.map(lambda x, d: x - h * d, point, direction))
+            # The implicit policy solves to a tolerance of 1e-6.
+            tolerance = 1e-3 if memory == "implicit" else 1e-6
+            np.testing.assert_allclose(along, (ahead - behind) / (2 * h), rtol=tolerance)
+
+    def test_checkpointed_gradients_equal_unrolled(self):
+        def gradient(memory):
+            def loss(prior):
+                factors = map_estimate(
+                    self.entries, prior, jnp.float32(0.1), MapConfig(memory=memory)
+                )
+                return (factors.u**2).sum() + factors.v.sum()
+
+            return jax.jit(jax.grad(loss))(self.prior)
+
+        for a, b in zip(gradient("unroll"), gradient("checkpoint"), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+    def test_implicit_gradient_is_finite_where_the_hessian_is_indefinite(self):
+        # At the optimum of a weak prior around zero the energy has flat and falling directions.
+        prior = FactorPrior(
+            np.full((6, 3), 1e-3, np.float32),
+            np.full((5, 3), 1e-3, np.float32),
+            np.full(6, 1e-3, np.float32),
+            np.full(5, 1e-3, np.float32),
+        )
+
+        def loss(prior):
+            factors = map_estimate(
+                self.entries, prior, jnp.float32(0.1), MapConfig(memory="implicit")
+            )
+            return (factors.u @ factors.v.T).sum()
+
+        for leaf in jax.tree.leaves(jax.jit(jax.grad(loss))(prior)):
+            assert np.isfinite(leaf).all()
+
+    def test_bad_configurations_are_refused(self):
+        for bad in ({"steps": -1}, {"step_form": "newton"}, {"memory": "disk"}):
+            with pytest.raises(ValueError, match=next(iter(bad))):
+                MapConfig(**bad)
