@@ -36,18 +36,31 @@ def block_update(objective, per_row, step_size, u, v, points, work, sums):
             ),
         )
 
-    return jax.lax.fori_loop(0, work.first.shape[0], one_block, (u, v))
+    return jax.lax.fori_loop(0, _count(work), one_block, (u, v))
 
 
 def block_losses(objective, u, v, points, work):
     """See `metamf_jax.factorization.block_update.block_losses`."""
     place = jnp.arange(points.rows.shape[1])
 
-    def one_block(arguments):
-        u, (rows, columns, values), (first, last, slot) = arguments
-        losses = objectives.point_losses(objective, Factors(u, v[slot]), rows, columns, values)
+    def one_block(b, sums):
+        rows, columns, values = sgd.take(points, b)
+        factors = Factors(u[b], v[work.slots[b]])
+        losses = objectives.point_losses(objective, factors, rows, columns, values)
         # The sub-blocks of a block are neighbours.
-        inside = (place >= first.min()) & (place < last.max())
-        return jnp.where(inside, losses, 0).sum()
+        inside = (place >= work.first[b].min()) & (place < work.last[b].max())
+        return sums.at[b].set(jnp.where(inside, losses, 0).sum())
 
-    return jax.lax.map(one_block, (u, points, work))
+    # Zero, and not a constant, so that under `shard_map` it differs between devices like the sums.
+    zero = 0 * points.values[:, 0]
+    return jax.lax.fori_loop(0, _count(work), one_block, zero)
+
+
+def _count(work):
+    """The number of blocks, hidden from the compiler.
+
+    A loop of one step would be unrolled, fused with what is around it, and rounded otherwise than
+    the same step in a longer loop: results would depend on the number of devices.
+    """
+    num_blocks = work.slots.shape[0]
+    return jnp.minimum(num_blocks, num_blocks + work.slots[0])
