@@ -163,6 +163,11 @@ def as_varying(tree: Any) -> Any:
     return jax.tree.map(mark, tree)
 
 
+def gather(x: Array) -> jax.Array:
+    """Inside `sharded`: every device's `x`, one after the other along the leading axis."""
+    return jax.lax.all_gather(x, AXIS, axis=0, tiled=True)
+
+
 def device_index() -> jax.Array:
     """Inside `sharded`: the number of this device in the mesh."""
     return jax.lax.axis_index(AXIS)
