@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 
 from metamf_jax import parallel
 
@@ -51,6 +51,11 @@ def run_main(main: Callable[[], None]) -> None:
         if len(argv) > 1:
             print(f"error: unexpected arguments {argv[1:]}", file=sys.stderr)
             sys.exit(2)
+        # Orbax tells of each file at the level that absl shows by default.
+        if not flags.FLAGS["verbosity"].using_default_value:
+            logging.set_verbosity(flags.FLAGS.verbosity)
+        else:
+            logging.set_verbosity(logging.WARNING)
         try:
             if DEVICES.value is not None:
                 parallel.use_devices(DEVICES.value)

@@ -37,7 +37,7 @@ def predict(support: Entries, query: Entries, setting: dict[str, Any]) -> jax.Ar
     start = jnp.where(jnp.arange(_LARGEST_RANK) < setting["rank"], start.at[:, 0].add(1.0), 0)
 
     def sweep(factors, _):
-        return ridge_step(support, factors, prior, 1.0), None
+        return ridge_step(support, factors, prior), None
 
     factors, _ = jax.lax.scan(sweep, Factors(prior.u_mean, start), None, length=_SWEEPS)
     return cells.predict(factors, query.rows, query.columns)

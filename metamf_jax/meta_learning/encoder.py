@@ -18,7 +18,7 @@ from metamf_jax import cells
 from metamf_jax.meta_learning.exchangeable import (
     Counts,
     ExchangeableLayer,
-    row_and_column_means,
+    means_from_sums,
 )
 from metamf_jax.types import Entries, FactorPrior
 
@@ -79,9 +79,11 @@ class _EncoderModule(nn.Module):
         config = self.config
         counts = Counts(*cells.counts(observations))
         values = cells.observed_values(observations)[..., None]
+        means = means_from_sums(*cells.pool(observations, values), counts)
         for _ in range(config.layers):
-            values = nn.relu(ExchangeableLayer(config.channels)(observations, values, counts))
-        rows, columns, _ = row_and_column_means(observations, values, counts)
+            layer = ExchangeableLayer(config.channels)
+            values, means = layer(observations, values, means, counts)
+        rows, columns, _ = means
         u_mean = _Head(config.channels, config.rank, name="u_mean")(rows)
         v_mean = _Head(config.channels, config.rank, name="v_mean")(columns)
         log_precision = self.param("log_precision", nn.initializers.zeros, ())

@@ -4,8 +4,8 @@
             + G mean_{all observed} z + c
 
 The layer is equivariant to permutations of rows and of columns, and its parameters do not depend on
-the size of the matrix. It is written on `cells.pool` and `cells.spread`, hence serves dense padded
-matrices and entry lists alike, equal to rounding.
+the size of the matrix. It is written on `metamf_jax.cells`, hence serves dense padded matrices and
+entry lists alike, equal to rounding.
 """
 
 from typing import NamedTuple
@@ -25,17 +25,20 @@ class Counts(NamedTuple):
     columns: jax.Array
 
 
-def row_and_column_means(
-    observations: cells.Observations, values: Array, counts: Counts
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Means of ``values`` ([N, M, C] or [E, C]) over observed cells.
+class Means(NamedTuple):
+    """Means over observed cells: of each row [N, C], of each column [M, C], and of all [C].
 
-    Returns:
-      Row means [N, C], column means [M, C] and the overall mean [C]. Whatever has no observed cell
-      pools to zero.
+    Whatever has no observed cell pools to zero.
     """
-    row_sums, column_sums = cells.pool(observations, values)
-    return (
+
+    rows: jax.Array
+    columns: jax.Array
+    all: jax.Array
+
+
+def means_from_sums(row_sums: jax.Array, column_sums: jax.Array, counts: Counts) -> Means:
+    """Divides sums over rows [N, C] and columns [M, C] by the numbers of observed cells."""
+    return Means(
         row_sums / jnp.maximum(counts.rows, 1)[:, None],
         column_sums / jnp.maximum(counts.columns, 1)[:, None],
         row_sums.sum(axis=0) / jnp.maximum(counts.rows.sum(), 1),
@@ -43,7 +46,7 @@ def row_and_column_means(
 
 
 class ExchangeableLayer(nn.Module):
-    """One exchangeable matrix layer, linear; the caller applies the nonlinearity.
+    """One exchangeable matrix layer and its rectifier.
 
     Attributes:
       features: C', channels of the result.
@@ -53,17 +56,21 @@ class ExchangeableLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, observations: cells.Observations, values: Array, counts: Counts
-    ) -> jax.Array:
-        """Maps ``values`` [N, M, C] or [E, C] to [N, M, C'] or [E, C']."""
+        self, observations: cells.Observations, values: Array, means: Means, counts: Counts
+    ) -> tuple[jax.Array, Means]:
+        """Maps ``values``, [N, M, C] or [E, C], and their means to the next layer's.
+
+        Returns:
+          ``relu(z')``, [N, M, C'] or [E, C'] and zero at unobserved cells, and its means.
+        """
         # The four terms add up, so each takes a quarter of He's variance.
         init = nn.initializers.variance_scaling(0.5, "fan_in", "normal")
 
         def weight(name):
             return self.param(name, init, (values.shape[-1], self.features))
 
-        row_means, column_means, mean = row_and_column_means(observations, values, counts)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        rows = row_means @ weight("row") + (mean @ weight("all") + bias)[None, :]
-        columns = column_means @ weight("column")
-        return values @ weight("cell") + cells.spread(observations, rows, columns)
+        rows = means.rows @ weight("row") + (means.all @ weight("all") + bias)[None, :]
+        columns = means.columns @ weight("column")
+        values, *sums = cells.exchange(observations, values @ weight("cell"), rows, columns)
+        return values, means_from_sums(*sums, counts)

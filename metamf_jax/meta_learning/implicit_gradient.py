@@ -80,7 +80,7 @@ def _sweep_to_optimum(observations, prior):
 
     def sweep(carry):
         factors, _, sweeps = carry
-        new = map_estimation.ridge_step(observations, factors, prior, 1.0)
+        new = map_estimation.ridge_step(observations, factors, prior)
         largest = jnp.maximum(jnp.abs(new.u).max(), jnp.abs(new.v).max())
         change = jnp.maximum(jnp.abs(new.u - factors.u).max(), jnp.abs(new.v - factors.v).max())
         return new, change / largest, sweeps + 1

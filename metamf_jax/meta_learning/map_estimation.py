@@ -16,10 +16,10 @@ Everything here is for one matrix, dense or an entry list; ``jax.vmap`` makes ba
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 
 from metamf_jax import cells, ridge
 from metamf_jax.types import Array, FactorPrior, Factors
@@ -45,8 +45,8 @@ class MapConfig:
     def __post_init__(self):
         if self.steps < 0:
             raise ValueError(f"steps must not be negative, got {self.steps}")
-        if self.step_form not in _STEPS:
-            raise ValueError(f"step_form must be one of {sorted(_STEPS)}, got {self.step_form!r}")
+        if self.step_form not in ("plain", "scaled", "ridge"):
+            raise ValueError(f"step_form must be plain, scaled or ridge, got {self.step_form!r}")
         if self.memory not in ("unroll", "checkpoint", "implicit"):
             raise ValueError(f"memory must be unroll, checkpoint or implicit, got {self.memory!r}")
 
@@ -72,39 +72,29 @@ def descent_direction(
     )
 
 
-def plain_step(
-    observations: cells.Observations, factors: Factors, prior: FactorPrior, step_size: Array
-) -> Factors:
-    """One step of gradient descent on the energy."""
-    direction = descent_direction(observations, factors, prior)
-    return jax.tree.map(lambda factor, d: factor + step_size * d, factors, direction)
-
-
-def scaled_step(
-    observations: cells.Observations, factors: Factors, prior: FactorPrior, step_size: Array
-) -> Factors:
-    """One step of gradient descent, row n's divided by ``N_n + lam_n``."""
+def step_sizes(
+    observations: cells.Observations, prior: FactorPrior, step_size: Array, form: str
+) -> tuple[jax.Array, jax.Array]:
+    """Step sizes of every row [N] and column [M]: eta, or eta divided by ``N_n + lam_n``."""
+    if form == "plain":
+        return (
+            jnp.full_like(prior.u_precision, step_size),
+            jnp.full_like(prior.v_precision, step_size),
+        )
     row_counts, column_counts = cells.counts(observations)
-    direction = descent_direction(observations, factors, prior)
-    return Factors(
-        factors.u + step_size * direction.u / (row_counts + prior.u_precision)[:, None],
-        factors.v + step_size * direction.v / (column_counts + prior.v_precision)[:, None],
+    return (
+        step_size / (row_counts + prior.u_precision),
+        step_size / (column_counts + prior.v_precision),
     )
 
 
-def ridge_step(
-    observations: cells.Observations, factors: Factors, prior: FactorPrior, step_size: Array
-) -> Factors:
-    """Solves for ``U`` given ``V``, then for ``V`` given the new ``U``; has no step size."""
-    del step_size
+def ridge_step(observations: cells.Observations, factors: Factors, prior: FactorPrior) -> Factors:
+    """Solves exactly for ``U`` given ``V``, then for ``V`` given the new ``U``."""
     gram, moment = cells.row_normal_equations(observations, factors.v)
     u = ridge.ridge_solve(gram, moment, prior.u_precision, prior.u_mean)
     gram, moment = cells.row_normal_equations(cells.transpose(observations), u)
     v = ridge.ridge_solve(gram, moment, prior.v_precision, prior.v_mean)
     return Factors(u, v)
-
-
-_STEPS: dict[str, Callable] = {"plain": plain_step, "scaled": scaled_step, "ridge": ridge_step}
 
 
 def map_estimate(
@@ -127,15 +117,27 @@ def map_estimate(
         from metamf_jax.meta_learning.implicit_gradient import map_optimum
 
         return map_optimum(observations, prior)
-    step = _STEPS[config.step_form]
+    if config.step_form == "ridge":
 
-    def body(factors, _):
-        return step(observations, factors, prior, step_size), None
+        def step(factors, _):
+            return ridge_step(observations, factors, prior), None
+
+    else:
+        u_sizes, v_sizes = step_sizes(observations, prior, step_size, config.step_form)
+        if config.memory == "unroll":
+            return cells.descend(observations, prior, u_sizes, v_sizes, config.steps)
+
+        def step(factors, _):
+            direction = descent_direction(observations, factors, prior)
+            return Factors(
+                factors.u + u_sizes[:, None] * direction.u,
+                factors.v + v_sizes[:, None] * direction.v,
+            ), None
 
     if config.memory == "checkpoint":
-        body = jax.checkpoint(body)
-    factors, _ = jax.lax.scan(body, Factors(prior.u_mean, prior.v_mean), None, length=config.steps)
-    return factors
+        step = jax.checkpoint(step)
+    start = Factors(jnp.asarray(prior.u_mean), jnp.asarray(prior.v_mean))
+    return jax.lax.scan(step, start, None, length=config.steps)[0]
 
 
 def init_step_size(config: MapConfig) -> float:
