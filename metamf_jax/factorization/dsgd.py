@@ -371,7 +371,7 @@ def make_solver(
         losses, penalties, cell_sums = losses_program(
             state.u,
             state.v,
-            points_of(state.shuffle),
+            points_of(int(state.shuffle)),
             travel,
             (ends[:, :, :1], ends[:, :, 1:]),
             state.held.astype(np.int32),
