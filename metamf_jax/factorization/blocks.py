@@ -13,8 +13,9 @@ import numpy as np
 
 from metamf_jax.types import Entries
 
-# Bytes of factors that one sub-block may touch.
-_CACHE_BYTES = 1 << 17
+# Bytes of factors that one sub-block may touch: a first-level cache. At width 32 a core made 27
+# million updates a second with 128 kB, 41 with 40 kB and 38 with 26 kB.
+_CACHE_BYTES = 40_000
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ _FLOOR = np.float32(GKL_FLOOR)
 
 def _update(
     loss,  # number in LOSSES
-    plain,  # no prior means, all-cell term, biases or projection: one pass over the factors
+    plain,  # no prior means, all-cell term or projection
     per_row,
     biases,
     step,
@@ -44,19 +44,30 @@ def _update(
 ):
     kind = loss[()]
     width = u.shape[2]
+    mean_of_squares = _ONE / np.float32(width)
+    # The last two columns of the factors are (b, 1) and (1, c) under biases.
+    free = width - 2 if biases[()] else width
+    at_u, at_v = np.uint64(width - 2), np.uint64(width - 1)
     gradient_u = np.empty(width, np.float32)
     gradient_v = np.empty(width, np.float32)
     has_means = mean_u.shape[0] > 0
     for b in range(first.shape[0]):
-        s = np.uint32(slots[b])
+        s = slots[b]
+        block_u, block_v = u[b], v[s]
+        rows_b, columns_b, values_b = rows[b], columns[b], values[b]
         for q in range(first.shape[1]):
-            for t in range(np.uint32(first[b, q]), np.uint32(last[b, q])):
-                # Unsigned, or every access would first look for a negative index.
-                n, m = np.uint32(rows[b, t]), np.uint32(columns[b, t])
-                x, y, value = u[b, n], v[s, m], values[b, t]
-                fitted = _ZERO
-                for k in range(width):
-                    fitted += x[k] * y[k]
+            for t in range(np.uint64(first[b, q]), np.uint64(last[b, q])):
+                # Unsigned, or every access would first look for a negative index. No views of rows:
+                # to count references to them took as long as the update.
+                n, m = np.uint64(rows_b[t]), np.uint64(columns_b[t])
+                value = values_b[t]
+                fitted, x_squared, y_squared = _ZERO, _ZERO, _ZERO
+                for i in range(width):
+                    k = np.uint64(i)
+                    x_k, y_k = block_u[n, k], block_v[m, k]
+                    fitted += x_k * y_k
+                    x_squared += x_k * x_k
+                    y_squared += y_k * y_k
                 if kind == _SQUARED:
                     slope = fitted - value
                 elif kind == _SQUARED_ALL:
@@ -72,28 +83,43 @@ def _update(
                 if per_row[()]:
                     rate_u /= np.sqrt(squares_u[b, n])
                     rate_v /= np.sqrt(squares_v[s, m])
-                sum_u, sum_v = _ZERO, _ZERO
                 if plain[()]:
-                    for k in range(width):
-                        x_k, y_k = x[k], y[k]
-                        g, h = slope * y_k + weight_u * x_k, slope * x_k + weight_v * y_k
-                        sum_u += g * g
-                        sum_v += h * h
-                        x[k], y[k] = x_k - rate_u * g, y_k - rate_v * h
+                    # The gradient of u is slope y + weight x: its square follows from the products
+                    # above, and the step is one pass. A loop that also added it up ran at half the
+                    # speed (20 instead of 36 million updates a second and core at width 32).
+                    both = _TWO * slope * fitted
+                    sum_u = slope * slope * y_squared + weight_u * (both + weight_u * x_squared)
+                    sum_v = slope * slope * x_squared + weight_v * (both + weight_v * y_squared)
+                    keep_u, keep_v = _ONE - rate_u * weight_u, _ONE - rate_v * weight_v
+                    move_u, move_v = rate_u * slope, rate_v * slope
+                    for i in range(free):
+                        k = np.uint64(i)
+                        x_k, y_k = block_u[n, k], block_v[m, k]
+                        block_u[n, k] = keep_u * x_k - move_u * y_k
+                        block_v[m, k] = keep_v * y_k - move_v * x_k
+                    if biases[()]:
+                        g, h = (
+                            slope * block_v[m, at_v] + weight_u,
+                            slope * block_u[n, at_u] + weight_v,
+                        )
+                        sum_u, sum_v = sum_u - g * g, sum_v - h * h
+                        block_u[n, at_u] = keep_u * block_u[n, at_u] - move_u
+                        block_v[m, at_v] = keep_v * block_v[m, at_v] - move_v
                 else:
+                    sum_u, sum_v = _ZERO, _ZERO
                     for k in range(width):
-                        g, h = x[k], y[k]
+                        g, h = block_u[n, k], block_v[m, k]
                         if has_means:
                             g -= mean_u[b, n, k]
                             h -= mean_v[s, m, k]
-                        gradient_u[k] = slope * y[k] + weight_u * g
-                        gradient_v[k] = slope * x[k] + weight_v * h
+                        gradient_u[k] = slope * block_v[m, k] + weight_u * g
+                        gradient_v[k] = slope * block_u[n, k] + weight_v * h
                     if kind == _SQUARED_ALL:
                         for k in range(width):
                             g, h = _ZERO, _ZERO
                             for j in range(width):
-                                g += sums_v[k, j] * x[j]
-                                h += sums_u[k, j] * y[j]
+                                g += sums_v[k, j] * block_u[n, j]
+                                h += sums_u[k, j] * block_v[m, j]
                             gradient_u[k] += g * inverse_u[b, n]
                             gradient_v[k] += h * inverse_v[s, m]
                     elif kind == _GKL:
@@ -105,28 +131,32 @@ def _update(
                     for k in range(width):
                         sum_u += gradient_u[k] * gradient_u[k]
                         sum_v += gradient_v[k] * gradient_v[k]
-                        x[k] -= rate_u * gradient_u[k]
-                        y[k] -= rate_v * gradient_v[k]
+                        block_u[n, k] -= rate_u * gradient_u[k]
+                        block_v[m, k] -= rate_v * gradient_v[k]
                     if kind == _GKL:
                         for k in range(width):
-                            x[k], y[k] = max(x[k], _ZERO), max(y[k], _ZERO)
+                            block_u[n, k], block_v[m, k] = (
+                                max(block_u[n, k], _ZERO),
+                                max(block_v[m, k], _ZERO),
+                            )
                 if per_row[()]:
-                    squares_u[b, n] += sum_u / np.float32(width)
-                    squares_v[s, m] += sum_v / np.float32(width)
+                    # Rounding may leave less than nothing.
+                    squares_u[b, n] += max(sum_u, _ZERO) * mean_of_squares
+                    squares_v[s, m] += max(sum_v, _ZERO) * mean_of_squares
 
 
 def _losses(loss, rows, columns, values, first, last, slots, u, v, sums):
     kind = loss[()]
     for b in range(first.shape[0]):
-        s = np.uint32(slots[b])
+        s = slots[b]
+        block_u, block_v = u[b], v[s]
         total = 0.0
         for q in range(first.shape[1]):
-            for t in range(np.uint32(first[b, q]), np.uint32(last[b, q])):
-                n, m = np.uint32(rows[b, t]), np.uint32(columns[b, t])
-                x, y, value = u[b, n], v[s, m], values[b, t]
-                fitted = _ZERO
+            for t in range(np.uint64(first[b, q]), np.uint64(last[b, q])):
+                n, m = np.uint64(rows[b, t]), np.uint64(columns[b, t])
+                value, fitted = values[b, t], _ZERO
                 for k in range(u.shape[2]):
-                    fitted += x[k] * y[k]
+                    fitted += block_u[n, k] * block_v[m, k]
                 if kind == _SQUARED:
                     total += (fitted - value) * (fitted - value)
                 elif kind == _SQUARED_ALL:
@@ -167,7 +197,7 @@ def block_update(objective, per_row, step_size, u, v, points, work, sums):
     """See `metamf_jax.factorization.block_update.block_update`."""
     has_means = u.terms.mean is not None
     all_cells = sums[0] is not None
-    plain = not (has_means or all_cells or objective.biases or objective.loss == "gkl")
+    plain = not (has_means or all_cells)
     inverse = [1 / jnp.maximum(side.terms.count, 1) for side in (u, v)]
     # A side may have prior means where the other has none.
     if has_means != (v.terms.mean is not None):

@@ -41,6 +41,7 @@ def block_update(objective, per_row, step_size, u, v, points, work, sums):
 
 def block_losses(objective, u, v, points, work):
     """See `metamf_jax.factorization.block_update.block_losses`."""
+    points, work = jax.tree.map(jnp.asarray, (points, work))
     place = jnp.arange(points.rows.shape[1])
 
     def one_block(b, sums):
