@@ -95,9 +95,9 @@ class ObjectiveTest(parameterized.TestCase):
                 summed[n] = np.where(masks[side], share, 0)
             np.testing.assert_allclose(gradient, summed, rtol=1e-4, atol=1e-5)
 
-    @parameterized.parameters(*itertools.product(LOSSES, ["l2", "prior"]))
-    def test_full_gradient_equals_finite_differences(self, loss, penalty):
-        objective, entries, start, terms = case(loss, penalty)
+    @parameterized.parameters(*LOSSES)
+    def test_full_gradient_equals_finite_differences(self, loss):
+        objective, entries, start, terms = case(loss, "prior")
         gradient = objectives.full_gradient(objective, start, entries, terms)
         rng = np.random.default_rng(3)
         direction = Factors(rng.normal(size=(N, K)), rng.normal(size=(M, K)))
