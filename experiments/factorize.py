@@ -1,0 +1,348 @@
+"""Factorizes one large matrix with the loss, penalty and solver of choice.
+
+Claim: DSGD reaches the objective of serial SGD after as many epochs, on any number of devices, to
+the last bit the same; parameter mixing lags behind.
+
+    python -m experiments.factorize --dataset=ml1m --data_dir=DIR --solver=dsgd --blocks=8 \
+        --devices=2 --workdir=runs/factorize
+
+The workdir receives the factors with the names of rows and columns (``factors.safetensors``) and
+``summary.json``; started again, a run that was cut short goes on from its last epoch.
+"""
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments import common
+from metamf_jax import parallel
+from metamf_jax.checkpoint import Checkpointer
+from metamf_jax.data import movielens, sources, tables
+from metamf_jax.factorization import block_update, dsgd, methods, solver, step_size, strata
+from metamf_jax.factorization import objective as objectives
+from metamf_jax.factorization.dsgd import DsgdConfig
+from metamf_jax.factorization.factor_file import save_factors
+from metamf_jax.factorization.objective import Objective
+from metamf_jax.run_log import RunLog, read_metrics
+from metamf_jax.types import Entries, Factors, Table
+
+SPLITS = ("random", "time", "official")
+
+# What a preset sets where no flag does.
+_PRESETS = {
+    "smoke": {"rank": 4, "epochs": 3},
+    "tiny": {"rank": 32, "epochs": 20},
+    # The settings of the DSGD authors; their step size 0.01 counts twice.
+    "paper": {
+        "rank": 50,
+        "epochs": 60,
+        "penalty": "weighted_l2",
+        "regularization": 0.05,
+        "init": "uniform:0.5",
+        "step_size": "bold_driver:0.02",
+    },
+    "best": {"rank": 64, "epochs": 60, "biases": True},
+}
+_DEFAULTS = {
+    "loss": "squared",
+    "penalty": None,
+    "regularization": 0.05,
+    "biases": False,
+    "init": "uniform",
+    "step_size": "bold_driver:auto",
+}
+
+_DATASET = flags.DEFINE_string(
+    "dataset", "synthetic", "synthetic, ml100k, ml1m, latest_small, or jester."
+)
+_INPUT = flags.DEFINE_string("input", None, "A table to read instead of a data set.")
+_TEST_INPUT = flags.DEFINE_string("test_input", None, "A table of test cells; then no split.")
+_SPLIT = flags.DEFINE_enum(
+    "split",
+    "random",
+    SPLITS,
+    "Test cells: drawn at random, the latest, or those of the official --fold (ml100k).",
+)
+_FOLD = flags.DEFINE_string("fold", "u1", "Official split of ml100k: u1 to u5, ua or ub.")
+_TEST_FRACTION = flags.DEFINE_float("test_fraction", 0.1, "Part of the cells held out, 0 to 0.9.")
+_SOLVER = flags.DEFINE_enum("solver", "dsgd", list(methods.SOLVERS), str(methods.SOLVERS))
+_LOSS = flags.DEFINE_enum(
+    "loss", None, [*objectives.LOSSES, *objectives.ALIASES], "Loss, or a name for loss and penalty."
+)
+_PENALTY = flags.DEFINE_enum(
+    "penalty", None, ["none", "l2", "weighted_l2"], "Penalty. Default: weighted_l2, or the alias's."
+)
+_REGULARIZATION = flags.DEFINE_float("regularization", None, "Strength of the penalty.")
+_BIASES = flags.DEFINE_bool("biases", None, "Whether rows and columns have biases.")
+_RANK = flags.DEFINE_integer("rank", None, "K, number of factors.", lower_bound=1)
+_EPOCHS = flags.DEFINE_integer("epochs", None, "Passes over the cells.", lower_bound=0)
+_EARLY_STOPPING = flags.DEFINE_float(
+    "early_stopping",
+    None,
+    "Ends the run after an epoch in which the objective fell by less than this part of itself.",
+)
+_INIT = flags.DEFINE_string("init", None, "Start: uniform[:HALF_WIDTH] or normal[:DEVIATION].")
+_STEP_SIZE = flags.DEFINE_string(
+    "step_size",
+    None,
+    "constant:E, decay:E:POWER, bold_driver:E or adagrad:E; E may be `auto`, chosen on a sample.",
+)
+_SCHEDULE = flags.DEFINE_enum("schedule", "wor", strata.SCHEDULES, "Order of the strata.")
+_POINT_ORDER = flags.DEFINE_enum(
+    "point_order", "blocks", dsgd.POINT_ORDERS, "How far the order of points is drawn anew."
+)
+_BLOCKS = flags.DEFINE_integer(
+    "blocks", None, "Blocks per side, a multiple of --devices. Default: the devices.", lower_bound=1
+)
+_BACKEND = flags.DEFINE_enum("backend", "auto", block_update.BACKENDS, "How blocks are updated.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One factorization; the names are those of the flags.
+
+    `blocks` decides the result, the number of devices does not, so that it is no part of it.
+    """
+
+    dataset: str = "synthetic"
+    test_input: str | None = None
+    split: str = "random"
+    fold: str = "u1"
+    test_fraction: float = 0.1
+    solver: str = "dsgd"
+    loss: str = "squared"
+    penalty: str = "weighted_l2"
+    regularization: float = 0.05
+    biases: bool = False
+    rank: int = 32
+    epochs: int = 20
+    early_stopping: float | None = None
+    init: str = "uniform"
+    step_size: str = "bold_driver:auto"
+    schedule: str = "wor"
+    point_order: str = "blocks"
+    blocks: int = 1
+    backend: str = "auto"
+    seed: int = 0
+
+
+def split_cells(table: Table, config: Config, data_dir=None) -> tuple[Table, Entries]:
+    """(training table, test cells), both over the same rows and columns.
+
+    Raises:
+      ValueError: a split that this table does not have.
+    """
+    if config.test_input is not None:
+        return _join(table, tables.read_table(config.test_input))
+    if config.split == "official":
+        if config.dataset != "ml100k":
+            raise ValueError(f"only ml100k has official splits, not {config.dataset}; take random")
+        return _join(*movielens.ml100k_split(config.fold, data_dir))
+    if not 0 <= config.test_fraction <= 0.9:
+        raise ValueError(f"expected a test fraction from 0 to 0.9, got {config.test_fraction}")
+    size = len(table.entries.values)
+    held_out = round(config.test_fraction * size)
+    if config.split == "time":
+        if table.times is None:
+            raise ValueError(f"{config.dataset} has no times to split by; take --split=random")
+        order = np.argsort(table.times, kind="stable")
+    else:
+        order = np.random.default_rng(config.seed).permutation(size)
+    kept = np.sort(order[: size - held_out])
+    return table._replace(entries=_take(table.entries, kept)), _take(
+        table.entries, np.sort(order[size - held_out :])
+    )
+
+
+def _take(entries: Entries, index: np.ndarray) -> Entries:
+    rows, columns = np.asarray(entries.rows)[index], np.asarray(entries.columns)[index]
+    return Entries(rows, columns, np.asarray(entries.values)[index], entries.shape)
+
+
+def _join(train: Table, test: Table) -> tuple[Table, Entries]:
+    """Both over the training ids and, after them, those that only the test cells have."""
+    ids, numbers = [], []
+    for side in ("row_ids", "column_ids"):
+        known, wanted = getattr(train, side), getattr(test, side)
+        place = tables.positions(wanted, known)
+        new = place < 0
+        place[new] = len(known) + np.arange(new.sum())
+        both = np.empty(len(known) + int(new.sum()), object)
+        both[:] = [*known.tolist(), *wanted[new].tolist()]
+        ids.append(both if known.dtype == object or new.any() else known)
+        numbers.append(place)
+    shape = len(ids[0]), len(ids[1])
+    cells, held = train.entries, test.entries
+    entries = Entries(cells.rows, cells.columns, cells.values, shape)
+    held = Entries(numbers[0][held.rows], numbers[1][held.columns], held.values, shape)
+    return train._replace(entries=entries, row_ids=ids[0], column_ids=ids[1]), held
+
+
+def _rmse(factors: Factors, entries: Entries) -> float | None:
+    if len(entries.values) == 0:
+        return None
+    squared = Objective("squared", "none")
+    terms = objectives.make_terms(squared, entries)
+    total = objectives.evaluate(squared, factors, entries, terms)
+    return float(np.sqrt(total / len(entries.values)))
+
+
+def _parse_init(text: str) -> tuple[str, float | None]:
+    name, _, scale = text.partition(":")
+    try:
+        return name, float(scale) if scale else None
+    except ValueError:
+        raise ValueError(f"expected an init as NAME[:SCALE], got {text!r}") from None
+
+
+def run(
+    config: Config,
+    workdir: str | os.PathLike,
+    data_dir: str | None = None,
+    num_devices: int | None = None,
+) -> dict[str, Any]:
+    """Factorizes, or resumes, and scores; returns what ``summary.json`` holds.
+
+    Raises:
+      ValueError: the data cannot be read or split, loss and solver do not go together, the steps
+        diverged, or the workdir holds another configuration.
+    """
+    objective = Objective(config.loss, config.penalty, config.regularization, config.biases)
+    objectives.check_solver(objective, config.solver)
+    rule = step_size.parse(config.step_size.replace(":auto", ""))
+    init, scale = _parse_init(config.init)
+    work = DsgdConfig(
+        config.blocks,
+        num_devices or 1,
+        config.schedule,
+        config.point_order,
+        config.backend,
+        rule.per_row,
+        config.seed,
+    )
+    table = sources.load(config.dataset, data_dir, config.seed)
+    train, test = split_cells(table, config, data_dir)
+    objectives.check_values(objective, train.entries)
+    entries, mean = solver.centre(objective, train.entries)
+    terms = objectives.make_terms(objective, entries)
+    factors = solver.initial_factors(
+        objective, entries, terms, config.rank, np.random.default_rng(config.seed), init, scale
+    )
+    method = methods.make_solver(config.solver, objective, entries, work, width=factors.u.shape[1])
+    log = RunLog(workdir, "factorize", config)
+    if ":auto" in config.step_size and config.solver in ("sgd", "psgd", "dsgd"):
+        rule = methods.choose_step_size(objective, entries, config.rank, rule, work, init, scale)
+        log.print(f"step size {rule.value:g}, chosen on a sample")
+
+    progress = solver.start(method, factors, rule)
+    checkpointer = Checkpointer(workdir)
+    leaves, structure = jax.tree.flatten(progress)
+    restored = checkpointer.restore(leaves)
+    if restored is not None:
+        progress = jax.tree.unflatten(structure, restored)
+        progress = progress._replace(
+            epoch=int(progress.epoch),
+            step_size=float(progress.step_size),
+            objective=float(progress.objective),
+            finite_objective=float(progress.finite_objective),
+            seconds=float(progress.seconds),
+        )
+    log.resume_at(progress.epoch)
+    log.start_progress(config.epochs, progress.epoch, "epoch")
+    while progress.epoch < config.epochs:
+        used, before = progress.step_size, progress.finite_objective
+        progress = solver.advance(method, rule, progress)
+        scored = solver.add_mean(objective, method.factors(progress.state), mean)
+        errors = {"train_rmse": _rmse(scored, train.entries), "test_rmse": _rmse(scored, test)}
+        log.metrics(
+            progress.epoch,
+            {
+                "objective": progress.objective,
+                **{name: value for name, value in errors.items() if value is not None},
+                "step_size": used,
+                "epoch_seconds": progress.seconds,
+                "updates_per_second": len(entries.values) / max(progress.seconds, 1e-9),
+            },
+        )
+        checkpointer.save(progress.epoch, jax.tree.leaves(progress))
+        log.advance()
+        fall = before - progress.objective
+        if config.early_stopping is not None and 0 <= fall < config.early_stopping * before:
+            break
+    checkpointer.close()
+
+    factors = solver.add_mean(objective, method.factors(progress.state), mean)
+    path = pathlib.Path(workdir) / "factors.safetensors"
+    save_factors(path, factors, train.row_ids, train.column_ids)
+    lines = read_metrics(workdir)
+    seconds = [line["epoch_seconds"] for line in lines]
+    tests = [line["test_rmse"] for line in lines if "test_rmse" in line]
+    results = {
+        "objective": progress.finite_objective,
+        "train_rmse": _rmse(factors, train.entries),
+        "test_rmse": _rmse(factors, test),
+        "best_test_rmse": min(tests, default=None),
+        "epochs": progress.epoch,
+        "seconds_training": sum(seconds),
+        # The first epoch compiles.
+        "updates_per_second": len(entries.values) / min(seconds) if seconds else None,
+    }
+    log.print(
+        f"objective {results['objective']:.6g}, RMSE {results['train_rmse']:.4f} in training"
+        + (
+            ""
+            if results["test_rmse"] is None
+            else f", {results['test_rmse']:.4f} on the test cells"
+        )
+        + f"; wrote {path} and summary.json"
+    )
+    return log.finish(results)
+
+
+def main() -> None:
+    given = {
+        "loss": _LOSS.value,
+        "penalty": _PENALTY.value,
+        "regularization": _REGULARIZATION.value,
+        "biases": _BIASES.value,
+        "rank": _RANK.value,
+        "epochs": _EPOCHS.value,
+        "init": _INIT.value,
+        "step_size": _STEP_SIZE.value,
+    }
+    chosen = {**_DEFAULTS, **_PRESETS[common.PRESET.value]}
+    chosen.update((name, value) for name, value in given.items() if value is not None)
+    if chosen["penalty"] is None and chosen["loss"] not in objectives.ALIASES:
+        chosen["penalty"] = "weighted_l2"
+    chosen["loss"], chosen["penalty"] = objectives.resolve_names(chosen["loss"], chosen["penalty"])
+    num_devices = len(parallel.devices()) if common.DEVICES.value else 1
+    if _SOLVER.value in ("als", "lbfgs", "sgd"):
+        num_devices = 1
+    config = Config(
+        dataset=_INPUT.value or _DATASET.value,
+        test_input=_TEST_INPUT.value,
+        split=_SPLIT.value,
+        fold=_FOLD.value,
+        test_fraction=_TEST_FRACTION.value,
+        solver=_SOLVER.value,
+        early_stopping=_EARLY_STOPPING.value,
+        schedule=_SCHEDULE.value,
+        point_order=_POINT_ORDER.value,
+        blocks=_BLOCKS.value or num_devices,
+        backend=_BACKEND.value,
+        seed=common.SEED.value,
+        **chosen,
+    )
+    if common.WORKDIR.value is None:
+        raise ValueError("--workdir is needed: the folder for the run's files")
+    with common.profiled(common.WORKDIR.value):
+        run(config, common.WORKDIR.value, common.DATA_DIR.value, num_devices)
+
+
+if __name__ == "__main__":
+    common.run_main(main)

@@ -1,0 +1,129 @@
+"""Runs SGD over blocks that share neither rows nor columns: one function, several backends.
+
+`block_update` and `block_losses` mean the same in every backend, and are held to the same tests.
+The blocks of one device run one after the other: batching them changed the last bits.
+"""
+
+import importlib
+from types import ModuleType
+from typing import Final, NamedTuple
+
+import jax
+
+from metamf_jax import numba_ffi
+from metamf_jax.factorization.objective import CellSums, Objective, SideTerms
+from metamf_jax.types import Array
+
+BACKENDS: Final = ("auto", "xla", "numba")
+
+
+class SideBlocks(NamedTuple):
+    """One side's blocks of factors, with what belongs to their rows (or columns).
+
+    Attributes:
+      factors: [B, R, K].
+      squares: [B, R] AdaGrad's memory, see `sgd.Squares`.
+      terms: `objective.SideTerms` with arrays of [B, R] and [B, R, K]; a row that is only there to
+        fill the block up has no points, no weight and zero factors.
+    """
+
+    factors: Array
+    squares: Array
+    terms: SideTerms
+
+
+class Points(NamedTuple):
+    """The points of B row blocks, [B, L] each; see `blocks.Blocks`."""
+
+    rows: Array
+    columns: Array
+    values: Array
+
+
+class Work(NamedTuple):
+    """Which points to visit.
+
+    Attributes:
+      first: [B, Q] int32: row block b visits its points ``first[b, 0] .. last[b, 0] - 1``, then
+        ``first[b, 1] ..``, and so on.
+      last: [B, Q] int32.
+      slots: [B] int32: all of them lie in the column block ``v.factors[slots[b]]``.
+    """
+
+    first: Array
+    last: Array
+    slots: Array
+
+
+def choose_backend(name: str) -> str:
+    """Resolves `auto` by platform: `numba` on a CPU where Numba is installed, else `xla`.
+
+    Raises:
+      ValueError: an unknown backend, or `numba` where it cannot run.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"expected a backend among {', '.join(BACKENDS)}, got {name!r}")
+    platform, installed = jax.default_backend(), numba_ffi.is_available()
+    if name == "auto":
+        return "numba" if platform == "cpu" and installed else "xla"
+    if name == "numba" and not (platform == "cpu" and installed):
+        raise ValueError(
+            f"the backend 'numba' needs a CPU and Numba (pip install 'metamf_jax[cpu]'), but the"
+            f" platform is {platform!r} and Numba is {'' if installed else 'not '}installed;"
+            " 'xla' runs anywhere"
+        )
+    return name
+
+
+def _module(backend: str) -> ModuleType:
+    # Not before it is wanted: Numba is optional, and takes half a second to import.
+    return importlib.import_module(f"{__name__}.{backend}")
+
+
+def block_update(
+    backend: str,
+    objective: Objective,
+    per_row: bool,
+    step_size: Array,
+    u: SideBlocks,
+    v: SideBlocks,
+    points: Points,
+    work: Work,
+    sums: tuple[CellSums, CellSums],
+) -> tuple[SideBlocks, SideBlocks]:
+    """Runs `sgd.point_step` over the points of B blocks, no two in one row or column block.
+
+    Args:
+      backend: from `choose_backend`.
+      objective: the objective.
+      per_row: whether AdaGrad scales the steps.
+      step_size: float32 scalar.
+      u: B row blocks.
+      v: column blocks.
+      points: of the row blocks.
+      work: what to visit, in which order.
+      sums: `objective.cell_sums` of the whole U and V, held fixed.
+
+    Returns:
+      u and v with new factors and squares.
+    """
+    return _module(backend).block_update(objective, per_row, step_size, u, v, points, work, sums)
+
+
+def block_losses(
+    backend: str, objective: Objective, u: Array, v: Array, points: Points, work: Work
+) -> Array:
+    """Sum of `objective.point_losses` over the points of each of B blocks.
+
+    Args:
+      backend: from `choose_backend`.
+      objective: the objective.
+      u: [B, R, K] row blocks of factors.
+      v: [B', C, K] column blocks of factors.
+      points: of the row blocks.
+      work: as for `block_update`.
+
+    Returns:
+      [B] float32.
+    """
+    return _module(backend).block_losses(objective, u, v, points, work)

@@ -1,0 +1,398 @@
+"""Distributed SGD: strata in series, the blocks of a stratum in parallel.
+
+Rows and columns are permuted and cut into P x P blocks. In each of an epoch's P sub-epochs every
+row block meets one column block (`strata.py`); these P blocks share no row and no column, so that
+SGD on them in parallel equals SGD on them one after the other. Row blocks stay on their device,
+column blocks travel. P is any multiple of the number of devices, and the factors do not depend on
+that number: the same seed and P give the same factors, to the last bit on one platform and version.
+
+With one block this is plain SGD.
+
+Gemulla, Nijkamp, Haas, Sismanis: Large-scale matrix factorization with distributed stochastic
+gradient descent, KDD 2011.
+"""
+
+import dataclasses
+from typing import Any, Final, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metamf_jax import parallel
+from metamf_jax.factorization import block_update, sgd, strata
+from metamf_jax.factorization import objective as objectives
+from metamf_jax.factorization.block_update import Points, SideBlocks, Work
+from metamf_jax.factorization.blocks import Blocks, cuts_for_cache, make_blocks
+from metamf_jax.factorization.objective import CellSums, Objective
+from metamf_jax.factorization.solver import Solver
+from metamf_jax.parallel import REPLICATED, SPLIT
+from metamf_jax.types import Array, Entries, FactorPrior, Factors
+
+POINT_ORDERS: Final = ("blocks", "full")
+
+# Epochs between two shuffles inside the sub-blocks: the shuffle takes as long as several epochs.
+_INSIDE_EVERY = 8
+
+# Streams of random numbers drawn from one seed.
+_CUT, _EPOCH, _INSIDE = range(3)
+
+
+@dataclasses.dataclass(frozen=True)
+class DsgdConfig:
+    """How the work is cut up.
+
+    Attributes:
+      num_blocks: P, blocks per side; a multiple of `num_devices`.
+      num_devices: D.
+      schedule: one of `strata.SCHEDULES`.
+      point_order: `blocks` visits cache-sized sub-blocks in a fresh random order every epoch, and
+        shuffles inside them every 8th; `full` puts all points of a block into a fresh random order
+        every epoch, which takes longer than the updates.
+      backend: one of `block_update.BACKENDS`.
+      per_row: whether AdaGrad scales the steps, see `step_size.StepSize.per_row`.
+      seed: of the permutation, the strata and the order of points.
+    """
+
+    num_blocks: int = 1
+    num_devices: int = 1
+    schedule: str = "wor"
+    point_order: str = "blocks"
+    backend: str = "auto"
+    per_row: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.num_blocks < 1 or self.num_blocks % self.num_devices:
+            raise ValueError(
+                f"expected a number of blocks that is a multiple of the {self.num_devices} devices,"
+                f" got {self.num_blocks}"
+            )
+        if self.schedule not in strata.SCHEDULES:
+            raise ValueError(
+                f"expected a schedule among {', '.join(strata.SCHEDULES)}, got {self.schedule!r}"
+            )
+        if self.point_order not in POINT_ORDERS:
+            raise ValueError(
+                f"expected a point order among {', '.join(POINT_ORDERS)}, got {self.point_order!r}"
+            )
+
+
+class DsgdState(NamedTuple):
+    """Factors in blocks, on their devices.
+
+    Attributes:
+      u: P row blocks.
+      v: P column blocks, in the slots where they now lie.
+      held: [P] NumPy, ``held[q]`` is the column block in slot q.
+      shuffle: of the points in the last epoch, which the objective then sums in the same order.
+    """
+
+    u: SideBlocks
+    v: SideBlocks
+    held: np.ndarray
+    shuffle: int
+
+
+class Travel(NamedTuple):
+    """A plan in integers: which blocks move before each sub-epoch, and where they are then.
+
+    Attributes:
+      rounds: [S, D - 1], see `parallel.exchange`.
+      send: [D, S, D - 1, B].
+      receive: [D, S, D - 1, B].
+      held: [P, S], the column block in each slot after the move.
+      slots: [P, S], for each row block the slot on its device of the column block it meets.
+    """
+
+    rounds: Any
+    send: Any
+    receive: Any
+    held: Any
+    slots: Any
+
+
+def plan_travel(schedule: np.ndarray, held: np.ndarray, num_devices: int) -> Travel:
+    """Plans the moves: a block moves when it is wanted on another device, straight to it.
+
+    Args:
+      schedule: [S, P] from `strata.make_schedule`.
+      held: [P], where the column blocks lie at first.
+      num_devices: D.
+    """
+    steps, num_blocks = schedule.shape
+    per_device = num_blocks // num_devices
+    hops = num_devices - 1
+    rounds = np.zeros((steps, hops), np.int32)
+    send = np.zeros((num_devices, steps, hops, per_device), np.int32)
+    receive = np.full((num_devices, steps, hops, per_device), per_device, np.int32)
+    held_after = np.empty((num_blocks, steps), np.int32)
+    slots = np.empty((num_blocks, steps), np.int32)
+    home = np.arange(num_blocks) // per_device
+    for s, wanted in enumerate(schedule):
+        target = np.empty(num_blocks, int)
+        target[wanted] = home
+        leaving = np.flatnonzero(target[held] != home)
+        vacant = [list(leaving[home[leaving] == d]) for d in range(num_devices)]
+        sent = np.zeros((num_devices, hops), int)
+        new = held.copy()
+        for slot in leaving:
+            block = held[slot]
+            here, there = home[slot], target[block]
+            to = vacant[there].pop(0)
+            hop = (there - here) % num_devices - 1
+            j = sent[here, hop]
+            sent[here, hop] += 1
+            send[here, s, hop, j] = slot % per_device
+            receive[there, s, hop, j] = to % per_device
+            new[to] = block
+        rounds[s] = sent.max(axis=0)
+        held = new
+        held_after[:, s] = held
+        at = np.empty(num_blocks, int)
+        at[held] = np.arange(num_blocks) % per_device
+        slots[:, s] = at[wanted]
+    return Travel(rounds, send, receive, held_after, slots)
+
+
+def _sums_in_block_order(
+    objective: Objective, factors: Array, numbers: Array, num_blocks: int
+) -> CellSums:
+    """`objective.cell_sums` of all blocks, added in the order of the blocks' numbers."""
+    if objectives.cell_sums(objective, factors[0]) is None:
+        return None
+    own = jax.lax.map(lambda f: objectives.cell_sums(objective, f), factors)
+    table = jnp.zeros((num_blocks, *own.shape[1:]), own.dtype).at[numbers].set(own)
+    return parallel.sum_over_devices(table).sum(axis=0)
+
+
+def _generator(config: DsgdConfig, stream: int, number: int = 0) -> np.random.Generator:
+    return np.random.default_rng((config.seed, stream, number))
+
+
+def cut_matrix(entries: Entries, config: DsgdConfig, width: int) -> Blocks:
+    """Cuts the matrix as `config` says, for factors of `width` columns."""
+    cuts = 1
+    if config.point_order == "blocks":
+        cuts = cuts_for_cache(entries.shape, config.num_blocks, width, len(entries.values))
+    return make_blocks(entries, config.num_blocks, cuts, _generator(config, _CUT))
+
+
+class Visits(NamedTuple):
+    """What an epoch does, in which order.
+
+    Attributes:
+      schedule: [S, P], see `strata.make_schedule`.
+      first: [P, S, Q] int32: first point of each sub-block to visit, see `block_update.Work`.
+      last: [P, S, Q] int32.
+      shuffle: which shuffle of the points inside the sub-blocks to use, see `shuffled_points`.
+    """
+
+    schedule: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+    shuffle: int
+
+
+def draw_visits(cut: Blocks, config: DsgdConfig, epoch: int) -> Visits:
+    """Draws the strata and the order of sub-blocks of an epoch, counted from 1."""
+    rng = _generator(config, _EPOCH, epoch)
+    schedule = strata.make_schedule(config.schedule, config.num_blocks, rng)
+    offsets = cut.offsets[np.arange(config.num_blocks)[:, None], schedule.T]
+    order = np.broadcast_to(np.arange(offsets.shape[2] - 1), offsets[:, :, 1:].shape)
+    order = rng.permuted(order, axis=2)
+    return Visits(
+        schedule,
+        np.take_along_axis(offsets[:, :, :-1], order, axis=2),
+        np.take_along_axis(offsets[:, :, 1:], order, axis=2),
+        epoch - 1 if config.point_order == "full" else (epoch - 1) // _INSIDE_EVERY,
+    )
+
+
+def shuffled_points(cut: Blocks, config: DsgdConfig, shuffle: int) -> Points:
+    """The points with the insides of their sub-blocks in the order of a shuffle, from 0.
+
+    Each starts from the order of the cut, so that a run that goes on finds the same as one that
+    never stopped.
+    """
+    shuffled = cut.shuffled(_generator(config, _INSIDE, shuffle)) if shuffle else cut
+    return Points(shuffled.rows, shuffled.columns, shuffled.values)
+
+
+def make_solver(
+    objective: Objective,
+    entries: Entries,
+    config: DsgdConfig,
+    prior: FactorPrior | None = None,
+    width: int = 32,
+) -> Solver:
+    """DSGD as a solver; plain SGD where ``config.num_blocks`` is 1.
+
+    Args:
+      objective: any loss and penalty.
+      entries: the points.
+      config: how the work is cut up.
+      prior: see `objective.make_terms`.
+      width: columns of the factors to come, which size the sub-blocks; any other width works too.
+
+    Raises:
+      ValueError: bad values, more blocks than rows or columns, or fewer devices than asked for.
+    """
+    objectives.check_values(objective, entries)
+    backend = block_update.choose_backend(config.backend)
+    num_blocks, num_devices = config.num_blocks, config.num_devices
+    mesh = parallel.make_mesh(num_devices)
+    cut = cut_matrix(entries, config, width)
+    terms = objectives.make_terms(objective, entries, prior)
+    start = np.arange(num_blocks)
+    # Only the last shuffle is kept, by its number.
+    points_of_shuffle: dict[int, Points] = {}
+
+    def points_of(shuffle):
+        if shuffle not in points_of_shuffle:
+            points_of_shuffle.clear()
+            points = shuffled_points(cut, config, shuffle)
+            points_of_shuffle[shuffle] = parallel.split(mesh, points)
+        return points_of_shuffle[shuffle]
+
+    def init(factors):
+        def blocks_of(side, factor, side_terms):
+            return SideBlocks(
+                side.split(factor),
+                np.ones(side.shape, np.float32),
+                jax.tree.map(side.split, side_terms),
+            )
+
+        u = blocks_of(cut.u, factors.u, terms.u)
+        v = blocks_of(cut.v, factors.v, terms.v)
+        return DsgdState(parallel.split(mesh, u), parallel.split(mesh, v), start, 0)
+
+    def sums_of(u, v, held):
+        numbers = parallel.device_index() * u.shape[0] + jnp.arange(u.shape[0])
+        return (
+            _sums_in_block_order(objective, u, numbers, num_blocks),
+            _sums_in_block_order(objective, v, held, num_blocks),
+        )
+
+    def over_strata(body, u, v, travel, visits):
+        """Runs ``body(u, v, work, held)`` for each stratum, moving the column blocks before it."""
+        first, last = visits
+        local = travel._replace(send=travel.send[0], receive=travel.receive[0])
+        by_step = (
+            local._replace(held=local.held.T, slots=local.slots.T),
+            jnp.swapaxes(first, 0, 1),
+            jnp.swapaxes(last, 0, 1),
+        )
+
+        def sub_epoch(carry, step):
+            u, v = carry
+            move, first, last = step
+            v = parallel.exchange(v, move.rounds, move.send, move.receive, num_devices)
+            u, v, result = body(u, v, Work(first, last, move.slots), move.held)
+            return (u, v), result
+
+        return jax.lax.scan(sub_epoch, (u, v), by_step)
+
+    def run_epoch(u, v, points, travel, visits, held, step_size):
+        sums = sums_of(u.factors, v.factors, held)
+        masks = objectives.trainable(objective, u.factors.shape[2])
+
+        def without_points(side, opposite, mask):
+            def one_block(block):
+                return sgd.step_without_points(
+                    objective, step_size, block.factors, block.terms, opposite, mask
+                )
+
+            return side._replace(factors=jax.lax.map(one_block, side))
+
+        if sums[0] is not None:
+            u, v = without_points(u, sums[1], masks[0]), without_points(v, sums[0], masks[1])
+
+        def body(u, v, work, held):
+            sums = sums_of(u.factors, v.factors, held)
+            u, v = block_update.block_update(
+                backend, objective, config.per_row, step_size, u, v, points, work, sums
+            )
+            return *parallel.as_varying((u, v)), None
+
+        (u, v), _ = over_strata(body, u, v, travel, visits)
+        return u, v
+
+    def run_losses(u, v, points, travel, visits, held):
+        def body(u, v, work, held):
+            losses = block_update.block_losses(backend, objective, u, v, points, work)
+            return u, v, parallel.as_varying(losses)
+
+        def cell_sums_of(factors):
+            if objectives.cell_sums(objective, factors[0]) is None:
+                return None
+            return jax.lax.map(lambda f: objectives.cell_sums(objective, f), factors)
+
+        def penalties_of(side, name):
+            # Of each row, to be added in float64: a sum over rows is compiled otherwise, and rounds
+            # otherwise, for another number of blocks on the device.
+            by_row = jax.vmap(lambda f, t: objectives.penalty(objective, f, t, name))
+            return jax.vmap(by_row)(side.factors, side.terms)
+
+        _, losses = over_strata(body, u.factors, v.factors, travel, visits)
+        penalties = penalties_of(u, "u"), penalties_of(v, "v")
+        return losses.T, penalties, (cell_sums_of(u.factors), cell_sums_of(v.factors))
+
+    travel_specs = Travel(REPLICATED, SPLIT, SPLIT, SPLIT, SPLIT)
+    epoch_program = parallel.sharded(
+        mesh,
+        run_epoch,
+        (SPLIT, SPLIT, SPLIT, travel_specs, SPLIT, SPLIT, REPLICATED),
+        (SPLIT, SPLIT),
+    )
+    losses_program = parallel.sharded(
+        mesh, run_losses, (SPLIT, SPLIT, SPLIT, travel_specs, SPLIT, SPLIT), SPLIT
+    )
+
+    def epoch(state, epoch, step_size):
+        visits = draw_visits(cut, config, epoch)
+        travel = plan_travel(visits.schedule, state.held, num_devices)
+        u, v = epoch_program(
+            state.u,
+            state.v,
+            points_of(visits.shuffle),
+            travel,
+            (visits.first, visits.last),
+            state.held.astype(np.int32),
+            np.float32(step_size),
+        )
+        return DsgdState(u, v, travel.held[:, -1], visits.shuffle)
+
+    def objective_of(state):
+        schedule = strata.make_schedule("seq", num_blocks, _generator(config, _EPOCH))
+        travel = plan_travel(schedule, state.held, num_devices)
+        # A block's sub-blocks are neighbours: one visit for all.
+        ends = cut.offsets[np.arange(num_blocks)[:, None], schedule.T][:, :, [0, -1]]
+        losses, penalties, cell_sums = losses_program(
+            state.u,
+            state.v,
+            points_of(int(state.shuffle)),
+            travel,
+            (ends[:, :, :1], ends[:, :, 1:]),
+            state.held.astype(np.int32),
+        )
+        # From [row block, sub-epoch] to [row block, column block], and slots to block numbers.
+        by_block = np.empty((num_blocks, num_blocks), np.float32)
+        by_block[np.arange(num_blocks)[:, None], schedule.T] = np.asarray(losses)
+        by_number = np.argsort(state.held)
+        u_penalty, v_penalty = (np.asarray(x) for x in penalties)
+        u_sums, v_sums = (None if x is None else np.asarray(x) for x in cell_sums)
+        return objectives.total(
+            by_block,
+            np.concatenate([u_penalty.ravel(), v_penalty[by_number].ravel()]),
+            u_sums,
+            None if v_sums is None else v_sums[by_number],
+        )
+
+    def factors(state):
+        by_number = np.argsort(state.held)
+        return Factors(
+            cut.u.join(state.u.factors), cut.v.join(np.asarray(state.v.factors)[by_number])
+        )
+
+    return Solver(init, epoch, objective_of, factors)

@@ -1,0 +1,58 @@
+"""Factors with the names of their rows and columns, as one safetensors file."""
+
+import json
+import os
+import pathlib
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from metamf_jax.types import Factors
+
+
+def save_factors(
+    path: str | os.PathLike, factors: Factors, row_ids: np.ndarray, column_ids: np.ndarray
+) -> None:
+    """Writes ``u``, ``v`` and both id maps, aside and renamed.
+
+    Args:
+      path: the file.
+      factors: ``u`` [N, K], ``v`` [M, K]; ``u_n . v_m`` is the prediction.
+      row_ids: [N] integers or strings.
+      column_ids: [M] likewise.
+    """
+    path = pathlib.Path(path)
+    arrays = {"u": np.ascontiguousarray(factors.u), "v": np.ascontiguousarray(factors.v)}
+    for name, ids in (("row_ids", row_ids), ("column_ids", column_ids)):
+        integers = np.issubdtype(np.asarray(ids).dtype, np.integer)
+        text = json.dumps([str(x) for x in np.asarray(ids).tolist()])
+        arrays[name] = (
+            np.asarray(ids, np.int64) if integers else np.frombuffer(text.encode(), np.uint8)
+        )
+    aside = path.with_name(path.name + ".partial")
+    safetensors.numpy.save_file(arrays, aside, metadata={"metamf_jax": "factors"})
+    os.replace(aside, path)
+
+
+def load_factors(path: str | os.PathLike) -> tuple[Factors, np.ndarray, np.ndarray]:
+    """Reads what `save_factors` wrote: (factors, row ids, column ids).
+
+    Raises:
+      ValueError: there is no such file, or it is another one.
+    """
+    if not pathlib.Path(path).exists():
+        raise ValueError(f"{path} does not exist: expected factors as a factorization leaves them")
+    try:
+        arrays = safetensors.numpy.load_file(path)
+        ids = []
+        for name in ("row_ids", "column_ids"):
+            stored = arrays[name]
+            if stored.dtype == np.uint8:
+                names = json.loads(stored.tobytes())
+                stored = np.empty(len(names), object)
+                stored[:] = names
+            ids.append(stored)
+        return Factors(arrays["u"], arrays["v"]), ids[0], ids[1]
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} does not hold factors of this package: {error!r}") from error

@@ -1,0 +1,452 @@
+"""The objective of matrix factorization: a loss over the points plus a penalty on the factors.
+
+    sum over observed (n, m) of  loss(x_nm, u_n . v_m)  +  all-cell term  +  penalty
+
+Reported without the factor 1/2. Gradients, here and in every solver, are those of *half* the
+objective, so that a step of SGD on the squared loss reads ``u += step (e v - lam u)``.
+
+=============  ====================================================  =======================
+loss           point loss                                            all-cell term
+=============  ====================================================  =======================
+`squared`      (x - u.v)^2
+`squared_all`  x^2 - 2 x u.v                                         <U^T U, V^T V>
+`absolute`     abs(x - u.v)
+`logistic`     log(1 + exp(-x u.v)), x in {-1, 1}
+`gkl`          x log(x / u.v) - x, with x, U, V >= 0                 (sum_n u_n).(sum_m v_m)
+=============  ====================================================  =======================
+
+`squared_all` counts the missing cells as zeros and never visits them; `gkl` is the generalised
+Kullback-Leibler divergence over all cells. With ``N_n`` points in row n:
+
+=============  ====================================================  =======================
+penalty        term (columns alike)                                  share of a point in u_n
+=============  ====================================================  =======================
+`none`
+`l2`           lam sum_n abs(u_n - u0_n)^2                           lam / N_n
+`weighted_l2`  lam sum_n N_n abs(u_n - u0_n)^2                       lam
+`prior`        sum_n lam_n abs(u_n - u0_n)^2                         lam_n / N_n
+=============  ====================================================  =======================
+
+The claim on which SGD rests: the local gradients of `local_gradient`, summed over all points, are
+the gradient of `full_gradient` on every row and column that has points.
+
+Gemulla, Nijkamp, Haas, Sismanis: Large-scale matrix factorization with distributed stochastic
+gradient descent, KDD 2011.
+"""
+
+import dataclasses
+import functools
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metamf_jax.types import Array, Entries, FactorPrior, Factors
+
+LOSSES: Final = ("squared", "squared_all", "absolute", "logistic", "gkl")
+PENALTIES: Final = ("none", "l2", "weighted_l2", "prior")
+
+# The names that lecture slides on the subject use.
+ALIASES: Final = {
+    "nzsl": ("squared", "none"),
+    "sl": ("squared_all", "none"),
+    "l2": ("squared", "l2"),
+    "nzl2": ("squared", "weighted_l2"),
+}
+
+# Losses under which the matrix is centred first. The others read the values as they are.
+CENTRED_LOSSES: Final = ("squared", "absolute")
+
+# `u . v` is read as at least this under `gkl`.
+GKL_FLOOR: Final = 1e-6
+
+SOLVER_LOSSES: Final = {
+    "sgd": LOSSES,
+    "psgd": LOSSES,
+    "dsgd": LOSSES,
+    "als": ("squared", "squared_all"),
+    "lbfgs": ("squared", "squared_all", "logistic"),
+}
+
+# `cell_sums` of one side: an array, or None where the loss has no all-cell term.
+CellSums: TypeAlias = Any
+
+_FULL_FLOAT32 = jax.lax.Precision.HIGHEST
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """A loss, a penalty and its strength.
+
+    Attributes:
+      loss: one of `LOSSES`.
+      penalty: one of `PENALTIES`.
+      regularization: ``lam`` of `l2` and `weighted_l2`; not read by the others.
+      biases: whether the last two columns of the factors are ``u = (.., b, 1)`` and
+        ``v = (.., 1, c)``, with the ones frozen.
+    """
+
+    loss: str = "squared"
+    penalty: str = "l2"
+    regularization: float = 0.0
+    biases: bool = False
+
+    def __post_init__(self):
+        if self.loss not in LOSSES:
+            raise ValueError(f"expected a loss among {', '.join(LOSSES)}, got {self.loss!r}")
+        if self.penalty not in PENALTIES:
+            raise ValueError(
+                f"expected a penalty among {', '.join(PENALTIES)}, got {self.penalty!r}"
+            )
+        if not 0 <= self.regularization < np.inf:
+            raise ValueError(
+                f"expected a finite regularization of at least 0, got {self.regularization}"
+            )
+
+
+def resolve_names(loss: str, penalty: str | None = None) -> tuple[str, str]:
+    """Resolves a loss that may be one of `ALIASES`.
+
+    Args:
+      loss: a loss or an alias, which names loss and penalty together.
+      penalty: a penalty; None for the alias's own, or `l2` where `loss` is no alias.
+
+    Returns:
+      (loss, penalty).
+
+    Raises:
+      ValueError: a penalty was given that contradicts the alias.
+    """
+    if loss not in ALIASES:
+        return loss, penalty or "l2"
+    resolved, own_penalty = ALIASES[loss]
+    if penalty is not None and penalty != own_penalty:
+        raise ValueError(
+            f"the loss {loss!r} means {resolved} with the penalty {own_penalty!r}, but the penalty"
+            f" {penalty!r} came with it; leave the penalty out, or give the loss as {resolved!r}"
+        )
+    return resolved, own_penalty
+
+
+def check_solver(objective: Objective, solver: str) -> None:
+    """Refuses a loss that the solver cannot serve.
+
+    Raises:
+      ValueError: naming the losses the solver serves and the solvers that serve the loss.
+    """
+    if solver not in SOLVER_LOSSES:
+        raise ValueError(f"expected a solver among {', '.join(SOLVER_LOSSES)}, got {solver!r}")
+    if objective.loss not in SOLVER_LOSSES[solver]:
+        others = [name for name, losses in SOLVER_LOSSES.items() if objective.loss in losses]
+        raise ValueError(
+            f"the solver {solver!r} serves the losses {', '.join(SOLVER_LOSSES[solver])}, but the"
+            f" loss is {objective.loss!r}; solvers that serve it: {', '.join(others)}"
+        )
+
+
+def check_values(objective: Objective, entries: Entries) -> None:
+    """Refuses values the loss has no meaning for, and rows and columns outside the matrix.
+
+    Raises:
+      ValueError: naming the first offending entry.
+    """
+    rows, columns, values = (np.asarray(x) for x in (entries.rows, entries.columns, entries.values))
+    allowed, expected = np.isfinite(values), "finite values"
+    if objective.loss == "gkl":
+        allowed, expected = allowed & (values >= 0), "values of at least 0 under the loss 'gkl'"
+    elif objective.loss == "logistic":
+        allowed, expected = np.abs(values) == 1, "labels -1 and 1 under the loss 'logistic'"
+    inside = (rows >= 0) & (rows < entries.shape[0])
+    inside &= (columns >= 0) & (columns < entries.shape[1])
+    for mask, what in (
+        (inside, f"cells inside a matrix of shape {entries.shape}"),
+        (allowed, expected),
+    ):
+        if not mask.all():
+            at = int(np.argmin(mask))
+            raise ValueError(
+                f"expected {what}, but entry {at} of {len(values)} is {values[at]} at row"
+                f" {rows[at]}, column {columns[at]}"
+            )
+
+
+class SideTerms(NamedTuple):
+    """What the objective knows of one side of the matrix, its rows or its columns.
+
+    A single row or column has the same type with the leading axis gone.
+
+    Attributes:
+      count: [N] float32, numbers of points.
+      weight: [N] float32, the penalty is ``weight_n |u_n - mean_n|^2``.
+      mean: [N, K] prior means, or None for zero.
+    """
+
+    count: Array
+    weight: Array
+    mean: Array | None
+
+
+class Terms(NamedTuple):
+    """`SideTerms` of the rows and of the columns."""
+
+    u: SideTerms
+    v: SideTerms
+
+
+def make_terms(objective: Objective, entries: Entries, prior: FactorPrior | None = None) -> Terms:
+    """Counts the points of rows and columns and weighs their penalties.
+
+    Args:
+      objective: its penalty decides the weights.
+      entries: the points, without padding; NumPy.
+      prior: means [N, K], [M, K] and, for the penalty `prior`, precisions; None for zero means.
+        Under ``objective.biases`` the two extra columns are added to its means, zero for a bias.
+
+    Returns:
+      Terms of NumPy arrays.
+
+    Raises:
+      ValueError: the penalty `prior` without a prior, or a prior of another shape.
+    """
+    if objective.penalty == "prior" and prior is None:
+        raise ValueError("the penalty 'prior' needs a prior, but none was given; pass one, or l2")
+    sides = []
+    for side, ids, size in (("u", entries.rows, 0), ("v", entries.columns, 1)):
+        size = entries.shape[size]
+        count = np.bincount(np.asarray(ids), minlength=size).astype(np.float32)
+        precision = mean = None
+        if prior is not None:
+            mean = np.asarray(getattr(prior, f"{side}_mean"), np.float32)
+            precision = np.asarray(getattr(prior, f"{side}_precision"), np.float32)
+            if mean.shape[0] != size or precision.shape != (size,):
+                raise ValueError(
+                    f"expected a prior for {size} {'rows' if side == 'u' else 'columns'}, got means"
+                    f" of shape {mean.shape} and precisions of shape {precision.shape}"
+                )
+            if objective.biases:
+                mean = with_bias_columns(mean, side)
+        weight = {
+            "none": np.zeros_like(count),
+            "l2": np.full_like(count, objective.regularization),
+            "weighted_l2": objective.regularization * count,
+            "prior": precision,
+        }[objective.penalty]
+        sides.append(SideTerms(count, np.asarray(weight, np.float32), mean))
+    return Terms(*sides)
+
+
+def with_bias_columns(mean: Array, side: str) -> np.ndarray:
+    """Appends the two bias columns to means: zero for the bias, one where it is frozen.
+
+    Args:
+      mean: [N, K].
+      side: "u" for ``(.., b, 1)``, "v" for ``(.., 1, c)``.
+
+    Returns:
+      [N, K + 2] float32.
+    """
+    mean = np.asarray(mean, np.float32)
+    extra = np.zeros((len(mean), 2), np.float32)
+    extra[:, 1 if side == "u" else 0] = 1
+    return np.concatenate([mean, extra], axis=1)
+
+
+def trainable(objective: Objective, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which columns of U and of V are trained, two bool [width]: all but the frozen ones."""
+    u, v = np.ones(width, bool), np.ones(width, bool)
+    if objective.biases:
+        u[-1], v[-2] = False, False
+    return u, v
+
+
+def point_loss(objective: Objective, value: Array, fitted: Array) -> Array:
+    """Loss of a point (or, elementwise, of many) of value ``x`` fitted by ``u . v``."""
+    match objective.loss:
+        case "squared":
+            return (value - fitted) ** 2
+        case "squared_all":
+            return value**2 - 2 * value * fitted
+        case "absolute":
+            return jnp.abs(value - fitted)
+        case "logistic":
+            return jax.nn.softplus(-value * fitted)
+        case "gkl":
+            entropy = value * jnp.log(jnp.where(value > 0, value, 1))
+            return entropy - value * jnp.log(jnp.maximum(fitted, GKL_FLOOR)) - value
+    raise AssertionError(objective.loss)
+
+
+def half_slope(objective: Objective, value: Array, fitted: Array) -> Array:
+    """Half the derivative of `point_loss` with respect to ``u . v``.
+
+    Under `gkl` and below the floor, the slope at the floor.
+    """
+    match objective.loss:
+        case "squared":
+            return fitted - value
+        case "squared_all":
+            return -jnp.asarray(value)
+        case "absolute":
+            return 0.5 * jnp.sign(fitted - value)
+        case "logistic":
+            return -0.5 * value * jax.nn.sigmoid(-value * fitted)
+        case "gkl":
+            return -0.5 * value / jnp.maximum(fitted, GKL_FLOOR)
+    raise AssertionError(objective.loss)
+
+
+def cell_sums(objective: Objective, factors: Array) -> CellSums:
+    """What the all-cell term needs of one side's factors [N, K]; additive over blocks of rows.
+
+    Returns:
+      ``U^T U`` [K, K] for `squared_all`, ``sum_n u_n`` [K] for `gkl`, None for the others.
+    """
+    match objective.loss:
+        case "squared_all":
+            return jnp.matmul(factors.T, factors, precision=_FULL_FLOAT32)
+        case "gkl":
+            return factors.sum(axis=0)
+    return None
+
+
+def side_gradient(
+    objective: Objective, factor: Array, terms: SideTerms, opposite: CellSums
+) -> Array:
+    """Gradient of half the penalty and half the all-cell term with respect to one ``u_n``.
+
+    A row's points share it equally; a row without points takes it whole, once an epoch.
+
+    Args:
+      objective: the objective.
+      factor: [K], of a row or of a column.
+      terms: the row's terms.
+      opposite: `cell_sums` of the other side.
+
+    Returns:
+      [K].
+    """
+    gradient = terms.weight * (factor if terms.mean is None else factor - terms.mean)
+    if objective.loss == "squared_all":
+        # Sums of products rather than a dot: full float32 on every platform.
+        gradient += (opposite * factor[None, :]).sum(axis=-1)
+    elif objective.loss == "gkl":
+        gradient += 0.5 * opposite
+    return gradient
+
+
+def local_gradient(
+    objective: Objective,
+    value: Array,
+    u: Array,
+    v: Array,
+    terms: Terms,
+    sums: tuple[CellSums, CellSums] = (None, None),
+) -> tuple[Array, Array]:
+    """Gradient of half the objective's share at one point (n, m).
+
+    Args:
+      objective: the objective.
+      value: scalar ``x_nm``.
+      u: [K] ``u_n``.
+      v: [K] ``v_m``.
+      terms: the terms of row n and of column m.
+      sums: `cell_sums` of U and of V.
+
+    Returns:
+      With respect to ``u_n`` and ``v_m``, each [K]; zero in frozen columns.
+    """
+    slope = half_slope(objective, value, (u * v).sum())
+    mask_u, mask_v = trainable(objective, u.shape[-1])
+    gradient_u = slope * v + side_gradient(objective, u, terms.u, sums[1]) / terms.u.count
+    gradient_v = slope * u + side_gradient(objective, v, terms.v, sums[0]) / terms.v.count
+    return jnp.where(mask_u, gradient_u, 0), jnp.where(mask_v, gradient_v, 0)
+
+
+def penalty(objective: Objective, factor: Array, terms: SideTerms, side: str) -> Array:
+    """Penalty of one row's ``u_n`` (``side="u"``) or one column's ``v_m`` ("v"), [K] -> scalar."""
+    mask = trainable(objective, factor.shape[-1])["uv".index(side)]
+    offset = factor if terms.mean is None else factor - terms.mean
+    return terms.weight * jnp.where(mask, offset**2, 0).sum()
+
+
+def point_losses(
+    objective: Objective, factors: Factors, rows: Array, columns: Array, values: Array
+) -> Array:
+    """Losses of the points ``(rows, columns, values)``, each [E]. [E]."""
+    u, v = jnp.asarray(factors.u), jnp.asarray(factors.v)
+    return point_loss(objective, values, (u[rows] * v[columns]).sum(axis=-1))
+
+
+def objective_value(
+    objective: Objective, factors: Factors, entries: Entries, terms: Terms
+) -> Array:
+    """The objective as one differentiable float32 number. See `total` for one that decides.
+
+    Args:
+      objective: the objective.
+      factors: ``u`` [N, K] and ``v`` [M, K].
+      entries: the points, without padding.
+      terms: from `make_terms`.
+    """
+    points = point_losses(objective, factors, entries.rows, entries.columns, entries.values)
+    value = points.sum()
+    for side in ("u", "v"):
+        value += jax.vmap(lambda f, t, side=side: penalty(objective, f, t, side))(
+            jnp.asarray(getattr(factors, side)), getattr(terms, side)
+        ).sum()
+    sums = cell_sums(objective, factors.u), cell_sums(objective, factors.v)
+    if sums[0] is not None:
+        value += (sums[0] * sums[1]).sum()
+    return value
+
+
+def total(points: Array, penalties: Array, u_sums: CellSums, v_sums: CellSums) -> float:
+    """Adds the objective up in float64, in block order, from float32 sums over blocks.
+
+    Where the objective decides (bold driver, early stopping) it must not depend on how many
+    devices added the blocks up.
+
+    Args:
+      points: sums of `point_losses` over blocks, any shape.
+      penalties: sums of `penalty` over blocks of rows and of columns, any shape.
+      u_sums: `cell_sums` of each block of rows, [P, ...], or None.
+      v_sums: of each block of columns.
+    """
+    value = np.asarray(points, np.float64).sum() + np.asarray(penalties, np.float64).sum()
+    if u_sums is not None:
+        u_total = np.asarray(u_sums, np.float64).sum(axis=0)
+        value += (u_total * np.asarray(v_sums, np.float64).sum(axis=0)).sum()
+    return float(value)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _block_sums(objective, factors, entries, terms):
+    points = point_losses(objective, factors, entries.rows, entries.columns, entries.values)
+    penalties = [
+        jax.vmap(lambda f, t, side=side: penalty(objective, f, t, side))(factor, side_terms)
+        for side, factor, side_terms in zip("uv", factors, terms, strict=True)
+    ]
+    return (
+        *(_sums_of_runs(x) for x in (points, jnp.concatenate(penalties))),
+        *(None if s is None else s[None] for s in (cell_sums(objective, f) for f in factors)),
+    )
+
+
+def _sums_of_runs(x, length=4096):
+    return jnp.pad(x, (0, -len(x) % length)).reshape(-1, length).sum(axis=1)
+
+
+def evaluate(objective: Objective, factors: Factors, entries: Entries, terms: Terms) -> float:
+    """The objective, with sums over runs of points added in float64. Arguments as above."""
+    return total(*_block_sums(objective, Factors(*map(jnp.asarray, factors)), entries, terms))
+
+
+def full_gradient(
+    objective: Objective, factors: Factors, entries: Entries, terms: Terms
+) -> Factors:
+    """Gradient of half of `objective_value`; zero in frozen columns. [N, K] and [M, K]."""
+    half = jax.grad(lambda f: 0.5 * objective_value(objective, f, entries, terms))
+    gradient = half(Factors(*map(jnp.asarray, factors)))
+    masks = trainable(objective, gradient.u.shape[-1])
+    return Factors(*(jnp.where(m[None, :], g, 0) for m, g in zip(masks, gradient, strict=True)))

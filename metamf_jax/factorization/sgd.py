@@ -1,0 +1,175 @@
+"""Stochastic gradient descent, one point at a time.
+
+At a point ``x`` in row n and column m, both factors move from their old values:
+
+    u_n <- u_n - step * gradient_u,      v_m <- v_m - step * gradient_v
+
+with the gradients of `objective.local_gradient`; for the squared loss and an l2 penalty,
+``gradient_u = -(x - u_n . v_m) v_m + lam / N_n (u_n - u0_n)``. AdaGrad divides the step of a row
+by ``sqrt(1 + sum of the mean squares of its gradients before this one)``. Under `gkl` the factors
+are projected to be at least zero.
+
+What a run needs of all cells (``V^T V`` or ``sum_m v_m``) is computed before it and held fixed.
+Rows and columns without points take the whole of it in one step at its start.
+
+`run_in_order` is what the faster backends of `block_update` must equal.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from metamf_jax.factorization import objective as objectives
+from metamf_jax.factorization.objective import CellSums, Objective, SideTerms, Terms
+from metamf_jax.types import Array, Factors
+
+
+class Squares(NamedTuple):
+    """AdaGrad's memory: one plus the sum of mean squared gradients.
+
+    Attributes:
+      u: [N], starts at one.
+      v: [M], starts at one.
+    """
+
+    u: Array
+    v: Array
+
+
+def project(objective: Objective, factor: Array) -> Array:
+    """The nearest factor that the loss allows."""
+    return jnp.maximum(factor, 0) if objective.loss == "gkl" else factor
+
+
+def point_step(
+    objective: Objective,
+    per_row: bool,
+    step_size: Array,
+    value: Array,
+    factors: Factors,
+    squares: Squares,
+    terms: Terms,
+    sums: tuple[CellSums, CellSums],
+) -> tuple[Factors, Squares]:
+    """One step of SGD at one point.
+
+    Args:
+      objective: the objective.
+      per_row: whether AdaGrad scales the step; if not, `squares` come back as they were.
+      step_size: scalar.
+      value: scalar ``x_nm``.
+      factors: ``u_n`` [K] and ``v_m`` [K].
+      squares: of row n and column m, scalars.
+      terms: of row n and column m.
+      sums: `objective.cell_sums` of U and of V.
+
+    Returns:
+      The new factors and squares.
+    """
+    gradients = objectives.local_gradient(objective, value, *factors, terms, sums)
+    rates = [step_size, step_size]
+    if per_row:
+        rates = [step_size / jnp.sqrt(s) for s in squares]
+        squares = Squares(*(s + (g * g).mean() for s, g in zip(squares, gradients, strict=True)))
+    moved = (f - r * g for f, r, g in zip(factors, rates, gradients, strict=True))
+    return Factors(*(project(objective, f) for f in moved)), squares
+
+
+def step_without_points(
+    objective: Objective,
+    step_size: Array,
+    factors: Array,
+    terms: SideTerms,
+    opposite: CellSums,
+    trainable: Array,
+) -> Array:
+    """Moves the rows without points down the all-cell term and the penalty.
+
+    The step is cut to what is stable there, one over the trace of the curvature.
+
+    Args:
+      objective: the objective; where its loss has no all-cell term, nothing moves.
+      step_size: scalar.
+      factors: [N, K].
+      terms: of these rows.
+      opposite: `objective.cell_sums` of the other side.
+      trainable: bool [K], the columns that may move.
+
+    Returns:
+      [N, K].
+    """
+    if opposite is None:
+        return factors
+
+    def step(factor, row):
+        gradient = objectives.side_gradient(objective, factor, row, opposite)
+        curvature = row.weight + (jnp.trace(opposite) if opposite.ndim == 2 else 0)
+        rate = jnp.minimum(step_size, 1 / jnp.maximum(curvature, 1e-30))
+        moved = project(objective, factor - rate * gradient)
+        return jnp.where((row.count == 0) & trainable, moved, factor)
+
+    return jax.vmap(step)(factors, terms)
+
+
+def take(tree: Any, index: Array) -> Any:
+    """Entry `index` of every array's leading axis."""
+    return jax.tree.map(lambda x: x[index], tree)
+
+
+def run_in_order(
+    objective: Objective,
+    per_row: bool,
+    step_size: Array,
+    factors: Factors,
+    squares: Squares,
+    points: tuple[Array, Array, Array],
+    terms: Terms,
+    sums: tuple[CellSums, CellSums],
+    first: Array | int = 0,
+    last: Array | int | None = None,
+) -> tuple[Factors, Squares]:
+    """Runs SGD once over the points, in the order given.
+
+    Args:
+      objective: the objective.
+      per_row: whether AdaGrad scales the steps.
+      step_size: scalar.
+      factors: ``u`` [N, K] and ``v`` [M, K].
+      squares: of all rows and columns.
+      points: rows [E], columns [E] and values [E], in the order to visit.
+      terms: from `objective.make_terms`.
+      sums: `objective.cell_sums` of U and of V, held fixed.
+      first: number of the first point to visit.
+      last: number of the point to stop before; None for E.
+
+    Returns:
+      The new factors and squares.
+    """
+    factors, squares, terms, points = jax.tree.map(jnp.asarray, (factors, squares, terms, points))
+    rows, columns, values = points
+
+    def visit(t, carry):
+        n, m = rows[t], columns[t]
+
+        def at(pair):
+            return type(pair)(take(pair[0], n), take(pair[1], m))
+
+        def put(pair, new):
+            return type(pair)(pair[0].at[n].set(new[0]), pair[1].at[m].set(new[1]))
+
+        factors, squares = carry
+        new_factors, new_squares = point_step(
+            objective,
+            per_row,
+            step_size,
+            values[t],
+            at(factors),
+            at(squares),
+            at(terms),
+            sums,
+        )
+        return put(factors, new_factors), put(squares, new_squares)
+
+    last = len(values) if last is None else last
+    return jax.lax.fori_loop(first, last, visit, (factors, squares))

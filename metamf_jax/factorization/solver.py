@@ -1,0 +1,220 @@
+"""What every solver of one large matrix has in common: start, epochs, step sizes, the end."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from metamf_jax.factorization.objective import CENTRED_LOSSES, Objective, Terms, with_bias_columns
+from metamf_jax.factorization.step_size import StepSize
+from metamf_jax.types import Entries, Factors
+
+INITS: Final = ("uniform", "normal")
+
+
+class Solver(NamedTuple):
+    """A method bound to one matrix and objective: functions of a state of its own kind.
+
+    Attributes:
+      init: Factors -> state.
+      epoch: (state, epoch from 1, step size) -> state after it.
+      objective: state -> the objective, penalty included.
+      factors: state -> Factors, in the order of the matrix's rows and columns.
+    """
+
+    init: Callable[[Factors], Any]
+    epoch: Callable[[Any, int, float], Any]
+    objective: Callable[[Any], float]
+    factors: Callable[[Any], Factors]
+
+
+class Progress(NamedTuple):
+    """Where a run stands; with the solver, all that is needed to go on.
+
+    Attributes:
+      state: the solver's; the last finite one if the objective was not finite.
+      epoch: epochs done.
+      step_size: of the next epoch.
+      objective: after the last epoch; may be NaN or infinite.
+      finite_objective: the last that was neither.
+      seconds: spent in the last epoch, its evaluation not included.
+    """
+
+    state: Any
+    epoch: int
+    step_size: float
+    objective: float
+    finite_objective: float
+    seconds: float
+
+
+def start(solver: Solver, factors: Factors, step_size: StepSize) -> Progress:
+    """Before the first epoch.
+
+    Raises:
+      ValueError: the objective is not finite there.
+    """
+    state = solver.init(factors)
+    objective = solver.objective(state)
+    if not math.isfinite(objective):
+        raise ValueError(
+            f"the objective is {objective} before the first epoch; start from smaller factors, and"
+            " check the values for NaN and huge numbers"
+        )
+    return Progress(state, 0, step_size.first(), objective, objective, 0.0)
+
+
+def advance(solver: Solver, step_size: StepSize, progress: Progress) -> Progress:
+    """One epoch.
+
+    Raises:
+      ValueError: the objective is no longer finite and the step size's rule does not recover.
+    """
+    epoch = progress.epoch + 1
+    begin = time.perf_counter()
+    state = solver.epoch(progress.state, epoch, progress.step_size)
+    seconds = time.perf_counter() - begin
+    objective = solver.objective(state)
+    finite = math.isfinite(objective)
+    if not finite and step_size.name != "bold_driver":
+        raise ValueError(
+            f"the objective is {objective} after epoch {epoch}: the steps diverged at step size"
+            f" {progress.step_size:g}; take a smaller one, or bold_driver, which recovers"
+        )
+    previous = progress.finite_objective
+    return Progress(
+        state if finite else progress.state,
+        epoch,
+        step_size.after(epoch, progress.step_size, previous, objective),
+        objective,
+        objective if finite else previous,
+        seconds,
+    )
+
+
+def fit(
+    solver: Solver,
+    factors: Factors,
+    step_size: StepSize,
+    epochs: int,
+    on_epoch: Callable[[Progress], None] = lambda progress: None,
+) -> tuple[Factors, Progress]:
+    """Runs exactly `epochs` epochs.
+
+    Args:
+      solver: the method.
+      factors: where to start, from `initial_factors`.
+      step_size: not read by solvers that need none.
+      epochs: how many.
+      on_epoch: called before the first epoch and after each.
+
+    Returns:
+      The factors and where the run stands.
+    """
+    progress = start(solver, factors, step_size)
+    on_epoch(progress)
+    for _ in range(epochs):
+        progress = advance(solver, step_size, progress)
+        on_epoch(progress)
+    return solver.factors(progress.state), progress
+
+
+def centre(objective: Objective, entries: Entries) -> tuple[Entries, float]:
+    """Subtracts the mean value where the loss allows it.
+
+    Returns:
+      The entries and the mean to give to `add_mean` in the end; 0 for a loss that reads the values
+      as they are.
+    """
+    if objective.loss not in CENTRED_LOSSES or len(entries.values) == 0:
+        return entries, 0.0
+    mean = float(np.mean(entries.values, dtype=np.float64))
+    values = (entries.values - np.float32(mean)).astype(np.float32)
+    return Entries(entries.rows, entries.columns, values, entries.shape), mean
+
+
+def add_mean(objective: Objective, factors: Factors, mean: float) -> Factors:
+    """Undoes `centre`: factors of the matrix as it was.
+
+    The mean goes to the row biases where there are biases, and else to one more column,
+    ``u = (.., mean)``, ``v = (.., 1)``.
+    """
+    if mean == 0:
+        return factors
+    u, v = (np.asarray(f) for f in factors)
+    if objective.biases:
+        u = u.copy()
+        u[:, -2] += np.float32(mean)
+        return Factors(u, v)
+    extra = [np.full((len(f), 1), c, np.float32) for f, c in ((u, mean), (v, 1))]
+    return Factors(np.concatenate([u, extra[0]], 1), np.concatenate([v, extra[1]], 1))
+
+
+def initial_factors(
+    objective: Objective,
+    entries: Entries,
+    terms: Terms,
+    rank: int,
+    rng: np.random.Generator,
+    init: str = "uniform",
+    scale: float | None = None,
+) -> Factors:
+    """Small random factors around the prior means; the means themselves where there are no points.
+
+    Args:
+      objective: under `gkl` the draw is folded to positive values.
+      entries: the points.
+      terms: from `objective.make_terms`.
+      rank: K, without the bias columns.
+      rng: draws the factors.
+      init: `uniform` in (-scale, scale), or `normal` with this deviation.
+      scale: None for one with which ``u . v`` is as large as a tenth of the values' root mean
+        square, or under `gkl` as large as their mean over all cells.
+
+    Returns:
+      ``u`` [N, K], ``v`` [M, K] float32, with two more columns under ``objective.biases``.
+
+    Raises:
+      ValueError: an unknown `init`, or a scale or rank that is not positive.
+    """
+    if init not in INITS:
+        raise ValueError(f"expected an init among {', '.join(INITS)}, got {init!r}")
+    if rank < 1 or (scale is not None and not 0 < scale < math.inf):
+        raise ValueError(f"expected a positive rank and scale, got {rank} and {scale}")
+    unit = 1 / math.sqrt(3) if init == "uniform" else 1.0
+    if scale is None:
+        scale = _default_scale(objective, entries, rank) / unit
+    factors = []
+    for side, size, side_terms in zip("uv", entries.shape, terms, strict=True):
+        draw = rng.uniform(-1, 1, (size, rank)) if init == "uniform" else None
+        draw = rng.normal(size=(size, rank)) if draw is None else draw
+        draw = (scale * (np.abs(draw) if objective.loss == "gkl" else draw)).astype(np.float32)
+        # Nothing but the prior would ever pull a row without points from where it starts.
+        draw[side_terms.count == 0] = 0
+        if objective.biases:
+            draw = with_bias_columns(draw, side)
+        mean = side_terms.mean
+        if mean is not None:
+            if mean.shape != draw.shape:
+                raise ValueError(
+                    f"expected prior means of rank {rank}, got shape {mean.shape} for {draw.shape}"
+                )
+            draw[:, :rank] += mean[:, :rank]
+            if objective.loss == "gkl":
+                draw = np.maximum(draw, 0)
+        factors.append(draw)
+    return Factors(*factors)
+
+
+def _default_scale(objective: Objective, entries: Entries, rank: int) -> float:
+    values = np.asarray(entries.values, np.float64)
+    if len(values) == 0:
+        return 1.0
+    if objective.loss == "gkl":
+        cells = entries.shape[0] * entries.shape[1]
+        # Folded draws of root mean square s have products of at least (s / 2)^2 a column.
+        return 1.2 * math.sqrt(max(values.sum() / cells, 1e-12) / rank)
+    size = 0.1 * math.sqrt((values**2).mean() or 1.0)
+    return math.sqrt(size / math.sqrt(rank))

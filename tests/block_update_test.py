@@ -1,0 +1,116 @@
+"""Every backend runs the same SGD as serial NumPy, for every loss and penalty."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import parameterized
+
+from metamf_jax.factorization import block_update
+from metamf_jax.factorization import objective as objectives
+from metamf_jax.factorization.block_update import Points, SideBlocks, Work
+from metamf_jax.factorization.objective import LOSSES, Objective, SideTerms, Terms
+from tests import numpy_reference
+
+B, R, C, K, L = 2, 5, 4, 3, 24
+
+CASES = [
+    *itertools.product(LOSSES, ["l2"], [False], [False]),
+    ("squared", "prior", True, False),
+    ("squared", "l2", False, True),
+    ("squared", "prior", True, True),
+    ("gkl", "prior", True, True),
+    ("squared_all", "prior", False, True),
+]
+
+
+def _problem(loss, penalty, biases, seed=0):
+    rng = np.random.default_rng(seed)
+    objective = Objective(loss, penalty, 0.3, biases)
+    width = K + 2 * biases
+    values = rng.normal(size=(B, L))
+    values = {"logistic": np.sign(values), "gkl": np.abs(values)}.get(loss, values)
+    points = Points(
+        rng.integers(0, R, (B, L)).astype("i"),
+        rng.integers(0, C, (B, L)).astype("i"),
+        values.astype("f"),
+    )
+    # Block 0 visits 5..10 and then 0..5; block 1 visits 12..20. The rest is never visited.
+    work = Work(
+        np.array([[5, 0], [12, 20]], "i"), np.array([[10, 5], [20, 20]], "i"), np.array([1, 0], "i")
+    )
+
+    def side(size, frozen):
+        factors = rng.normal(size=(B, size, width))
+        factors = np.abs(factors) if loss == "gkl" else factors
+        if biases:
+            factors[..., frozen] = 1
+        mean = rng.normal(size=factors.shape).astype("f") if penalty == "prior" else None
+        count = rng.integers(1, 5, (B, size)).astype("f")
+        weight = rng.uniform(0.1, 0.5, (B, size)).astype("f")
+        return SideBlocks(
+            factors.astype("f"),
+            rng.uniform(1, 2, (B, size)).astype("f"),
+            SideTerms(count, weight, mean),
+        )
+
+    u, v = side(R, -1), side(C, -2)
+    sums = tuple(objectives.cell_sums(objective, s.factors.reshape(-1, width)) for s in (u, v))
+    return objective, u, v, points, work, sums
+
+
+@jax.jit(static_argnums=(0, 1, 2))
+def _update(*arguments):
+    return block_update.block_update(*arguments)
+
+
+class BlockUpdateTest(parameterized.TestCase):
+    @parameterized.parameters(*((b, *c) for b in ("xla", "numba") for c in CASES))
+    def test_equals_serial_numpy(self, backend, loss, penalty, biases, per_row):
+        objective, u, v, points, work, sums = _problem(loss, penalty, biases)
+        step = jnp.float32(0.05)
+        got = _update(backend, objective, per_row, step, u, v, points, work, sums)
+        losses = block_update.block_losses(
+            backend, objective, jnp.asarray(u.factors), jnp.asarray(v.factors), points, work
+        )
+        factors = [np.float64(s.factors) for s in (u, v)]
+        squares = [np.float64(s.squares) for s in (u, v)]
+        for b, s in enumerate(work.slots):
+            visits = [t for q in range(2) for t in range(work.first[b, q], work.last[b, q])]
+            order = [tuple(x[b, t] for x in points) for t in visits]
+            total = sum(
+                float(
+                    objectives.point_loss(
+                        objective, x, jnp.float32(u.factors[b, n] @ v.factors[s, m])
+                    )
+                )
+                for n, m, x in order
+            )
+            np.testing.assert_allclose(losses[b], total, rtol=1e-4)
+            numpy_reference.sgd(
+                objective,
+                per_row,
+                0.05,
+                factors[0][b],
+                factors[1][s],
+                (squares[0][b], squares[1][s]),
+                order,
+                Terms(
+                    jax.tree.map(lambda x, b=b: x[b], u.terms),
+                    jax.tree.map(lambda x, s=s: x[s], v.terms),
+                ),
+                *(None if x is None else np.asarray(x) for x in sums),
+            )
+        for side, expected, memory, old in zip(got, factors, squares, (u, v), strict=True):
+            np.testing.assert_allclose(side.factors, expected, rtol=2e-4, atol=2e-5)
+            np.testing.assert_allclose(side.squares, memory, rtol=2e-4)
+            assert not np.array_equal(side.factors, old.factors)
+            assert np.array_equal(side.squares, old.squares) != per_row
+
+    def test_choice_of_backend(self):
+        assert block_update.choose_backend("auto") == "numba"
+        assert block_update.choose_backend("xla") == "xla"
+        with pytest.raises(ValueError, match="expected a backend among auto, xla, numba"):
+            block_update.choose_backend("cuda")

@@ -1,0 +1,80 @@
+"""Blocks hold every point once, where it belongs."""
+
+import itertools
+
+import numpy as np
+import pytest
+from absl.testing import parameterized
+
+from metamf_jax.factorization import blocks
+from metamf_jax.types import Entries
+
+N, M, E = 23, 17, 150
+
+
+def _matrix(seed=0):
+    rng = np.random.default_rng(seed)
+    cells = rng.choice(N * M, E, replace=False)
+    return Entries(*map(np.int32, np.divmod(cells, M)), rng.normal(size=E).astype("f"), (N, M))
+
+
+def _points(cut):
+    """{(i, j, q): [(row, column, value), ..]} in the matrix's own numbers."""
+    place = [
+        {(b, p): n for n, (b, p) in enumerate(zip(side.block, side.place, strict=True))}
+        for side in (cut.u, cut.v)
+    ]
+    found = {}
+    for i, j, q in np.ndindex(*cut.offsets.shape[:2], cut.offsets.shape[2] - 1):
+        span = slice(cut.offsets[i, j, q], cut.offsets[i, j, q + 1])
+        found[i, j, q] = [
+            (place[0][i, n], place[1][j, m], x)
+            for n, m, x in zip(
+                cut.rows[i, span], cut.columns[i, span], cut.values[i, span], strict=True
+            )
+        ]
+    return found
+
+
+class BlocksTest(parameterized.TestCase):
+    @parameterized.parameters((1, 1), (1, 3), (3, 2), (8, 1), (17, 1))
+    def test_every_point_once(self, num_blocks, cuts):
+        entries = _matrix()
+        cut = blocks.make_blocks(entries, num_blocks, cuts, np.random.default_rng(1))
+        expected = sorted(zip(entries.rows, entries.columns, entries.values, strict=True))
+        for version in (cut, cut.shuffled(np.random.default_rng(2))):
+            found = _points(version)
+            assert sorted(itertools.chain(*found.values())) == expected
+            sizes = np.bincount(version.u.block)
+            assert sizes.max() - sizes.min() <= 1
+        assert cut.offsets.shape == (num_blocks, num_blocks, cuts**2 + 1)
+
+    def test_shuffle_stays_within_sub_blocks(self):
+        cut = blocks.make_blocks(_matrix(), 2, 2, np.random.default_rng(1))
+        before, after = _points(cut), _points(cut.shuffled(np.random.default_rng(2)))
+        assert before != after
+        assert {k: sorted(v) for k, v in before.items()} == {k: sorted(v) for k, v in after.items()}
+
+    def test_sub_blocks_cut_both_sides(self):
+        cut = blocks.make_blocks(_matrix(), 2, 3, np.random.default_rng(1))
+        for points in _points(cut).values():
+            assert len({cut.u.place[n] * 3 // cut.u.shape[1] for n, _, _ in points}) <= 1
+            assert len({cut.v.place[m] * 3 // cut.v.shape[1] for _, m, _ in points}) <= 1
+
+    def test_split_and_join(self):
+        side = blocks.make_blocks(_matrix(), 3, 1, np.random.default_rng(1)).u
+        x = np.random.default_rng(0).normal(size=(N, 2))
+        split = side.split(x)
+        assert split.shape == (3, 8, 2)
+        np.testing.assert_array_equal(side.join(split), x)
+        np.testing.assert_allclose(split.sum(), x.sum())
+
+    def test_cuts_fit_the_cache_but_keep_points_together(self):
+        # 1,000,209 ratings of 6040 x 3706, rank 32: 1.25 MB of factors.
+        assert blocks.cuts_for_cache((6040, 3706), 1, 32, 1_000_209) == 32
+        assert blocks.cuts_for_cache((6040, 3706), 64, 32, 1_000_209) == 1
+        assert blocks.cuts_for_cache((10**6, 10**6), 1, 32, 6400) == 10
+
+    def test_more_blocks_than_columns(self):
+        with pytest.raises(ValueError, match=r"from 1 to 17, .* \(23, 17\), got 18"):
+            blocks.make_blocks(_matrix(), 18, 1, np.random.default_rng(1))

@@ -1,0 +1,206 @@
+"""DSGD equals serial SGD, and does not depend on the number of devices to the last bit."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from absl.testing import parameterized
+
+from metamf_jax.factorization import dsgd, solver, strata
+from metamf_jax.factorization import objective as objectives
+from metamf_jax.factorization.dsgd import DsgdConfig
+from metamf_jax.factorization.objective import Objective, make_terms
+from metamf_jax.factorization.step_size import StepSize
+from metamf_jax.types import Entries, FactorPrior
+from tests import numpy_reference
+
+N, M, E, K, P = 21, 18, 170, 3, 8
+
+
+def _matrix(seed=0):
+    """Positive values; row 5 and column 7 have no points."""
+    rng = np.random.default_rng(seed)
+    cells = rng.choice((N - 1) * (M - 1), E, replace=False)
+    rows, columns = np.divmod(cells, M - 1)
+    return Entries(
+        (rows + (rows >= 5)).astype("i"),
+        (columns + (columns >= 7)).astype("i"),
+        rng.uniform(0.1, 3, E).astype("f"),
+        (N, M),
+    )
+
+
+def _prior(seed=1):
+    rng = np.random.default_rng(seed)
+    return FactorPrior(
+        *(rng.uniform(0, 1, (size, K)).astype("f") for size in (N, M)),
+        *(rng.uniform(0.5, 2, size).astype("f") for size in (N, M)),
+    )
+
+
+def _problem(objective, prior=None):
+    entries = _matrix()
+    terms = make_terms(objective, entries, prior)
+    rng = np.random.default_rng(2)
+    return entries, terms, solver.initial_factors(objective, entries, terms, K, rng, scale=0.5)
+
+
+def _serial_epoch(entries, config, terms, objective, factors, squares, epoch, step, rng):
+    """An epoch in NumPy, the blocks of each stratum in random order."""
+    cut = dsgd.cut_matrix(entries, config, factors[0].shape[1])
+    visits = dsgd.draw_visits(cut, config, epoch)
+    points = dsgd.shuffled_points(cut, config, visits.shuffle)
+    numbers = [np.empty(side.shape, int) for side in (cut.u, cut.v)]
+    for number, side in zip(numbers, (cut.u, cut.v), strict=True):
+        number[side.block, side.place] = np.arange(len(side.block))
+    seen = 0
+    for s, stratum in enumerate(visits.schedule):
+        sums = [numpy_reference.cell_sum(objective, f) for f in factors]
+        for i in rng.permutation(len(stratum)):
+            order = [
+                (
+                    numbers[0][i, points.rows[i, t]],
+                    numbers[1][stratum[i], points.columns[i, t]],
+                    points.values[i, t],
+                )
+                for first, last in zip(visits.first[i, s], visits.last[i, s], strict=True)
+                for t in range(first, last)
+            ]
+            seen += len(order)
+            numpy_reference.sgd(
+                objective, config.per_row, step, *factors, squares, order, terms, *sums
+            )
+    assert seen == len(entries.values)
+
+
+class DsgdTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("numba", "squared", "prior", False, "wor", (1, 2, 4, 8)),
+        ("numba", "squared_all", "l2", True, "random", (1, 4)),
+        ("xla", "gkl", "weighted_l2", True, "wor", (1, 8)),
+    )
+    def test_same_bits_on_any_number_of_devices(
+        self, backend, loss, penalty, biases, schedule, devices
+    ):
+        objective = Objective(loss, penalty, 0.1, biases)
+        entries, _, start = _problem(objective, _prior())
+        reached = []
+        for num_devices in devices:
+            config = DsgdConfig(P, num_devices, schedule, backend=backend)
+            method = dsgd.make_solver(objective, entries, config, _prior(), start.u.shape[1])
+            trace = []
+            factors, _ = solver.fit(
+                method,
+                start,
+                StepSize("bold_driver", 0.1),
+                4,
+                lambda progress, trace=trace: trace.append(
+                    (progress.objective, progress.step_size)
+                ),
+            )
+            reached.append((trace, factors.u.tobytes(), factors.v.tobytes()))
+        assert all(one == reached[0] for one in reached)
+        assert len({value for value, _ in reached[0][0]}) == 5
+
+    @parameterized.parameters(("xla", "squared", True, 4), ("numba", "gkl", False, 8))
+    def test_sharded_epochs_equal_serial_numpy(self, backend, loss, per_row, num_devices):
+        objective = Objective(loss, "prior", biases=True)
+        entries, terms, start = _problem(objective, _prior())
+        config = DsgdConfig(P, num_devices, backend=backend, per_row=per_row, seed=3)
+        method = dsgd.make_solver(objective, entries, config, _prior(), K + 2)
+        state = method.init(start)
+        rng = np.random.default_rng(0)
+        factors = [f.astype(np.float64) for f in start]
+        squares = [np.ones(len(f)) for f in start]
+        for epoch in range(1, 4):
+            state = method.epoch(state, epoch, 0.1)
+            if loss == "gkl":  # Those without points take their share first.
+                opposite = factors[1].sum(0), factors[0].sum(0)
+                for s, row in ((0, 5), (1, 7)):
+                    old, free = factors[s][row].copy(), [K + 1, K][s]
+                    pull = terms[s].weight[row] * (old - terms[s].mean[row]) + opposite[s] / 2
+                    step = min(0.1, 1 / terms[s].weight[row])
+                    factors[s][row] = np.maximum(old - step * pull, 0)
+                    factors[s][row, free] = old[free]
+            _serial_epoch(entries, config, terms, objective, factors, squares, epoch, 0.1, rng)
+        got = method.factors(state)
+        for side, expected in zip(got, factors, strict=True):
+            np.testing.assert_allclose(side, expected, rtol=2e-4, atol=2e-5)
+        expected = objectives.objective_value(objective, got, entries, terms)
+        np.testing.assert_allclose(method.objective(state), expected, rtol=1e-5)
+        if loss == "squared":  # Without points there is only the prior.
+            np.testing.assert_array_equal(got.u[5], terms.u.mean[5])
+            np.testing.assert_array_equal(got.v[7], terms.v.mean[7])
+
+    def test_400_strata_in_a_row_compile_once(self):
+        objective = Objective("squared", "l2", 0.1)
+        entries, _, start = _problem(objective)
+        method = dsgd.make_solver(objective, entries, DsgdConfig(P, 8), width=K)
+        state = method.epoch(method.init(start), 1, 0.01)
+        method.objective(state)
+        compiled = []
+
+        def listen(event, duration, **_):
+            if "backend_compile" in event:
+                compiled.append(event)
+
+        jax.monitoring.register_event_duration_secs_listener(listen)
+        for epoch in range(2, 2 + 400 // P):
+            state = method.epoch(state, epoch, 0.01 / epoch)
+        assert np.isfinite(method.objective(state))
+        assert compiled == []
+        jax.jit(lambda x: x + 41.5)(1.0)
+        assert compiled, "the listener hears nothing"
+
+    def test_bold_driver_recovers_and_others_end(self):
+        objective = Objective("squared", "l2", 0.1)
+        entries, _, start = _problem(objective)
+        method = dsgd.make_solver(objective, entries, DsgdConfig(2), width=K)
+        trace = []
+        factors, progress = solver.fit(
+            method, start, StepSize("bold_driver", 1e4), 40, lambda p: trace.append(p.objective)
+        )
+        assert not np.isfinite(trace[1])
+        assert progress.finite_objective < trace[0]
+        assert np.isfinite(factors.u).all()
+        with pytest.raises(ValueError, match="the steps diverged at step size 10000"):
+            solver.fit(method, start, StepSize("constant", 1e4), 40)
+
+    @parameterized.product(num_devices=[1, 2, 4, 8], name=list(strata.SCHEDULES))
+    def test_travel_brings_every_block_where_it_is_wanted(self, num_devices, name):
+        rng = np.random.default_rng(0)
+        held = rng.permutation(P)
+        schedule = strata.make_schedule(name, P, rng)
+        travel = dsgd.plan_travel(schedule, held, num_devices)
+        per_device = P // num_devices
+        for s in range(P):
+            new = held.copy()
+            for hop in range(1, num_devices):
+                for j in range(travel.rounds[s, hop - 1]):
+                    for here in range(num_devices):
+                        there = (here + hop) % num_devices
+                        to = travel.receive[there, s, hop - 1, j]
+                        if to < per_device:
+                            leaving = travel.send[here, s, hop - 1, j]
+                            new[there * per_device + to] = held[here * per_device + leaving]
+            held = new
+            np.testing.assert_array_equal(held, travel.held[:, s])
+            home = np.arange(P) // per_device * per_device
+            np.testing.assert_array_equal(held[home + travel.slots[:, s]], schedule[s])
+        if name == "seq" and num_devices > 1:
+            assert (travel.rounds[1:, 1:-1] == 0).all()
+
+    def test_mistakes(self):
+        with pytest.raises(ValueError, match="multiple of the 4 devices, got 6"):
+            DsgdConfig(6, 4)
+        with pytest.raises(ValueError, match="schedule among seq, wor, random"):
+            DsgdConfig(schedule="cyclic")
+        entries = _matrix()
+        with pytest.raises(ValueError, match="a number of blocks from 1 to 18"):
+            dsgd.make_solver(Objective(), entries, DsgdConfig(19))
+        with pytest.raises(ValueError, match="a number of devices from 1 to the 8 there are"):
+            dsgd.make_solver(Objective(), entries, DsgdConfig(16, 16))
+        bad = dataclasses.replace(entries, values=np.full_like(entries.values, np.nan))
+        with pytest.raises(ValueError, match="finite values"):
+            dsgd.make_solver(Objective(), bad, DsgdConfig())

@@ -1,0 +1,88 @@
+"""Parameter mixing against NumPy, and the solvers against each other and multiplicative updates."""
+
+import numpy as np
+from absl.testing import parameterized
+
+from metamf_jax.factorization import als, dsgd, parameter_mixing, solver
+from metamf_jax.factorization.dsgd import DsgdConfig
+from metamf_jax.factorization.objective import Objective, make_terms
+from metamf_jax.factorization.step_size import StepSize
+from metamf_jax.types import Entries
+from tests import numpy_reference
+
+N, M, K = 24, 18, 2
+
+
+def _low_rank(seed=0, density=0.6, noise=0.1):
+    rng = np.random.default_rng(seed)
+    dense = rng.normal(size=(N, K)) @ rng.normal(size=(K, M)) + noise * rng.normal(size=(N, M))
+    rows, columns = np.nonzero(rng.random((N, M)) < density)
+    return Entries(rows.astype("i"), columns.astype("i"), dense[rows, columns].astype("f"), (N, M))
+
+
+def _start(objective, entries, rank=K, scale=0.5):
+    terms = make_terms(objective, entries)
+    rng = np.random.default_rng(1)
+    return terms, solver.initial_factors(objective, entries, terms, rank, rng, scale=scale)
+
+
+class ParameterMixingTest(parameterized.TestCase):
+    def test_an_epoch_is_the_mean_of_the_shards(self):
+        objective = Objective("squared", "l2", 0.3)
+        entries = _low_rank()
+        terms, start = _start(objective, entries)
+        config = DsgdConfig(4, 2, seed=5)
+        method = parameter_mixing.make_solver(objective, entries, config, width=K)
+        got = method.factors(method.epoch(method.init(start), 1, 0.05))
+        owner = np.random.default_rng(5).permutation(len(entries.values)) % 4
+        one = DsgdConfig(seed=5)
+        mean = [np.zeros(f.shape) for f in start]
+        for w in range(4):
+            mine = owner == w
+            shard = Entries(entries.rows[mine], entries.columns[mine], entries.values[mine], (N, M))
+            cut = dsgd.cut_matrix(shard, one, K)
+            assert cut.offsets.shape == (1, 1, 2)  # One sub-block: the points in the order cut.
+            row, column = np.argsort(cut.u.place), np.argsort(cut.v.place)
+            points = zip(row[cut.rows[0]], column[cut.columns[0]], cut.values[0], strict=True)
+            factors = [f.astype(np.float64) for f in start]
+            numpy_reference.sgd(
+                objective, False, 0.05, *factors, (None, None), list(points), terms, None, None
+            )
+            mean = [m + f / 4 for m, f in zip(mean, factors, strict=True)]
+        np.testing.assert_allclose(got.u, mean[0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(got.v, mean[1], rtol=1e-4, atol=1e-5)
+
+    def test_dsgd_converges_like_sgd_and_mixing_lags(self):
+        objective = Objective("squared", "l2", 0.1)
+        entries = _low_rank()
+        _, start = _start(objective, entries)
+        als_end = solver.fit(als.make_solver(objective, entries), start, StepSize(), 200)[1]
+        reached = {}
+        for name, module, workers in (
+            ("sgd", dsgd, 1),
+            ("dsgd", dsgd, 6),
+            ("mixing", parameter_mixing, 6),
+        ):
+            method = module.make_solver(objective, entries, DsgdConfig(workers), width=K)
+            reached[name] = [
+                solver.fit(method, start, StepSize("bold_driver", 0.05), epochs)[1].objective
+                for epochs in (10, 80)
+            ]
+        assert reached["mixing"][0] > 1.5 * reached["dsgd"][0]
+        np.testing.assert_allclose(reached["dsgd"][1], reached["sgd"][1], rtol=0.01)
+        np.testing.assert_allclose(reached["sgd"][1], als_end.objective, rtol=0.01)
+
+    def test_gkl_reaches_what_multiplicative_updates_reach(self):
+        rng = np.random.default_rng(2)
+        dense = rng.poisson(3 * rng.random((N, K)) @ rng.random((K, M)) + 0.5).astype("f")
+        dense[dense == 0] = 1
+        rows, columns = (x.astype("i") for x in np.nonzero(dense))
+        entries = Entries(rows, columns, dense[rows, columns], (N, M))
+        objective = Objective("gkl", "none")
+        _, start = _start(objective, entries, scale=1.0)
+        method = dsgd.make_solver(objective, entries, DsgdConfig(2), width=K)
+        _, progress = solver.fit(method, start, StepSize("bold_driver", 0.05), 400)
+        u, v = numpy_reference.multiplicative_updates(np.float64(dense), *start, 300)
+        fitted = u @ v.T
+        expected = (dense * np.log(dense / fitted) - dense + fitted).sum()
+        np.testing.assert_allclose(progress.finite_objective, expected, rtol=0.01)
