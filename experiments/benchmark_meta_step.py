@@ -28,7 +28,7 @@ from absl import flags
 from experiments import common, presets
 from metamf_jax import parallel
 from metamf_jax.meta_learning import meta_loss, training
-from metamf_jax.meta_learning.episodes import EpisodeConfig, EpisodeSource
+from metamf_jax.meta_learning.episodes import EpisodeConfig, EpisodeSource, cell_counts
 from metamf_jax.run_log import RunLog
 from metamf_jax.types import Entries
 
@@ -156,7 +156,7 @@ def time_step(config: Config, batch: int) -> dict[str, float]:
     jax.block_until_ready(step())
     compilation = time.perf_counter() - start
     taken = common.seconds(step, config.repeats)
-    support, query = (float(np.mean((p.rows < p.shape[0]).sum(axis=1))) for p in drawn)
+    support, query = (float(cell_counts(part).mean()) for part in drawn)
     side = config.side
     return {
         "batch": batch,

@@ -10,15 +10,13 @@ validation matrices. The README has the table that this prints.
 
 import pathlib
 
-import numpy as np
-
 from experiments import common, train
 from metamf_jax import plotting
 from metamf_jax.baselines import tuning
 from metamf_jax.data import sources
 from metamf_jax.imputation import impute
 from metamf_jax.meta_learning import meta_loss, training
-from metamf_jax.meta_learning.episodes import EpisodeConfig, EpisodeSource, split_parts
+from metamf_jax.meta_learning.episodes import EpisodeConfig, EpisodeSource, cell_counts, split_parts
 from metamf_jax.metrics import mean_and_standard_error
 
 _SIDES = ((20, 20), (40, 60), (80, 80))
@@ -52,7 +50,7 @@ def run(config: train.Config, workdir: pathlib.Path, data_dir: str | None) -> No
             errors[name] = tuning.episode_errors(name, tuning.tune(name, validation), test)
         for name in names:
             table[name].append(mean_and_standard_error(errors[name]))
-        observed = np.mean((test.support.rows < test.support.shape[0]).sum(axis=1))
+        observed = cell_counts(test.support).mean()
         cells = "".join("{:>9.3f} +- {:.3f}".format(*table[name][-1]) + "  " for name in names)
         print(f"{f'{rows} x {columns}':<16}{observed:>9.0f}{cells}", flush=True)
     path = workdir / "plots" / "other_sizes.png"

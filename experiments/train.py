@@ -25,7 +25,7 @@ from metamf_jax.checkpoint import Checkpointer, save_params
 from metamf_jax.data import sources
 from metamf_jax.imputation.impute import LearnedPrior, metadata
 from metamf_jax.meta_learning import meta_loss, padding, training
-from metamf_jax.meta_learning.episodes import EpisodeConfig, EpisodeSource, split_parts
+from metamf_jax.meta_learning.episodes import EpisodeConfig, EpisodeSource, cell_counts, split_parts
 from metamf_jax.metrics import mean_and_standard_error
 from metamf_jax.run_log import RunLog, read_metrics
 from metamf_jax.types import Entries
@@ -129,8 +129,7 @@ def run(
         name: tuning.episode_errors(name, setting, test) for name, setting in settings.items()
     }
     errors = {"metamf": test_errors, **errors}
-    assert isinstance(test.support, Entries)
-    support_counts = np.asarray(test.support.rows < test.support.shape[0]).sum(axis=1)
+    support_counts = cell_counts(test.support)
     if plots:
         levels = {
             name: float(tuning.episode_errors(name, setting, validation).mean())
