@@ -20,7 +20,9 @@ class MapEstimationTest(parameterized.TestCase):
         self.padded, self.entries = numpy_reference.random_matrix(0)
         self.prior = numpy_reference.random_prior(1)
 
-    @parameterized.product(form=["plain", "scaled", "ridge"], memory=["unroll", "checkpoint"])
+    @parameterized.product(
+        form=["plain", "scaled", "curvature", "ridge"], memory=["unroll", "checkpoint"]
+    )
     def test_equals_numpy_loop(self, form, memory):
         config = MapConfig(steps=4, step_form=form, memory=memory)
         expected = numpy_reference.map_steps(self.padded, self.prior, 0.1, 4, form)
@@ -57,7 +59,7 @@ class MapEstimationTest(parameterized.TestCase):
 
     def test_rows_without_cells_stay_at_the_prior_mean(self):
         empty = self.padded._replace(observed=np.zeros_like(self.padded.observed))
-        for form in ("plain", "scaled", "ridge"):
+        for form in ("plain", "scaled", "curvature", "ridge"):
             got = map_estimate(empty, self.prior, jnp.float32(0.1), MapConfig(3, form))
             np.testing.assert_allclose(got.u, self.prior.u_mean, rtol=1e-6)
 

@@ -1,5 +1,6 @@
 """The meta-loss: batches against loops, empty episodes, and gradients through everything."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,23 +8,28 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import parameterized
 
-from metamf_jax import cells, numba_ffi
+from metamf_jax import bias_model, cells, numba_ffi
 from metamf_jax.meta_learning import meta_loss, padding
 from metamf_jax.meta_learning.encoder import EncoderConfig
 from metamf_jax.meta_learning.map_estimation import MapConfig
 from metamf_jax.meta_learning.meta_loss import Episode, ModelConfig
 from metamf_jax.types import Entries, Factors
 
-MEMORIES = ("unroll", "checkpoint", "implicit")
+# A memory policy of the plain steps, or a learned bias model with steps scaled by curvature.
+VARIANTS = ("unroll", "checkpoint", "implicit", "effects")
 
 
 @functools.cache
 def model_and_params(memory, steps=3):
     """A tiny model, and parameters none of which is zero."""
-    config = ModelConfig(
-        EncoderConfig(channels=3, layers=1, rank=2, precision="per_row"),
-        MapConfig(steps=steps, memory=memory),
-    )
+    encoder = EncoderConfig(channels=3, layers=1, rank=2, precision="per_row")
+    inner = MapConfig(steps=steps)
+    if memory == "effects":
+        encoder = dataclasses.replace(encoder, effects=True)
+        inner = dataclasses.replace(inner, step_form="curvature")
+    else:
+        inner = dataclasses.replace(inner, memory=memory)
+    config = ModelConfig(encoder, inner)
     model = meta_loss.make_model(config)
     rng = np.random.default_rng(0)
     params = jax.tree.map(
@@ -77,7 +83,7 @@ def assert_trees_close(got, expected, **tolerance):
 
 
 class MetaLossTest(parameterized.TestCase):
-    @parameterized.parameters(*MEMORIES)
+    @parameterized.parameters(*VARIANTS)
     def test_a_batch_equals_a_loop(self, memory):
         model, params = model_and_params(memory)
         episodes = batch_of_episodes()
@@ -120,7 +126,7 @@ class MetaLossTest(parameterized.TestCase):
         np.testing.assert_allclose(error, ((query.values[:6] - fitted) ** 2).mean(), rtol=1e-5)
         assert weight == 1
 
-    @parameterized.parameters(*MEMORIES)
+    @parameterized.parameters(*VARIANTS)
     def test_meta_gradient_equals_finite_differences(self, memory):
         # Few steps, so that the step size matters; the implicit policy solves to a tolerance.
         model, params = model_and_params(memory)
@@ -170,9 +176,23 @@ class MetaLossTest(parameterized.TestCase):
                 results.append(value_and_gradient("unroll")(params, batch_of_episodes()))
         assert_trees_close(*results, rtol=1e-4, atol=1e-5)
 
-    def test_dense_support_equals_listed(self):
-        model, params = model_and_params("unroll")
+    @parameterized.parameters("unroll", "effects")
+    def test_dense_support_equals_listed(self, variant):
+        model, params = model_and_params(variant)
         listed = member(batch_of_episodes(), 0)
         dense = listed._replace(support=padding.pad_dense(listed.support))
         loss = jax.jit(lambda params, episode: meta_loss.episode_loss(model, params, episode)[0])
         np.testing.assert_allclose(loss(params, dense), loss(params, listed), rtol=1e-5)
+
+    def test_without_steps_effects_and_prior_means_add_up(self):
+        model, params = model_and_params("effects", steps=0)
+        support = member(batch_of_episodes(), 0).support
+        factors, prior_means = jax.jit(model.adapt)(params, support)
+        shrinkage = bias_model.Shrinkage(*np.exp(params.encoder["params"]["log_shrinkage"]))
+        effects = bias_model.fit_effects(support, shrinkage, sweeps=4)
+        bias = effects.mean + effects.rows[:, None] + effects.columns[None, :]
+        np.testing.assert_array_equal(factors.u, prior_means.u)
+        assert factors.u.shape == (5, 4)
+        np.testing.assert_allclose(
+            factors.u @ factors.v.T, factors.u[:, :2] @ factors.v[:, :2].T + bias, rtol=1e-4
+        )

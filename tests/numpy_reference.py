@@ -49,6 +49,13 @@ def map_steps(matrix, prior, step_size, steps, form):
     values = np.asarray(matrix.values, np.float64)
     prior = FactorPrior(*(np.asarray(x, np.float64) for x in prior))
     u, v = prior.u_mean.copy(), prior.v_mean.copy()
+    divisors = np.ones(len(u)), np.ones(len(v))
+    if form == "scaled":
+        divisors = matrix.observed.sum(1), matrix.observed.sum(0)
+    elif form == "curvature":
+        divisors = matrix.observed @ (v**2).sum(1), matrix.observed.T @ (u**2).sum(1)
+    if form != "plain":
+        divisors = divisors[0] + prior.u_precision, divisors[1] + prior.v_precision
     for _ in range(steps):
         if form == "ridge":
             u = ridge_rows(values, matrix.observed, v, prior.u_mean, prior.u_precision)
@@ -60,10 +67,8 @@ def map_steps(matrix, prior, step_size, steps, form):
             error = values[n, m] - u[n] @ v[m]
             u_gradient[n] -= error * v[m]
             v_gradient[m] -= error * u[n]
-        if form == "scaled":
-            u_gradient /= (matrix.observed.sum(1) + prior.u_precision)[:, None]
-            v_gradient /= (matrix.observed.sum(0) + prior.v_precision)[:, None]
-        u, v = u - step_size * u_gradient, v - step_size * v_gradient
+        u = u - step_size * u_gradient / divisors[0][:, None]
+        v = v - step_size * v_gradient / divisors[1][:, None]
     return u, v
 
 
