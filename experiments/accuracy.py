@@ -19,8 +19,8 @@ import numpy as np
 from absl import flags
 
 from experiments import common, presets, train
+from metamf_jax.files import write_text
 from metamf_jax.metrics import mean_and_standard_error, paired_difference
-from metamf_jax.run_log import write_atomically
 
 _DATASETS = flags.DEFINE_list("datasets", ["ml100k", "ml1m", "jester"], "Names or files.")
 _SPLITS = flags.DEFINE_integer("splits", 10, "Random splits of each data set.", lower_bound=2)
@@ -58,9 +58,9 @@ def run(
             row[f"metamf - {name}"] = paired_difference(ours, theirs, _TEST_TRAIN_RATIO)
         row["support_per_matrix"] = float(np.mean([r["support_per_matrix"] for r in results]))
         table[dataset] = row
-    write_atomically(workdir / "accuracy.json", json.dumps(table, indent=2) + "\n")
+    write_text(workdir / "accuracy.json", json.dumps(table, indent=2) + "\n")
     text = _markdown(table, splits)
-    write_atomically(workdir / "accuracy.md", text)
+    write_text(workdir / "accuracy.md", text)
     print(f"\n{text}\nwrote {workdir / 'accuracy.json'} and accuracy.md")
     return table
 

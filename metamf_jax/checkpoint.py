@@ -10,6 +10,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from metamf_jax.files import written_aside
+
 
 class Checkpointer:
     """Keeps the newest two states of a run under ``workdir/checkpoints``.
@@ -78,13 +80,11 @@ def save_params(path: str | os.PathLike, params: Any, metadata: dict[str, Any]) 
       params: the tree.
       metadata: stored as JSON in the file's header.
     """
-    path = pathlib.Path(path)
     named, _ = _names_and_leaves(params)
     # Scalars and transposed views must be made contiguous for the format.
     arrays = {name: np.array(leaf, order="C") for name, leaf in named.items()}
-    aside = path.with_name(path.name + ".partial")
-    safetensors.numpy.save_file(arrays, aside, metadata={"metamf_jax": json.dumps(metadata)})
-    os.replace(aside, path)
+    with written_aside(path) as aside:
+        safetensors.numpy.save_file(arrays, aside, metadata={"metamf_jax": json.dumps(metadata)})
 
 
 def read_params_metadata(path: str | os.PathLike) -> dict[str, Any]:

@@ -19,15 +19,9 @@ from typing import Any
 import tqdm
 
 from metamf_jax import parallel
+from metamf_jax.files import write_text
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes aside and renames, so that a reader never meets half a file."""
-    aside = path.with_name(path.name + ".partial")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
 
 
 def plain(config: Any) -> Any:
@@ -95,7 +89,7 @@ class RunLog:
                 )
         else:
             held = {"experiment": experiment, "config": self.config, "versions": _versions()}
-            write_atomically(path, json.dumps(held, indent=2) + "\n")
+            write_text(path, json.dumps(held, indent=2) + "\n")
         self._metrics = self.workdir / "metrics.jsonl"
         self._events = None
         self._bar = None
@@ -109,7 +103,7 @@ class RunLog:
         from tensorboardX import SummaryWriter
 
         kept = [line for line in read_metrics(self.workdir) if line["step"] <= step]
-        write_atomically(self._metrics, "".join(json.dumps(line) + "\n" for line in kept))
+        write_text(self._metrics, "".join(json.dumps(line) + "\n" for line in kept))
         self._events = SummaryWriter(str(self.workdir), purge_step=step + 1)
         self._started = time.monotonic() - (kept[-1]["seconds"] if kept else 0.0)
 
@@ -159,7 +153,7 @@ class RunLog:
             "seconds": round(time.monotonic() - self._started, 3),
             "devices": [device.device_kind for device in parallel.devices()],
         }
-        write_atomically(self.workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+        write_text(self.workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
         return summary
 
 

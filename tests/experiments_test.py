@@ -84,7 +84,7 @@ def test_train_writes_its_result(trained):
         assert f"\n{name} " in ended.out
     names = {path.name for path in workdir.iterdir()}
     assert names >= {"config.json", "metrics.jsonl", "model.safetensors", "checkpoints", "plots"}
-    assert not [name for name in names if name.endswith(".partial")]
+    assert not [name for name in names if name.endswith(".part")]
     lines = run_log.read_metrics(workdir)
     assert [line["step"] for line in lines] == [5, 10, 15, 20]
     best = min(lines, key=lambda line: line["validation_mse"])

@@ -15,6 +15,7 @@ import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from metamf_jax import files
 from metamf_jax.data import sources, table_format, tables, text_tables, write_tables
 
 # u1,b = 3 ; u2,a = 1.5 ; u1,a = -2
@@ -619,7 +620,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
     path = written(tmp_path, "p.csv", "old")
 
     def broken():
-        with write_tables.written_aside(path) as aside:
+        with files.written_aside(path) as aside:
             aside.write_text("half")
             raise RuntimeError
 

@@ -1,10 +1,9 @@
 """Writes what `tables` reads: lists of cells, and dense matrices. Written aside, then renamed."""
 
-import contextlib
 import gzip
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import pyarrow.parquet
 
 from metamf_jax.data import table_format
 from metamf_jax.data.table_format import TableFormat
+from metamf_jax.files import written_aside
 
 _BY_EXTENSION = {
     ".csv": "csv",
@@ -24,20 +24,6 @@ _BY_EXTENSION = {
     ".pq": "parquet",
 }
 _DELIMITERS = {"csv": ",", "tsv": "\t", "libmf": " "}
-
-
-@contextlib.contextmanager
-def written_aside(path: str | os.PathLike) -> Iterator[Path]:
-    """Gives a path beside ``path`` to write to, which takes its name once all went well."""
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise ValueError(f"{path}: there is no folder {path.parent}; make it first")
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield aside
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def write_pairs(

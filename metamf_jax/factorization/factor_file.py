@@ -8,6 +8,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from metamf_jax.files import written_aside
 from metamf_jax.types import Factors
 
 
@@ -22,7 +23,6 @@ def save_factors(
       row_ids: [N] integers or strings.
       column_ids: [M] likewise.
     """
-    path = pathlib.Path(path)
     arrays = {"u": np.ascontiguousarray(factors.u), "v": np.ascontiguousarray(factors.v)}
     for name, ids in (("row_ids", row_ids), ("column_ids", column_ids)):
         integers = np.issubdtype(np.asarray(ids).dtype, np.integer)
@@ -30,9 +30,8 @@ def save_factors(
         arrays[name] = (
             np.asarray(ids, np.int64) if integers else np.frombuffer(text.encode(), np.uint8)
         )
-    aside = path.with_name(path.name + ".partial")
-    safetensors.numpy.save_file(arrays, aside, metadata={"metamf_jax": "factors"})
-    os.replace(aside, path)
+    with written_aside(path) as aside:
+        safetensors.numpy.save_file(arrays, aside, metadata={"metamf_jax": "factors"})
 
 
 def load_factors(path: str | os.PathLike) -> tuple[Factors, np.ndarray, np.ndarray]:

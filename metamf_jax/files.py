@@ -1,0 +1,30 @@
+"""Files that are never left half written."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def written_aside(path: str | os.PathLike) -> Iterator[Path]:
+    """Gives a path beside ``path`` to write to, which takes its name once all went well.
+
+    Raises:
+      ValueError: there is no such folder.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: there is no folder {path.parent}; make it first")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a whole text file, aside and renamed."""
+    with written_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
