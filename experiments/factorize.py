@@ -20,6 +20,8 @@ import numpy as np
 from absl import flags
 
 from experiments import common
+from experiments.dataset_flag import DATASET
+from experiments.input_flag import INPUT
 from metamf_jax import parallel
 from metamf_jax.checkpoint import Checkpointer
 from metamf_jax.data import movielens, sources, tables
@@ -57,10 +59,6 @@ _DEFAULTS = {
     "step_size": "bold_driver:auto",
 }
 
-_DATASET = flags.DEFINE_string(
-    "dataset", "synthetic", "synthetic, ml100k, ml1m, latest_small, or jester."
-)
-_INPUT = flags.DEFINE_string("input", None, "A table to read instead of a data set.")
 _TEST_INPUT = flags.DEFINE_string("test_input", None, "A table of test cells; then no split.")
 _SPLIT = flags.DEFINE_enum(
     "split",
@@ -324,7 +322,7 @@ def main() -> None:
     if _SOLVER.value in ("als", "lbfgs", "sgd"):
         num_devices = 1
     config = Config(
-        dataset=_INPUT.value or _DATASET.value,
+        dataset=INPUT.value or DATASET.value,
         test_input=_TEST_INPUT.value,
         split=_SPLIT.value,
         fold=_FOLD.value,

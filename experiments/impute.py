@@ -10,12 +10,12 @@ import numpy as np
 from absl import flags
 
 from experiments import common
+from experiments.input_flag import INPUT
 from metamf_jax.data import tables, write_tables
 from metamf_jax.imputation import impute
 from metamf_jax.types import Table
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a run of experiments.train.")
-_INPUT = flags.DEFINE_string("input", None, "Table of the observed cells; see the README.")
 _OUTPUT = flags.DEFINE_string("output", None, "File to write: .csv, .tsv or .parquet.")
 _PAIRS = flags.DEFINE_string(
     "pairs", None, "Table of row and column ids; only these cells are written, in this order."
@@ -97,7 +97,7 @@ def _needed(flag: flags.FlagHolder[str | None]) -> str:
 
 
 def main() -> None:
-    run(_needed(_CHECKPOINT), _needed(_INPUT), _needed(_OUTPUT), _PAIRS.value)
+    run(_needed(_CHECKPOINT), _needed(INPUT), _needed(_OUTPUT), _PAIRS.value)
 
 
 if __name__ == "__main__":

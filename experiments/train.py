@@ -19,6 +19,7 @@ import numpy as np
 from absl import flags
 
 from experiments import common, presets
+from experiments.dataset_flag import DATASET
 from metamf_jax import plotting
 from metamf_jax.baselines import tuning
 from metamf_jax.checkpoint import Checkpointer, save_params
@@ -30,9 +31,6 @@ from metamf_jax.metrics import mean_and_standard_error
 from metamf_jax.run_log import RunLog, read_metrics
 from metamf_jax.types import Entries
 
-_DATASET = flags.DEFINE_string(
-    "dataset", "synthetic", "synthetic, ml100k, ml1m, latest_small, jester, or a file to read."
-)
 _SPLIT_SEED = flags.DEFINE_integer(
     "split_seed", 0, "Seed of the split of rows and columns, and of the fixed scored matrices."
 )
@@ -205,7 +203,7 @@ def _print_table(log: RunLog, errors: dict[str, np.ndarray], counts: np.ndarray)
 def config_from_flags() -> Config:
     """The configuration that the flags ask for."""
     return Config(
-        dataset=_DATASET.value,
+        dataset=DATASET.value,
         preset=common.PRESET.value,
         seed=common.SEED.value,
         split_seed=_SPLIT_SEED.value,
