@@ -147,8 +147,8 @@ def map_estimate(
     return jax.lax.scan(step, start, None, length=config.steps)[0]
 
 
-# A start for eta: small for the plain form, half of what a fixed other side would allow else.
-_START = {"plain": 0.01, "scaled": 0.5, "curvature": 0.5, "ridge": 1.0}
+# A start for eta. Both sides move at once, so a whole Newton step (1) overshoots.
+_START = {"plain": 0.01, "scaled": 0.5, "curvature": 0.25, "ridge": 1.0}
 
 
 def init_step_size(config: MapConfig) -> float:
