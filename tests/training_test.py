@@ -212,6 +212,17 @@ class TrainingTest(parameterized.TestCase):
         score = training.make_evaluate(Toy().loss)(final.best_params, validation)
         np.testing.assert_allclose(score.mean(), errors[best], rtol=1e-6)
 
+    def test_the_last_parameters_can_be_kept(self):
+        config = TrainingConfig(
+            max_steps=40, evaluate_every=2, learning_rate=0.03, patience=8, keep="last"
+        )
+        final, evaluations = self.train(config, validation=draw(10**6, batch=8, shift=0.4))
+        errors = [metrics["validation_mse"] for _, metrics, _ in evaluations]
+        assert errors[-1] > min(errors)
+        # Patience waits for a better validation, and every one counts as better here.
+        assert int(final.step) == 40
+        assert_states_equal(final.best_params, final.params)
+
     def test_a_finished_run_is_left_alone(self):
         config = TrainingConfig(max_steps=4, evaluate_every=2)
         final, _ = self.train(config)

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,9 @@ class TrainingConfig:
       schedule: ``constant``, or ``cosine`` down to a hundredth at ``max_steps``.
       clip_norm: gradients are scaled down to this global norm.
       evaluate_every: steps between validations.
-      patience: stop after so many steps without a better validation; the best parameters are kept.
+      patience: stop after so many steps without a better validation.
+      keep: the parameters to use afterwards: ``best``, those with the least validation error, or
+        ``last``, for schedules that end with a small learning rate.
     """
 
     batch: int = 16
@@ -41,11 +43,14 @@ class TrainingConfig:
     clip_norm: float = 1.0
     evaluate_every: int = 100
     patience: int = 1000
+    keep: Literal["best", "last"] = "best"
 
     def __post_init__(self):
         for name in ("batch", "max_steps", "evaluate_every", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.keep not in ("best", "last"):
+            raise ValueError(f"keep must be best or last, got {self.keep!r}")
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"schedule must be constant or cosine, got {self.schedule!r}")
 
@@ -57,8 +62,8 @@ class MetaState(NamedTuple):
       step: steps done, int32 scalar.
       params: what is learned.
       opt_state: the optimiser's state.
-      best_params: the parameters with the least validation error so far.
-      best_validation: that error, float32 scalar.
+      best_params: the parameters kept: those with the least validation error so far, or the last.
+      best_validation: their validation error, float32 scalar.
       best_step: the step after which it was measured, int32 scalar.
     """
 
@@ -209,7 +214,7 @@ def meta_train(
         params, opt_state = jax.device_get(learned)
         error = float(evaluate(params, validation).mean(dtype=np.float64))
         state = state._replace(step=np.int32(step), params=params, opt_state=opt_state)
-        if error < state.best_validation:
+        if error < state.best_validation or config.keep == "last":
             state = state._replace(
                 best_params=params, best_validation=np.float32(error), best_step=np.int32(step)
             )
