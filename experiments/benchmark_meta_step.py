@@ -308,4 +308,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    flags.set_default(common.PRESET, "paper")
     common.run_main(main)
