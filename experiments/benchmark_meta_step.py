@@ -10,6 +10,7 @@ turns, and the least times are compared. On an accelerator give ``--batch=16,256
 """
 
 import dataclasses
+import functools
 import os
 import re
 import shlex
@@ -182,7 +183,8 @@ def memory_table(config: Config) -> dict[str, list[int]]:
         model = meta_loss.make_model(dataclasses.replace(config.model, inner=inner))
 
         def loss(params, episodes):
-            return meta_loss.meta_loss_terms(model, params, episodes)[0]
+            episode_loss = functools.partial(meta_loss.episode_loss, model)
+            return meta_loss.meta_loss_terms(episode_loss, params, episodes)[0]
 
         params = jax.eval_shape(model.init, jax.random.key(0))
         compiled = jax.jit(jax.grad(loss)).lower(params, episodes).compile()

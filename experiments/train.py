@@ -175,12 +175,15 @@ def _plot(log, state, model, test, counts, errors, levels) -> None:
     factors, prior = jax.jit(model.adapt)(state.best_params, shown.support)
     observed, held_out = padding.pad_dense(shown.support), padding.pad_dense(shown.query)
     truth = np.where(observed.observed, observed.values, held_out.values)
+    known = observed.observed | held_out.observed
+    # A smaller matrix than the batch's largest ends in padding.
+    inside = np.ix_(known.any(axis=1), known.any(axis=0))
     plotting.imputed_matrix(
         log.plot_path("imputed_matrix"),
-        np.where(observed.observed | held_out.observed, truth, np.nan),
-        np.asarray(observed.observed),
-        np.asarray(prior.u) @ np.asarray(prior.v).T,
-        np.asarray(factors.u) @ np.asarray(factors.v).T,
+        np.where(known, truth, np.nan)[inside],
+        np.asarray(observed.observed)[inside],
+        (np.asarray(prior.u) @ np.asarray(prior.v).T)[inside],
+        (np.asarray(factors.u) @ np.asarray(factors.v).T)[inside],
     )
 
 

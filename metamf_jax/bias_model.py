@@ -32,6 +32,9 @@ class Shrinkage(NamedTuple):
 def fit_effects(observations: cells.Observations, shrinkage: Shrinkage, sweeps: int) -> Effects:
     """Fits the model by sweeps of coordinate descent from zero: mean, rows, columns.
 
+    What rows (or columns) have in common then moves to the mean as far as the penalties want it:
+    coordinate descent alone takes hundreds of sweeps for that where the shrinkage is weak.
+
     Args:
       observations: the observed cells of one matrix.
       shrinkage: positive numbers; may be learned, gradients flow through the sweeps.
@@ -47,11 +50,20 @@ def fit_effects(observations: cells.Observations, shrinkage: Shrinkage, sweeps: 
         fitted = cells.spread(observations, rows + mean, columns)
         return cells.pool(observations, values - fitted)
 
+    def recentre(mean, effects, counts, strength):
+        # The minimum over t of lam_mu (mu + t)^2 + lam sum (b_n - t)^2, over rows with a cell.
+        seen = (counts > 0)[:, None]
+        weight = jnp.maximum(shrinkage.mean + strength * seen.sum(), 1e-12)
+        common = (strength * effects.sum() - shrinkage.mean * mean) / weight
+        return mean + common, jnp.where(seen, effects - common, 0)
+
     def sweep(effects, _):
         mean, rows, columns = effects
         mean = mean_weight * residual_sums(jnp.zeros_like(mean), rows, columns)[0].sum()
         rows = row_weights * residual_sums(mean, jnp.zeros_like(rows), columns)[0]
+        mean, rows = recentre(mean, rows, row_counts, shrinkage.rows)
         columns = column_weights * residual_sums(mean, rows, jnp.zeros_like(columns))[1]
+        mean, columns = recentre(mean, columns, column_counts, shrinkage.columns)
         return Effects(mean, rows, columns), None
 
     start = Effects(jnp.zeros(()), jnp.zeros_like(row_weights), jnp.zeros_like(column_weights))

@@ -76,7 +76,7 @@ def joint_ridge(support, setting):
 )
 def test_bias_equals_the_joint_ridge_solution(setting):
     got = np.asarray(predict(bias)(PADDED, QUERY, setting)).reshape(SHAPE)
-    np.testing.assert_allclose(got, joint_ridge(SUPPORT, setting), atol=1e-3)
+    np.testing.assert_allclose(got, joint_ridge(SUPPORT, setting), atol=1e-5)
 
 
 def test_mean():

@@ -44,9 +44,8 @@ def value_and_gradient(memory):
     """Compiled ``(params, episodes) -> ((loss sum, count), gradient)`` of a batch."""
     model, _ = model_and_params(memory)
 
-    def terms(params, episodes):
-        return meta_loss.meta_loss_terms(model, params, episodes)
-
+    loss = functools.partial(meta_loss.episode_loss, model)
+    terms = functools.partial(meta_loss.meta_loss_terms, loss)
     return jax.jit(jax.value_and_grad(terms, has_aux=True))
 
 
@@ -137,7 +136,8 @@ class MetaLossTest(parameterized.TestCase):
             @jax.jit
             @jax.value_and_grad
             def loss(params):
-                total, count = meta_loss.meta_loss_terms(model, params, episodes)
+                episode_loss = functools.partial(meta_loss.episode_loss, model)
+                total, count = meta_loss.meta_loss_terms(episode_loss, params, episodes)
                 return total / count
 
             value, gradient = loss(params)

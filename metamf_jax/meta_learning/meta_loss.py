@@ -8,7 +8,7 @@ dividing.
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,10 @@ class Episode(NamedTuple):
 
     support: cells.Observations
     query: Entries
+
+
+# ``(params, episode) -> (mean loss over the query, 1)`` or (0, 0) for an empty episode.
+EpisodeLoss: TypeAlias = Callable[[Any, Episode], tuple[jax.Array, jax.Array]]
 
 
 class MetaParams(NamedTuple):
@@ -103,8 +107,8 @@ def episode_loss(model: Model, params: MetaParams, episode: Episode) -> tuple[ja
 
 
 def meta_loss_terms(
-    model: Model, params: MetaParams, episodes: Episode
+    loss: EpisodeLoss, params: Any, episodes: Episode
 ) -> tuple[jax.Array, jax.Array]:
     """Sum of the episodes' losses and their number, for a batch [B, ...] of episodes."""
-    losses, weights = jax.vmap(lambda episode: episode_loss(model, params, episode))(episodes)
+    losses, weights = jax.vmap(lambda episode: loss(params, episode))(episodes)
     return losses.sum(), weights.sum()

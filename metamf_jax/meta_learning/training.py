@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from metamf_jax import parallel
-from metamf_jax.meta_learning.meta_loss import Episode
+from metamf_jax.meta_learning.meta_loss import Episode, EpisodeLoss, meta_loss_terms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,10 +75,6 @@ class MetaState(NamedTuple):
     best_step: jax.Array
 
 
-# ``(params, episode) -> (mean loss over the query, 1)`` or (0, 0) for an empty episode.
-EpisodeLoss = Callable[[Any, Episode], tuple[jax.Array, jax.Array]]
-
-
 def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
     """Adam behind a clip of the global norm."""
     rate = config.learning_rate
@@ -110,9 +106,7 @@ def make_update(
       is the mean over all episodes of all devices.
     """
 
-    def loss_sum(params, episodes):
-        losses, weights = jax.vmap(lambda episode: episode_loss(params, episode))(episodes)
-        return losses.sum(), weights.sum()
+    loss_sum = functools.partial(meta_loss_terms, episode_loss)
 
     def update(learned, episodes):
         params, opt_state = learned
