@@ -50,6 +50,7 @@ class Config:
       split_seed: of the split and of the scored matrices.
       model, episodes, training: see their classes.
       scored_matrices: number of fixed validation matrices, and of fixed test matrices.
+      scored_episodes: what these look like, where not like the episodes of meta-training.
     """
 
     dataset: str
@@ -60,6 +61,7 @@ class Config:
     episodes: EpisodeConfig
     training: training.TrainingConfig
     scored_matrices: int
+    scored_episodes: EpisodeConfig | None = None
 
 
 def run(
@@ -75,7 +77,8 @@ def run(
     log = RunLog(workdir, "train", config)
 
     def fixed(part: Entries, kind: int) -> meta_loss.Episode:
-        source = EpisodeSource(part, config.episodes, config.split_seed * 3 + kind)
+        episodes = config.scored_episodes or config.episodes
+        source = EpisodeSource(part, episodes, config.split_seed * 3 + kind)
         return source.draw_batch(0, config.scored_matrices)
 
     validation, test = fixed(parts.validation, _VALIDATION), fixed(parts.test, _TEST)

@@ -223,6 +223,20 @@ class TrainingTest(parameterized.TestCase):
         assert int(final.step) == 40
         assert_states_equal(final.best_params, final.params)
 
+    def test_the_running_average_is_kept(self):
+        config = TrainingConfig(
+            batch=3, max_steps=14, evaluate_every=1, keep="last", average_decay=0.8
+        )
+        final, evaluations = self.train(config)
+        average = {"a": 0.0, "b": 0.0}
+        for step, _, state in evaluations:
+            decay = min(0.8, step / (9 + step))
+            for name in average:
+                average[name] = decay * average[name] + (1 - decay) * state.params[name]
+        for name in average:
+            np.testing.assert_allclose(final.best_params[name], average[name], rtol=1e-5)
+            assert abs(final.best_params[name] - final.params[name]) > 1e-5
+
     def test_a_finished_run_is_left_alone(self):
         config = TrainingConfig(max_steps=4, evaluate_every=2)
         final, _ = self.train(config)

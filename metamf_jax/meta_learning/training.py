@@ -30,6 +30,8 @@ class TrainingConfig:
       learning_rate: Adam's, at the start.
       schedule: ``constant``, or ``cosine`` down to a hundredth at ``max_steps``.
       clip_norm: gradients are scaled down to this global norm.
+      average_decay: validated and kept is a running average of the parameters that forgets by this
+        factor a step (Polyak and Juditsky 1992); 0 for the parameters themselves.
       evaluate_every: steps between validations.
       patience: stop after so many steps without a better validation.
       keep: the parameters to use afterwards: ``best``, those with the least validation error, or
@@ -41,6 +43,7 @@ class TrainingConfig:
     learning_rate: float = 1e-3
     schedule: str = "constant"
     clip_norm: float = 1.0
+    average_decay: float = 0.0
     evaluate_every: int = 100
     patience: int = 1000
     keep: Literal["best", "last"] = "best"
@@ -49,6 +52,8 @@ class TrainingConfig:
         for name in ("batch", "max_steps", "evaluate_every", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.average_decay < 1:
+            raise ValueError(f"average_decay must lie in [0, 1), got {self.average_decay}")
         if self.keep not in ("best", "last"):
             raise ValueError(f"keep must be best or last, got {self.keep!r}")
         if self.schedule not in ("constant", "cosine"):
@@ -75,12 +80,47 @@ class MetaState(NamedTuple):
     best_step: jax.Array
 
 
+class AverageState(NamedTuple):
+    """Steps done, and the running average of the parameters."""
+
+    count: jax.Array
+    params: Any
+
+
+def average_parameters(decay: float) -> optax.GradientTransformation:
+    """Passes updates on and keeps a running average of the parameters that they lead to.
+
+    The first steps are averaged over a tenth of the run so far, so that the start is forgotten.
+    """
+
+    def init(params):
+        return AverageState(jnp.int32(0), params)
+
+    def update(updates, state, params=None):
+        old = jnp.minimum(decay, (1 + state.count) / (10 + state.count))
+        average = jax.tree.map(
+            lambda mean, p, u: old * mean + (1 - old) * (p + u), state.params, params, updates
+        )
+        return updates, AverageState(state.count + 1, average)
+
+    return optax.GradientTransformation(init, update)
+
+
 def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
-    """Adam behind a clip of the global norm."""
+    """Adam behind a clip of the global norm, and the average of the parameters behind it."""
     rate = config.learning_rate
     if config.schedule == "cosine":
         rate = optax.cosine_decay_schedule(rate, config.max_steps, alpha=0.01)
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.adam(rate))
+    stages = [optax.clip_by_global_norm(config.clip_norm), optax.adam(rate)]
+    if config.average_decay:
+        stages.append(average_parameters(config.average_decay))
+    return optax.chain(*stages)
+
+
+def _to_keep(params: Any, opt_state: Any) -> Any:
+    """The averaged parameters where `make_optimizer` keeps them, else the parameters."""
+    last = opt_state[-1]
+    return last.params if isinstance(last, AverageState) else params
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation) -> MetaState:
@@ -206,11 +246,12 @@ def meta_train(
             )
         losses.clear()
         params, opt_state = jax.device_get(learned)
-        error = float(evaluate(params, validation).mean(dtype=np.float64))
+        scored = _to_keep(params, opt_state)
+        error = float(evaluate(scored, validation).mean(dtype=np.float64))
         state = state._replace(step=np.int32(step), params=params, opt_state=opt_state)
         if error < state.best_validation or config.keep == "last":
             state = state._replace(
-                best_params=params, best_validation=np.float32(error), best_step=np.int32(step)
+                best_params=scored, best_validation=np.float32(error), best_step=np.int32(step)
             )
         on_evaluation(state, {"train_loss": train_loss, "validation_mse": error})
         if is_finished(state, config):
