@@ -36,6 +36,17 @@ DEVICES = flags.DEFINE_integer(
 PROFILE = flags.DEFINE_bool("profile", False, "Writes a jax.profiler trace to WORKDIR/profile.")
 
 
+def needed(flag: flags.FlagHolder[str | None]) -> str:
+    """The value of a flag that has to be given.
+
+    Raises:
+      ValueError: it was not; the message says what it is for.
+    """
+    if flag.value is None:
+        raise ValueError(f"--{flag.name} is needed: {flags.FLAGS[flag.name].help}")
+    return flag.value
+
+
 @contextlib.contextmanager
 def profiled(workdir: os.PathLike | str) -> Iterator[None]:
     """Traces its body when --profile is given."""

@@ -10,16 +10,13 @@ import numpy as np
 from absl import flags
 
 from experiments import common
+from experiments.answer_flags import OUTPUT, PAIRS
 from experiments.input_flag import INPUT
 from metamf_jax.data import tables, write_tables
 from metamf_jax.imputation import impute
 from metamf_jax.types import Table
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a run of experiments.train.")
-_OUTPUT = flags.DEFINE_string("output", None, "File to write: .csv, .tsv or .parquet.")
-_PAIRS = flags.DEFINE_string(
-    "pairs", None, "Table of row and column ids; only these cells are written, in this order."
-)
 
 # Above it the answer would fill the memory: 10^8 cells take 2 GB as three columns.
 _MOST_CELLS = 10**8
@@ -90,14 +87,13 @@ def _write_pairs(
     write_tables.write_pairs(output_path, row_ids, column_ids, values)
 
 
-def _needed(flag: flags.FlagHolder[str | None]) -> str:
-    if flag.value is None:
-        raise ValueError(f"--{flag.name} is needed: {flags.FLAGS[flag.name].help}")
-    return flag.value
-
-
 def main() -> None:
-    run(_needed(_CHECKPOINT), _needed(INPUT), _needed(_OUTPUT), _PAIRS.value)
+    run(
+        common.needed(_CHECKPOINT),
+        common.needed(INPUT),
+        common.needed(OUTPUT),
+        PAIRS.value,
+    )
 
 
 if __name__ == "__main__":

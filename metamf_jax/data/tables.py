@@ -133,6 +133,31 @@ def read_pairs(
     return typed_ids(ids[0]), typed_ids(ids[1])
 
 
+def read_ids(path: str | os.PathLike) -> np.ndarray:
+    """Reads a list of ids, one a line, after a header or without.
+
+    A first line that is a known name of the row or the column is a header. Parquet: one column.
+
+    Returns:
+      Ids [P], typed as by `read_table`.
+
+    Raises:
+      FileNotFoundError, ValueError: as `read_table`.
+    """
+    source = load(path, None)
+    if source.format == "parquet":
+        codes, ids = parquet_tables.parquet_ids(source, parquet_tables.parquet_table(source), 0)
+        return ids[codes]
+    if source.format in ("mtx", "npz"):
+        raise mistake(path, None, f"expected a list of ids, got {source.format}", "write text")
+    lines = [line.rstrip("\r") for line in source.data.decode("utf-8").split("\n")]
+    header = {"row", "column"} & table_format.find_roles(lines[:1]).keys()
+    ids = [line for line in lines[1 if header else 0 :] if line.strip()]
+    if not ids:
+        raise mistake(source.path, None, "expected at least one id, got none", "add lines")
+    return typed_ids(ids)
+
+
 def positions(ids: np.ndarray, known_ids: np.ndarray) -> np.ndarray:
     """Where each of ``ids`` [P] stands in ``known_ids`` [N]: int32 [P], -1 for the unknown.
 

@@ -14,7 +14,7 @@ from metamf_jax import numba_ffi
 from metamf_jax.factorization.objective import CellSums, Objective, SideTerms
 from metamf_jax.types import Array
 
-BACKENDS: Final = ("auto", "xla", "numba")
+BACKENDS: Final = ("auto", "xla", "numba", "pallas")
 
 
 class SideBlocks(NamedTuple):
@@ -56,7 +56,10 @@ class Work(NamedTuple):
 
 
 def choose_backend(name: str) -> str:
-    """Resolves `auto` by platform: `numba` on a CPU where Numba is installed, else `xla`.
+    """Resolves `auto` by platform.
+
+    `numba` on a CPU where Numba is installed, `pallas` on a GPU, else `xla`. By name, `pallas` runs
+    anywhere, on a CPU in its interpreter.
 
     Raises:
       ValueError: an unknown backend, or `numba` where it cannot run.
@@ -65,6 +68,8 @@ def choose_backend(name: str) -> str:
         raise ValueError(f"expected a backend among {', '.join(BACKENDS)}, got {name!r}")
     platform, installed = jax.default_backend(), numba_ffi.is_available()
     if name == "auto":
+        if platform == "gpu":
+            return "pallas"
         return "numba" if platform == "cpu" and installed else "xla"
     if name == "numba" and not (platform == "cpu" and installed):
         raise ValueError(
