@@ -33,8 +33,8 @@ def fit_effects(observations: cells.Observations, shrinkage: Shrinkage, sweeps: 
     """Fits the model by sweeps of coordinate descent from zero: mean, rows, columns.
 
     What rows (or columns) have in common then moves to the mean as far as the penalties want it:
-    coordinate descent alone takes hundreds of sweeps for that where the shrinkage is weak. Rows are
-    solved for last, so that a row's effect is a function of its own cells, the mean and the columns.
+    coordinate descent alone takes hundreds of sweeps for that where the shrinkage is weak. Rows
+    come last, so that a row's effect is a function of its own cells, the mean and the columns.
 
     Args:
       observations: the observed cells of one matrix.
