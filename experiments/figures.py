@@ -34,6 +34,7 @@ from absl import flags
 
 from experiments import common, presets, protocol
 from experiments.dataset_flag import DATASET
+from experiments.max_steps_flag import MAX_STEPS
 from metamf_jax import cells, plotting
 from metamf_jax.baselines import make_method, tuning
 from metamf_jax.baselines.method import Method
@@ -50,9 +51,6 @@ from metamf_jax.types import Entries
 _FIGURES = flags.DEFINE_list("figures", ["all"], "Names of figures, or all.")
 _TRANSFER = flags.DEFINE_list(
     "transfer_datasets", None, "Data sets of the figure transfer; default: the one of --dataset."
-)
-_MAX_STEPS = flags.DEFINE_integer(
-    "max_steps", None, "Most steps of meta-training; default: the preset's.", lower_bound=1
 )
 
 # Errors are drawn for these; the others of the table are in `experiments.compare_methods`.
@@ -386,8 +384,8 @@ def _read(path: pathlib.Path) -> list[Row]:
 def config_from_flags() -> Config:
     """The configuration that the flags ask for."""
     sizes = dict(presets.FIGURES[common.PRESET.value])
-    if _MAX_STEPS.value is not None:
-        sizes["training"] = dataclasses.replace(sizes["training"], max_steps=_MAX_STEPS.value)
+    if MAX_STEPS.value is not None:
+        sizes["training"] = dataclasses.replace(sizes["training"], max_steps=MAX_STEPS.value)
     return Config(
         dataset=DATASET.value,
         transfer_datasets=tuple(_TRANSFER.value or [DATASET.value]),

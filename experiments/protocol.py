@@ -61,16 +61,17 @@ def draw_split(
 
     validation = source(parts.validation, _VALIDATION, split_seed).draw_batch(0, scored_matrices)
     test = source(parts.test, _TEST, split_seed).draw_batch(0, scored_matrices)
+    lengths = _lengths(validation, test)
     return Split(
         parts,
         source(parts.train, _TRAIN, seed),
-        lengthened(validation, test),
-        lengthened(test, validation),
+        lengthened(validation, lengths),
+        lengthened(test, lengths),
     )
 
 
-def lengthened(part: Episode, other: Episode) -> Episode:
-    """The same batch, its lists of cells padded to those of another: equal shapes compile once."""
+def lengthened(part: Episode, lengths: tuple[int, int]) -> Episode:
+    """The same batch, its lists of cells padded to at least these lengths of support and query."""
 
     def padded(entries: Observations, length: int) -> Entries:
         assert isinstance(entries, Entries)
@@ -82,10 +83,20 @@ def lengthened(part: Episode, other: Episode) -> Episode:
             values=np.pad(entries.values, missing),
         )
 
+    return Episode(padded(part.support, lengths[0]), padded(part.query, lengths[1]))
+
+
+def _lengths(*parts: Episode) -> tuple[int, int]:
     support, query = (
-        padded(own, theirs.values.shape[1]) for own, theirs in zip(part, other, strict=True)
+        max(side.values.shape[1] for side in sides) for sides in zip(*parts, strict=True)
     )
-    return Episode(support, query)
+    return support, query
+
+
+@functools.lru_cache(maxsize=8)
+def _usual_lengths(source: EpisodeSource, batch: int) -> tuple[int, int]:
+    """Of the first 150 steps: each other length of a batch compiles the step again."""
+    return _lengths(*(source.draw_batch(step, batch) for step in range(150)))
 
 
 class Trained(NamedTuple):
@@ -115,13 +126,14 @@ def meta_train(
     """
     assert method.init is not None
     start = time.perf_counter()
-    params = method.init(jax.random.key(seed))
-    draw = draw or functools.partial(_draw, split.source, config.batch)
+    params = jax.jit(method.init)(jax.random.key(seed))
+    if draw is None:
+        draw = functools.partial(_draw, split.source, config.batch)
+    lengths = _usual_lengths(split.source, config.batch)
     state = training.meta_train(
         episode_loss(method.predict),
         training.init_state(params, training.make_optimizer(config)),
-        # Batches have lists of several lengths, and each length would compile again.
-        lambda step: lengthened(draw(step), split.validation),
+        lambda step: lengthened(draw(step), lengths),
         split.validation,
         config,
         lambda state, metrics: None,

@@ -5,19 +5,21 @@ import functools
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from experiments import protocol
-from metamf_jax import cells, parallel
+from metamf_jax import cells
 from metamf_jax.baselines import METHODS, make_method
+from metamf_jax.baselines.method import episode_loss
 from metamf_jax.meta_learning import episodes, padding
 from metamf_jax.meta_learning.encoder import EncoderConfig
 from metamf_jax.meta_learning.map_estimation import MapConfig
 from metamf_jax.meta_learning.meta_loss import ModelConfig
-from metamf_jax.meta_learning.training import TrainingConfig
 from metamf_jax.types import Entries
 
 SIDE = 10
+FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 CONFIG = ModelConfig(EncoderConfig(channels=8, layers=1, rank=3), MapConfig(steps=2))
 EPISODES = episodes.EpisodeConfig(rows=(SIDE, SIDE), columns=(SIDE, SIDE), minimum_cells=1)
 # Their starts are random for each row and column, or they go through the columns in order.
@@ -59,7 +61,7 @@ def predictor(name):
     method = make_method(name, CONFIG)
     if not method.on_host:
         # The variants' forward passes share most of their compiled operations.
-        return method.predict if method.init else jax.jit(method.predict)
+        return method.predict if method.init else jax.jit(method.predict, compiler_options=FAST)
 
     def predict(params, support, query, setting):
         def inside(part):
@@ -72,6 +74,28 @@ def predictor(name):
         return found
 
     return predict
+
+
+@functools.cache
+def trained(name):
+    """The loop of `training` in small, compiled in a third of the time."""
+    loss = episode_loss(make_method(name, CONFIG).predict)
+    optimizer = optax.adam(1e-2)
+
+    def total(params, batch):
+        return jax.vmap(lambda episode: loss(params, episode)[0])(batch).mean()
+
+    @functools.partial(jax.jit, compiler_options=FAST)
+    def update(params, state, batch):
+        updates, state = optimizer.update(jax.grad(total)(params, batch), state)
+        return optax.apply_updates(params, updates), state
+
+    params = untrained(name)
+    state = optimizer.init(params)
+    for step in range(150):
+        batch = protocol.lengthened(split().source.draw_batch(step, 8), (64, 64))
+        params, state = update(params, state, batch)
+    return params
 
 
 @pytest.fixture(autouse=True)
@@ -97,14 +121,12 @@ def error(name, params, setting, part):
 
 
 @pytest.mark.parametrize("name", [name for name in LEARNING if name != "mean"])
-def test_learns_an_easy_family(name, monkeypatch):
+def test_learns_an_easy_family(name):
     method, params = make_method(name, CONFIG), None
     of_mean = error("mean", None, {}, split().test)
     if method.init is not None:
-        monkeypatch.setattr(parallel, "_devices", jax.local_devices()[:1])
-        config = TrainingConfig(batch=8, max_steps=150, learning_rate=1e-2, evaluate_every=150)
-        params = protocol.meta_train(method, split(), config, 0).params
         assert error(name, untrained(name), {}, split().test) > 0.9 * of_mean
+        params = trained(name)
     few = jax.tree.map(lambda leaf: leaf[:3], split().validation)
     setting = min(method.grid, key=lambda setting: error(name, params, setting, few))
     assert error(name, params, setting, split().test) < 0.8 * of_mean
