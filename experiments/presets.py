@@ -42,8 +42,53 @@ TRAIN = {
     "best": {
         **_PAPER,
         "model": _BEST_MODEL,
-        "episodes": EpisodeConfig(rows=(15, 30), columns=(10, 30), support_fraction=(0.3, 0.7)),
-        "scored_episodes": EpisodeConfig(),
+        "training_episodes": EpisodeConfig(
+            rows=(15, 30), columns=(10, 30), support_fraction=(0.3, 0.7)
+        ),
         "training": TrainingConfig(learning_rate=2e-3, schedule="cosine", average_decay=0.995),
     },
 }
+
+# The comparison of all methods; what is not meta-trained has sizes of its own.
+_PLAIN = ModelConfig(EncoderConfig(channels=16, layers=2, rank=8), MapConfig(steps=5))
+
+COMPARE = {
+    "smoke": {**TRAIN["smoke"], "training": TrainingConfig(batch=4, max_steps=5)},
+    "tiny": {
+        "model": _PLAIN,
+        "episodes": EpisodeConfig(rows=(20, 20), columns=(20, 20)),
+        "training": TrainingConfig(batch=8, max_steps=150, learning_rate=3e-3, schedule="cosine"),
+        "scored_matrices": 50,
+    },
+    "paper": TRAIN["paper"],
+    "best": TRAIN["best"],
+}
+COMPARE_SPLITS = {"smoke": 2, "tiny": 1, "paper": 10, "best": 10}
+
+FIGURES = {
+    "smoke": {
+        **COMPARE["smoke"],
+        "fractions": (0.2, 0.5),
+        "sides": (6, 12),
+        "matrices": (2, 8),
+        "steps": (0, 3),
+        "backend": "xla",
+    },
+    "tiny": {
+        **COMPARE["tiny"],
+        "fractions": (0.1, 0.3, 0.9),
+        "sides": (10, 30),
+        "matrices": (8, 128),
+        "steps": (0, 5, 20),
+        "backend": "xla",
+    },
+    "paper": {
+        **_PAPER,
+        "fractions": (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9),
+        "sides": (10, 20, 30, 50, 100, 200),
+        "matrices": (16, 64, 256, 1024, 4096),
+        "steps": (0, 1, 2, 5, 10, 20, 50),
+        "backend": "auto",
+    },
+}
+FIGURES["best"] = {**FIGURES["paper"], **TRAIN["best"]}

@@ -12,7 +12,7 @@ import pathlib
 
 from experiments import common, train
 from metamf_jax import plotting
-from metamf_jax.baselines import tuning
+from metamf_jax.baselines import SIMPLE, make_method, tuning
 from metamf_jax.data import sources
 from metamf_jax.imputation import impute
 from metamf_jax.meta_learning import meta_loss, training
@@ -35,7 +35,7 @@ def run(config: train.Config, workdir: pathlib.Path, data_dir: str | None) -> No
         sources.load(config.dataset, data_dir, config.seed).entries, config.split_seed
     )
     print(f"\nQuery MSE on {_MATRICES} unseen matrices of each size, +- standard error")
-    names = ["metamf", *tuning.BASELINES]
+    names = ["metamf", *SIMPLE]
     print(f"{'rows x columns':<16}{'observed':>9}" + "".join(f"{name:>18}" for name in names))
     table: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for rows, columns in _SIDES:
@@ -46,8 +46,9 @@ def run(config: train.Config, workdir: pathlib.Path, data_dir: str | None) -> No
 
         validation, test = draw(parts.validation, 1), draw(parts.test, 2)
         errors = {"metamf": evaluate(prior.params, test)}
-        for name in tuning.BASELINES:
-            errors[name] = tuning.episode_errors(name, tuning.tune(name, validation), test)
+        for name in SIMPLE:
+            method = make_method(name)
+            errors[name] = tuning.episode_errors(method, test, tuning.tune(method, validation))
         for name in names:
             table[name].append(mean_and_standard_error(errors[name]))
         observed = cell_counts(test.support).mean()

@@ -18,25 +18,21 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import common, presets
+from experiments import common, presets, protocol
 from experiments.dataset_flag import DATASET
 from metamf_jax import plotting
-from metamf_jax.baselines import tuning
+from metamf_jax.baselines import SIMPLE, make_method, tuning
 from metamf_jax.checkpoint import Checkpointer, save_params
 from metamf_jax.data import sources
 from metamf_jax.imputation.impute import LearnedPrior, metadata
 from metamf_jax.meta_learning import meta_loss, padding, training
-from metamf_jax.meta_learning.episodes import EpisodeConfig, EpisodeSource, cell_counts, split_parts
+from metamf_jax.meta_learning.episodes import EpisodeConfig, cell_counts
 from metamf_jax.metrics import mean_and_standard_error
 from metamf_jax.run_log import RunLog, read_metrics
-from metamf_jax.types import Entries
 
 _SPLIT_SEED = flags.DEFINE_integer(
     "split_seed", 0, "Seed of the split of rows and columns, and of the fixed scored matrices."
 )
-
-# Keep the draws of meta-training, validation and test apart.
-_TRAIN, _VALIDATION, _TEST = range(3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +44,10 @@ class Config:
       preset: the name of the sizes below.
       seed: of initial parameters and of the episodes.
       split_seed: of the split and of the scored matrices.
-      model, episodes, training: see their classes.
+      model, training: see their classes.
+      episodes: what the scored matrices look like,
+      training_episodes: and the episodes of meta-training, where these differ.
       scored_matrices: number of fixed validation matrices, and of fixed test matrices.
-      scored_episodes: what these look like, where not like the episodes of meta-training.
     """
 
     dataset: str
@@ -61,7 +58,7 @@ class Config:
     episodes: EpisodeConfig
     training: training.TrainingConfig
     scored_matrices: int
-    scored_episodes: EpisodeConfig | None = None
+    training_episodes: EpisodeConfig | None = None
 
 
 def run(
@@ -73,16 +70,15 @@ def run(
       ValueError: the data cannot be read or split, or the workdir holds another configuration.
     """
     table = sources.load(config.dataset, data_dir, config.seed)
-    parts = split_parts(table.entries, config.split_seed)
+    parts, source, validation, test = protocol.draw_split(
+        table.entries,
+        config.episodes,
+        config.scored_matrices,
+        config.split_seed,
+        config.seed,
+        config.training_episodes,
+    )
     log = RunLog(workdir, "train", config)
-
-    def fixed(part: Entries, kind: int) -> meta_loss.Episode:
-        episodes = config.scored_episodes or config.episodes
-        source = EpisodeSource(part, episodes, config.split_seed * 3 + kind)
-        return source.draw_batch(0, config.scored_matrices)
-
-    validation, test = fixed(parts.validation, _VALIDATION), fixed(parts.test, _TEST)
-    source = EpisodeSource(parts.train, config.episodes, config.seed * 3 + _TRAIN)
     model = meta_loss.make_model(config.model)
 
     def loss(params, episode):
@@ -125,15 +121,16 @@ def run(
     checkpointer.close()
 
     test_errors = training.make_evaluate(loss)(state.best_params, test)
-    settings = {name: tuning.tune(name, validation) for name in tuning.BASELINES}
+    settings = {name: tuning.tune(make_method(name), validation) for name in SIMPLE}
     errors = {
-        name: tuning.episode_errors(name, setting, test) for name, setting in settings.items()
+        name: tuning.episode_errors(make_method(name), test, setting)
+        for name, setting in settings.items()
     }
     errors = {"metamf": test_errors, **errors}
     support_counts = cell_counts(test.support)
     if plots:
         levels = {
-            name: float(tuning.episode_errors(name, setting, validation).mean())
+            name: float(tuning.episode_errors(make_method(name), validation, setting).mean())
             for name, setting in settings.items()
         }
         _plot(log, state, model, test, support_counts, errors, levels)

@@ -88,6 +88,107 @@ def error_by_group(
     _save(figure, path)
 
 
+def error_by_method(
+    path: str | os.PathLike, errors: dict[str, tuple[float, float]], reference: str
+) -> None:
+    """Each method's (mean error, standard error), the best on top; a line at the reference's."""
+    figure, (axes,) = _figure(6.4, 1.2 + 0.22 * len(errors))
+    names = sorted(errors, key=lambda name: -errors[name][0])
+    means, bars = np.array([errors[name] for name in names]).T
+    colors = ["C1" if name == reference else "C0" for name in names]
+    axes.scatter(means, np.arange(len(names)), c=colors, s=18, zorder=3)
+    axes.errorbar(
+        means, np.arange(len(names)), xerr=np.nan_to_num(bars), fmt="none", ecolor="0.5", capsize=2
+    )
+    if reference in errors:
+        axes.axvline(errors[reference][0], color="C1", linestyle="--", linewidth=1)
+    axes.set_yticks(np.arange(len(names)), names, fontsize=8)
+    axes.set(xlabel="query MSE (standardised units)", ylim=(-0.7, len(names) - 0.3))
+    axes.grid(axis="x", alpha=0.3)
+    _save(figure, path)
+
+
+def error_curves(
+    path: str | os.PathLike,
+    series: dict[str, list[tuple[float, float, float]]],
+    label: str,
+    log: bool,
+) -> None:
+    """Each method's points (x, mean error, standard error) joined; ``log`` scales the x axis."""
+    figure, (axes,) = _figure(6.4, 4)
+    for name, points in series.items():
+        x, mean, error = np.array(points).T
+        axes.errorbar(x, mean, error, label=name, marker="o", markersize=4, capsize=2)
+    if log:
+        axes.set_xscale("log")
+        ticks = sorted({point[0] for points in series.values() for point in points})
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+    axes.set(xlabel=label, ylabel="query MSE (standardised units)")
+    axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def error_grid(
+    path: str | os.PathLike, errors: dict[tuple[str, str], float], rows: str, columns: str
+) -> None:
+    """A table of errors as a coloured grid, keyed by (row, column); the axes' labels follow."""
+    names = [list(dict.fromkeys(key[axis] for key in errors)) for axis in (0, 1)]
+    grid = np.array([[errors[row, column] for column in names[1]] for row in names[0]])
+    figure, (axes,) = _figure(2.5 + 1.1 * len(names[1]), 1.5 + 0.6 * len(names[0]))
+    image = axes.imshow(grid, cmap="viridis_r", aspect="auto")
+    middle = (grid.min() + grid.max()) / 2
+    for (row, column), value in np.ndenumerate(grid):
+        color = "white" if value > middle else "black"
+        axes.text(column, row, f"{value:.3f}", ha="center", va="center", color=color)
+    axes.set_xticks(np.arange(len(names[1])), names[1])
+    axes.set_yticks(np.arange(len(names[0])), names[0])
+    axes.set(xlabel=columns, ylabel=rows)
+    figure.colorbar(image, ax=axes, label="query MSE")
+    _save(figure, path)
+
+
+def factor_planes(path: str | os.PathLike, sides: dict[str, np.ndarray]) -> None:
+    """Prior means and adapted factors on a plane, an arrow from each to the other.
+
+    Args:
+      path: the file.
+      sides: for each panel [n, 5]: the prior's x and y, the adapted factor's, and a value for the
+        colour.
+    """
+    figure, all_axes = _figure(11, 4.6, len(sides))
+    for axes, (name, points) in zip(all_axes, sides.items(), strict=True):
+        start, end, value = points[:, :2], points[:, 2:4], points[:, 4]
+        axes.quiver(
+            *start.T, *(end - start).T, angles="xy", scale_units="xy", scale=1, color="0.8",
+            width=0.003,
+        )  # fmt: skip
+        axes.scatter(*start.T, c=value, cmap="coolwarm", marker="x", label="prior mean")
+        image = axes.scatter(*end.T, c=value, cmap="coolwarm", edgecolors="0.3", label="adapted")
+        axes.set(title=name, xlabel="first principal axis", ylabel="second")
+        axes.legend(fontsize=8)
+        figure.colorbar(image, ax=axes, label="mean of its observed values")
+    _save(figure, path)
+
+
+def precisions(path: str | os.PathLike, sides: dict[str, np.ndarray]) -> None:
+    """Learned precisions against numbers of observations: medians and quartiles.
+
+    Args:
+      path: the file.
+      sides: for each line [n, 4]: observations, median, first and third quartile.
+    """
+    figure, (axes,) = _figure(6.4, 4)
+    for name, points in sides.items():
+        axes.plot(points[:, 0], points[:, 1], marker="o", markersize=4, label=name)
+        axes.fill_between(points[:, 0], points[:, 2], points[:, 3], alpha=0.2)
+    axes.set(
+        xlabel="observed cells of a row or column", ylabel="learned precision (median, quartiles)"
+    )
+    axes.legend(fontsize=8)
+    _save(figure, path)
+
+
 def imputed_matrix(
     path: str | os.PathLike,
     truth: np.ndarray,

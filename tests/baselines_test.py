@@ -1,14 +1,14 @@
 """Baselines against closed forms; tuning against a search by hand."""
 
 import functools
-import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metamf_jax.baselines import bias, mean, mf, tuning
+from metamf_jax.baselines import METHODS, bias, make_method, mean, mf, tuning
+from metamf_jax.baselines.method import Method
 from metamf_jax.meta_learning import padding
 from metamf_jax.meta_learning.meta_loss import Episode
 from metamf_jax.types import Entries
@@ -134,7 +134,7 @@ def episodes(seeds=(1, 2, 3)):
 
 
 def test_episode_errors_are_means_over_the_query():
-    got = tuning.episode_errors("mean", {}, episodes())
+    got = tuning.episode_errors(make_method("mean"), episodes())
     parts = [padding.unstack_entries(part) for part in episodes()]
     expected = [
         ((query.values - support.values.mean()) ** 2).mean() if len(query.rows) else 0
@@ -143,33 +143,32 @@ def test_episode_errors_are_means_over_the_query():
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
-def test_tuning_takes_the_least_of_the_grid(monkeypatch):
-    grid = [{"level": level} for level in (-3.0, 0.5, 0.9, 4.0)]
+def test_tuning_takes_the_least_of_the_grid():
+    grid = tuple({"level": level} for level in (-3.0, 0.5, 0.9, 4.0))
     calls = []
 
-    def constant(support, query, setting):
+    def constant(params, support, query, setting):
         calls.append(setting)
         return jnp.full(query.values.shape, setting["level"])
 
-    monkeypatch.setitem(
-        tuning.BASELINES, "constant", types.SimpleNamespace(GRID=grid, predict=constant)
-    )
     queries = padding.unstack_entries(episodes().query)
     errors = [
         np.mean([((q.values - s["level"]) ** 2).mean() if len(q.rows) else 0 for q in queries])
         for s in grid
     ]
-    assert tuning.tune("constant", episodes()) == grid[int(np.argmin(errors))]
+    best = tuning.tune(Method(constant, grid), episodes())
+    assert best == grid[int(np.argmin(errors))]
     # One program serves the whole grid.
     assert len(calls) == 1
 
 
 def test_the_shipped_grids_hold_what_predict_needs():
-    for baseline in tuning.BASELINES.values():
-        assert all(setting.keys() == baseline.GRID[0].keys() for setting in baseline.GRID)
+    for name in METHODS:
+        grid = make_method(name).grid
+        assert all(setting.keys() == grid[0].keys() for setting in grid)
     assert max(setting["rank"] for setting in mf.GRID) <= mf._LARGEST_RANK
 
 
-def test_an_unknown_baseline_is_refused():
-    with pytest.raises(ValueError, match=r"unknown baseline 'meen'; there are \['bias', 'mean'"):
-        tuning.tune("meen", episodes())
+def test_an_unknown_method_is_refused():
+    with pytest.raises(ValueError, match=r"unknown method 'meen'; there are metamf, mean, bias"):
+        make_method("meen")

@@ -1,51 +1,71 @@
-"""The table of baselines without meta-training; tuning on validation matrices, and scoring."""
+"""Scoring methods on batches of episodes, and tuning them on validation matrices."""
 
 import functools
-from types import ModuleType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from metamf_jax.baselines import bias, mean, mf
+from metamf_jax.baselines.method import Method, Setting, squared_error
+from metamf_jax.meta_learning import padding
 from metamf_jax.meta_learning.meta_loss import Episode
 
-BASELINES: dict[str, ModuleType] = {"mean": mean, "bias": bias, "mf": mf}
+# A grid point on the host takes up to 0.1 s a matrix.
+_TUNED_ON_HOST = 20
 
 
-def episode_errors(name: str, setting: dict[str, Any], episodes: Episode) -> np.ndarray:
-    """Mean squared error over each episode's query cells; [B]."""
-    return np.asarray(_errors(name, setting, episodes))
+def episode_errors(
+    method: Method, episodes: Episode, setting: Setting | None = None, params: Any = None
+) -> np.ndarray:
+    """Mean squared error over each episode's query cells; [B].
+
+    Args:
+      method: the method.
+      episodes: a batch, entry lists [B, E].
+      setting: one of the method's grid; its first by default.
+      params: meta-trained parameters, for methods that have any.
+    """
+    setting = method.grid[0] if setting is None else setting
+    if method.on_host:
+        return _errors_on_host(method, episodes, setting)
+    return np.asarray(_errors(method.predict, params, setting, episodes))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _errors(name, setting, episodes):
+def _errors(predict, params, setting, episodes):
     def one(episode):
-        query = episode.query
-        inside = query.rows < query.shape[0]
-        predicted = BASELINES[name].predict(episode.support, query, setting)
-        return (jnp.where(inside, query.values - predicted, 0) ** 2).sum() / jnp.maximum(
-            inside.sum(), 1
-        )
+        predicted = predict(params, episode.support, episode.query, setting)
+        return squared_error(predicted, episode.query)[0]
 
     return jax.lax.map(one, episodes, batch_size=50)
 
 
-def tune(name: str, validation: Episode) -> dict[str, Any]:
-    """The setting of the baseline's grid with the least error on validation episodes.
+def _errors_on_host(method, episodes, setting):
+    errors = []
+    for support, query in zip(
+        padding.unstack_entries(episodes.support),
+        padding.unstack_entries(episodes.query),
+        strict=True,
+    ):
+        predicted = method.predict(None, support, query, setting)
+        errors.append(np.mean((query.values - predicted) ** 2) if len(query.rows) else 0.0)
+    return np.array(errors, np.float32)
+
+
+def tune(method: Method, validation: Episode, params: Any = None) -> Setting:
+    """The setting of the method's grid with the least error on validation episodes.
 
     Args:
-      name: one of `BASELINES`.
+      method: the method.
       validation: a batch of episodes.
-
-    Raises:
-      ValueError: no such baseline.
+      params: meta-trained parameters, for methods that have any.
     """
-    if name not in BASELINES:
-        raise ValueError(f"unknown baseline {name!r}; there are {sorted(BASELINES)}")
-    grid = BASELINES[name].GRID
-    if len(grid) == 1:
-        return grid[0]
-    errors = [episode_errors(name, point, validation).mean(dtype=np.float64) for point in grid]
-    return grid[int(np.argmin(errors))]
+    if len(method.grid) == 1:
+        return method.grid[0]
+    if method.on_host:
+        validation = jax.tree.map(lambda leaf: leaf[:_TUNED_ON_HOST], validation)
+    errors = [
+        episode_errors(method, validation, setting, params).mean(dtype=np.float64)
+        for setting in method.grid
+    ]
+    return method.grid[int(np.argmin(errors))]

@@ -196,6 +196,13 @@ def prefetch(draw: Callable[[int], Any], first: int, last: int) -> Iterator[Any]
             yield batch
 
 
+@functools.lru_cache(maxsize=64)
+def _update_on(devices, episode_loss, config):
+    """`make_update`, remembered: runs that differ in their data alone compile once."""
+    del devices
+    return make_update(episode_loss, make_optimizer(config))
+
+
 def meta_train(
     episode_loss: EpisodeLoss,
     state: MetaState,
@@ -223,8 +230,7 @@ def meta_train(
     Raises:
       FloatingPointError: the loss became non-finite; the message names the steps.
     """
-    optimizer = make_optimizer(config)
-    update = make_update(episode_loss, optimizer)
+    update = _update_on(tuple(parallel.devices()), episode_loss, config)
     evaluate = make_evaluate(episode_loss)
     first = int(state.step)
     learned = parallel.replicate((state.params, state.opt_state))

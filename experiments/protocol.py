@@ -1,0 +1,196 @@
+"""The protocol's draws: one random split of a data set, and its fixed matrices to score."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
+
+import jax
+import numpy as np
+
+from metamf_jax.baselines.method import Method, episode_loss
+from metamf_jax.cells import Observations
+from metamf_jax.meta_learning import padding, training
+from metamf_jax.meta_learning.episodes import EpisodeConfig, EpisodeSource, Parts, split_parts
+from metamf_jax.meta_learning.meta_loss import Episode
+from metamf_jax.types import Entries
+
+_CELL = ("rows", "columns", "values")
+# Keep the draws of meta-training, validation and test apart.
+_TRAIN, _VALIDATION, _TEST = range(3)
+
+# A split has 20% of the rows and of the columns for testing, 70% for training.
+TEST_TRAIN_RATIO = 20 / 70
+
+
+class Split(NamedTuple):
+    """One random split of a data set.
+
+    Attributes:
+      parts: its three parts.
+      source: draws the episodes of meta-training.
+      validation, test: fixed matrices, the same for all methods.
+    """
+
+    parts: Parts
+    source: EpisodeSource
+    validation: Episode
+    test: Episode
+
+
+def draw_split(
+    entries: Entries,
+    episodes: EpisodeConfig,
+    scored_matrices: int,
+    split_seed: int,
+    seed: int,
+    training_episodes: EpisodeConfig | None = None,
+) -> Split:
+    """Splits a matrix and draws the matrices that are scored.
+
+    Args:
+      entries: the whole data set.
+      episodes: what an episode looks like.
+      scored_matrices: how many validation matrices, and how many test matrices.
+      split_seed: of the split and of the scored matrices.
+      seed: of the episodes of meta-training.
+      training_episodes: what these look like, where not like the scored ones.
+
+    Raises:
+      ValueError: as `split_parts`.
+    """
+    parts = split_parts(entries, split_seed)
+
+    def scored(part: Entries, kind: int) -> Episode:
+        source = EpisodeSource(part, episodes, split_seed * 3 + kind)
+        return source.draw_batch(0, scored_matrices)
+
+    validation, test = scored(parts.validation, _VALIDATION), scored(parts.test, _TEST)
+    lengths = _lengths(validation, test)
+    return Split(
+        parts,
+        EpisodeSource(parts.train, training_episodes or episodes, seed * 3 + _TRAIN),
+        lengthened(validation, lengths),
+        lengthened(test, lengths),
+    )
+
+
+def lengthened(part: Episode, lengths: tuple[int, int]) -> Episode:
+    """The same batch, its lists of cells padded to at least these lengths of support and query."""
+
+    def padded(entries: Observations, length: int) -> Entries:
+        assert isinstance(entries, Entries)
+        missing = ((0, 0), (0, max(0, length - entries.rows.shape[1])))
+        return dataclasses.replace(
+            entries,
+            rows=np.pad(entries.rows, missing, constant_values=entries.shape[0]),
+            columns=np.pad(entries.columns, missing, constant_values=entries.shape[1]),
+            values=np.pad(entries.values, missing),
+        )
+
+    return Episode(padded(part.support, lengths[0]), padded(part.query, lengths[1]))
+
+
+def _lengths(*parts: Episode) -> tuple[int, int]:
+    support, query = (
+        max(side.values.shape[1] for side in sides) for sides in zip(*parts, strict=True)
+    )
+    return support, query
+
+
+@functools.lru_cache(maxsize=8)
+def _usual_lengths(source: EpisodeSource, batch: int) -> tuple[int, int]:
+    """Of the first 150 steps: each other length of a batch compiles the step again."""
+    return _lengths(*(source.draw_batch(step, batch) for step in range(150)))
+
+
+class Trained(NamedTuple):
+    """The outcome of a meta-training: parameters, steps done, the best step and seconds."""
+
+    params: Any
+    steps: int
+    best_step: int
+    seconds: float
+
+
+def meta_train(
+    method: Method,
+    split: Split,
+    config: training.TrainingConfig,
+    seed: int,
+    draw: Callable[[int], Episode] | None = None,
+) -> Trained:
+    """Meta-trains a method on one split, in memory; compilation counts in the seconds.
+
+    Args:
+      method: one that has something to learn.
+      split: gives the episodes, and the validation matrices.
+      config: of the training.
+      seed: of the initial parameters.
+      draw: ``draw(step)``, the batch of a step, in place of the split's.
+    """
+    assert method.init is not None
+    start = time.perf_counter()
+    params = jax.jit(method.init)(jax.random.key(seed))
+    if draw is None:
+        draw = functools.partial(_draw, split.source, config.batch)
+    lengths = _usual_lengths(split.source, config.batch)
+    state = training.meta_train(
+        episode_loss(method.predict),
+        training.init_state(params, training.make_optimizer(config)),
+        lambda step: lengthened(draw(step), lengths),
+        split.validation,
+        config,
+        lambda state, metrics: None,
+    )
+    params = jax.tree.map(np.asarray, state.best_params)
+    seconds = time.perf_counter() - start
+    return Trained(params, int(state.step), int(state.best_step), seconds)
+
+
+def _draw(source: EpisodeSource, batch: int, step: int) -> Episode:
+    return source.draw_batch(step, batch)
+
+
+def nested_supports(part: Episode, fractions: Sequence[float]) -> list[Episode]:
+    """Cuts every matrix of a batch anew: a fixed query, and nested supports of the other cells.
+
+    A tenth of a matrix's observed cells, at least 5 of them, are query.
+
+    Args:
+      part: a batch of episodes; their cells, in the order drawn, are what is cut.
+      fractions: shares of all observed cells that are support, each at least one cell and at most
+        what the query leaves.
+
+    Returns:
+      A batch for each fraction, all with arrays of the same shapes.
+    """
+    both = [padding.unstack_entries(cast(Entries, side)) for side in part]
+    everything = [
+        Entries(
+            *(np.concatenate([getattr(side, name) for side in sides]) for name in _CELL),
+            sides[0].shape,
+        )
+        for sides in zip(*both, strict=True)
+    ]
+    counts = [len(matrix.rows) for matrix in everything]
+    kept = [max(count - max(5, round(0.1 * count)), 1) for count in counts]
+
+    def stack(slices, length):
+        cut = [
+            dataclasses.replace(matrix, **{name: getattr(matrix, name)[part] for name in _CELL})
+            for matrix, part in zip(everything, slices, strict=True)
+        ]
+        return padding.stack_entries(cut, everything[0].shape, padding.bucket_size(length))
+
+    largest = max(counts)
+    query = stack([slice(keep, None) for keep in kept], max(np.subtract(counts, kept)))
+    cuts = [
+        [
+            slice(min(keep, max(round(fraction * count), 1)))
+            for keep, count in zip(kept, counts, strict=True)
+        ]
+        for fraction in fractions
+    ]
+    return [Episode(stack(cut, largest), query) for cut in cuts]

@@ -1,0 +1,18 @@
+"""User AutoRec (Sedhain et al., WWW 2015): `autorec_item` with rows and columns exchanged."""
+
+import jax
+
+from metamf_jax import cells
+from metamf_jax.baselines import autorec_item
+from metamf_jax.baselines.method import Setting
+from metamf_jax.types import Entries
+
+GRID = autorec_item.GRID
+
+
+def predict(support: Entries, query: Entries, setting: Setting) -> jax.Array:
+    """Predicts the query cells [Q] of one matrix from its support."""
+    support, query = cells.transpose(support), cells.transpose(query)
+    assert isinstance(support, Entries)
+    assert isinstance(query, Entries)
+    return autorec_item.predict(support, query, setting)

@@ -1,0 +1,126 @@
+"""The comparison and the figures as a user runs them, with parameters as they start."""
+
+import csv
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import compare_methods, figures, presets, protocol
+from tests.experiments_test import launch
+
+METHODS = ("metamf", "mean", "knn", "eml", "finetune")
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """Meta-training would compile for a minute; `training_test` has it. Counts its calls."""
+    calls = []
+
+    def start(method, split, config, seed, draw=None):
+        calls.append(seed)
+        batch = (draw or (lambda step: split.source.draw_batch(step, config.batch)))(0)
+        assert batch.support.rows.ndim == 2
+        return protocol.Trained(method.init(jax.random.key(seed)), 1, 1, 0.5)
+
+    monkeypatch.setattr(protocol, "meta_train", start)
+    return calls
+
+
+def table(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def compare(folder, *more, methods=METHODS):
+    return launch(
+        compare_methods,
+        "--preset=smoke",
+        f"--methods={','.join(methods)}",
+        f"--workdir={folder}",
+        *more,
+    )
+
+
+def test_compares_resumes_and_extends(untrained, tmp_path):
+    ended = compare(tmp_path, "--splits=1")
+    assert ended.code == 0, ended.err
+    # finetune takes the parameters of eml.
+    assert untrained == [0, 0]
+    assert len(table(tmp_path / "results.csv")) == len(METHODS)
+    # As if the run had been cut before the last result was renamed.
+    (tmp_path / "results" / "knn-0.json").unlink()
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").iterdir()}
+
+    ended = compare(tmp_path, "--splits=3")
+    assert ended.code == 0, ended.err
+    assert untrained == [0, 0, 1, 1, 2, 2]
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    rows = table(tmp_path / "results.csv")
+    assert [(row["method"], row["split"]) for row in rows] == [
+        (name, str(split)) for name in METHODS for split in range(3)
+    ]
+    assert rows[0].keys() == {"method", "split", "test_mse", "adapt_seconds", "train_seconds"}
+    errors = {
+        name: np.array([float(row["test_mse"]) for row in rows if row["method"] == name])
+        for name in METHODS
+    }
+    results = json.loads((tmp_path / "summary.json").read_text())["results"]["table"]
+    differences = errors["mean"] - errors["metamf"]
+    assert results["mean"]["mse"][0] == pytest.approx(errors["mean"].mean())
+    assert results["mean"]["difference"][0] == pytest.approx(differences.mean())
+    deviation = np.sqrt((1 / 3 + 2 / 7) * differences.var(ddof=1))
+    assert results["mean"]["difference"][1] == pytest.approx(deviation)
+    # Student's t, 2 degrees of freedom, 97.5%.
+    assert results["mean"]["half_width"] == pytest.approx(4.3027 * deviation, rel=1e-4)
+    text = (tmp_path / "results.md").read_text()
+    assert text in ended.out
+    for name in METHODS:
+        line = next(line for line in text.split("\n") if line.startswith(f"| {name} "))
+        assert f"{errors[name].mean():.4f} +- " in line
+        starred = abs(errors[name].mean() - errors["metamf"].mean()) > results[name]["half_width"]
+        assert ("*" in line) == starred
+    assert (tmp_path / "plots" / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+    refused = compare(tmp_path, "--splits=3", "--max_steps=77")
+    assert refused.code == 1
+    assert "training.max_steps" in refused.err
+
+
+def test_a_wrong_method_is_named(tmp_path):
+    ended = compare(tmp_path / "new", methods=("mean", "magic"))
+    assert ended.code == 1
+    assert ended.err.startswith("error: unknown method 'magic'; there are metamf, mean, bias")
+    assert not (tmp_path / "new").exists()
+
+
+def test_every_figure_has_numbers_and_a_picture(untrained, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "_DRAWN", ("metamf", "mean"))
+    arguments = ("--preset=smoke", "--transfer_datasets=synthetic", f"--workdir={tmp_path}")
+    ended = launch(figures, *arguments)
+    assert ended.code == 0, ended.err
+    sizes = presets.FIGURES["smoke"]
+    expected = {
+        "support_fraction": ("support_fraction", 2 * len(sizes["fractions"])),
+        "side": ("side", 2 * len(sizes["sides"])),
+        "training_matrices": ("training_matrices", 2 * len(sizes["matrices"])),
+        "inner_steps": ("inner_steps", 2 * len(sizes["steps"])),
+        "transfer": ("trained_on", 2),
+        "factors": ("prior_x", None),
+        "precisions": ("median", None),
+    }
+    assert expected.keys() == figures.FIGURES.keys()
+    for name, (column, count) in expected.items():
+        rows = table(tmp_path / f"{name}.csv")
+        assert column in rows[0]
+        assert len(rows) == (count or len(rows)) > 1
+        assert (tmp_path / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    # Nothing is computed again.
+    untrained.clear()
+    again = launch(figures, *arguments, "--figures=side,factors")
+    assert again.code == 0, again.err
+    assert untrained == []
+    assert "unknown figure 'x'; there are support_fraction, side" in (
+        launch(figures, *arguments, "--figures=x").err
+    )
