@@ -344,9 +344,14 @@ def make_solver(
         run_epoch,
         (SPLIT, SPLIT, SPLIT, travel_specs, SPLIT, SPLIT, REPLICATED),
         (SPLIT, SPLIT),
+        block_update.follows_devices(backend),
     )
     losses_program = parallel.sharded(
-        mesh, run_losses, (SPLIT, SPLIT, SPLIT, travel_specs, SPLIT, SPLIT), SPLIT
+        mesh,
+        run_losses,
+        (SPLIT, SPLIT, SPLIT, travel_specs, SPLIT, SPLIT),
+        SPLIT,
+        block_update.follows_devices(backend),
     )
 
     def epoch(state, epoch, step_size):
