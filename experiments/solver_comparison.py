@@ -391,7 +391,7 @@ def run(
     runs = Runs(log, train.entries, test, config)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     platform = parallel.devices()[0].platform
-    kind = f"virtual devices on {cores} CPU cores" if platform == "cpu" else f"{platform} devices"
+    kind = f"virtual devices on {cores} CPU core(s)" if platform == "cpu" else f"{platform} devices"
     cells = len(train.entries.values)
     results: dict[str, Any] = {"training_cells": cells, "workers_are": kind}
     for figure in figures:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 
 def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
@@ -164,6 +165,10 @@ def panels(path: str | os.PathLike, contents: Sequence[Panel], title: str = "") 
             if scale != "linear":
                 base = {"base": 2} if scale == "log2" else {}
                 getattr(axes, f"set_{axis}scale")("log", **base)
+            if scale == "log":
+                # 0.9 and not 9 x 10^-1; between the powers of ten only where there is room.
+                getattr(axes, f"{axis}axis").set_major_formatter(LogFormatter())
+                getattr(axes, f"{axis}axis").set_minor_formatter(LogFormatter())
         if panel.x_scale == "log2":
             axes.set_xticks(sorted(marked), [f"{x:g}" for x in sorted(marked)], minor=False)
             axes.minorticks_off()

@@ -18,6 +18,8 @@ def test_smoke_run_draws_and_goes_on(tmp_path, monkeypatch):
         "synthetic",
         lambda data_dir, seed: synthetic.synthetic_ratings(seed, 60, 40),
     )
+    # The others are as quick to run, but take a second each to compile.
+    monkeypatch.setattr(solver_comparison, "_TITLES", {"als": "ALS", "dsgd": "DSGD"})
     arguments = "--preset=smoke", f"--workdir={tmp_path}", "--figures=solvers"
     ended = launch(solver_comparison, *arguments)
     assert ended.code == 0, ended.err
@@ -25,9 +27,9 @@ def test_smoke_run_draws_and_goes_on(tmp_path, monkeypatch):
     before = (tmp_path / "epochs.csv").read_text()
     with (tmp_path / "epochs.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
-    assert len(lines) == 5 * 3
+    assert len(lines) == 2 * 3
     names = list(dict.fromkeys(line["curve"].split("-")[0] for line in lines))
-    assert names == ["sgd", "als", "psgd", "dsgd", "lbfgs"]
+    assert names == ["als", "dsgd"]
     for name in names:
         objective = [float(x["objective"]) for x in lines if x["curve"].startswith(f"{name}-")]
         assert objective[-1] < objective[0], name
