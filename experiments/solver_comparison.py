@@ -294,8 +294,9 @@ def _workers(runs, config, cells):
     mixed = {w: runs("psgd", w) for w in config.workers}
     ends = {w: lines[-1]["objective"] for w, lines in distributed.items()}
     same = len(set(ends.values())) == 1
-    curves = {f"DSGD, {' = '.join(map(str, ends))} workers" if same else "DSGD": distributed[1]}
-    if not same:
+    if same:
+        curves = {f"DSGD, {', '.join(map(str, ends))} workers": next(iter(distributed.values()))}
+    else:
         curves = {f"DSGD, {w} workers": lines for w, lines in distributed.items()}
     curves |= {f"parameter mixing, {w} workers": lines for w, lines in mixed.items()}
     times = {
