@@ -89,7 +89,7 @@ def run_main(main: Callable[[], None]) -> None:
             if DEVICES.value is not None:
                 parallel.use_devices(DEVICES.value)
             main()
-        except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        except (ValueError, OSError, FloatingPointError) as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)
 

@@ -225,7 +225,8 @@ def run(
     )
     table = sources.load(config.dataset, data_dir, config.seed)
     train, test = split_cells(table, config, data_dir)
-    objectives.check_values(objective, train.entries)
+    for cells in (train.entries, test):
+        objectives.check_values(objective, cells, train.row_ids, train.column_ids)
     entries, mean = solver.centre(objective, train.entries)
     terms = objectives.make_terms(objective, entries)
     factors = solver.initial_factors(

@@ -127,7 +127,13 @@ def split(mesh: Mesh, tree: Any) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, SPLIT))
 
 
-def sharded(mesh: Mesh, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
+def sharded(
+    mesh: Mesh,
+    function: Callable,
+    in_specs: Any,
+    out_specs: Any,
+    check_varying: bool = True,
+) -> Callable:
     """Runs the function on every device's share, compiled once per shape.
 
     Each call waits for the result. Without that, a queue of programs with collectives starves:
@@ -138,8 +144,17 @@ def sharded(mesh: Mesh, function: Callable, in_specs: Any, out_specs: Any) -> Ca
       function: sees the local share of every array; may use collectives over `AXIS`.
       in_specs: `SPLIT` or `REPLICATED` for each argument.
       out_specs: likewise for what it returns.
+      check_varying: whether JAX follows which arrays differ between devices.
     """
-    program = jax.jit(jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs))
+    program = jax.jit(
+        jax.shard_map(
+            function,
+            mesh=mesh,
+            in_specs=in_specs,
+            out_specs=out_specs,
+            check_vma=check_varying,
+        )
+    )
 
     def call(*arguments):
         return jax.block_until_ready(program(*arguments))

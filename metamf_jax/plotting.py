@@ -1,11 +1,13 @@
 """Plots as PNG files, drawn without a display."""
 
+import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 
 def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
@@ -220,4 +222,81 @@ def imputed_matrix(
         axes.set_facecolor("0.92")
     assert image is not None
     figure.colorbar(image, ax=all_axes, label="value", shrink=0.8)
+    _save(figure, path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """One set of axes with curves.
+
+    Attributes:
+      title: what is shown.
+      x_label: with its unit.
+      y_label: with its unit.
+      curves: (x, y) by name; panels of a figure give one name one colour.
+      levels: horizontal dotted lines, in the colour of the curve of that name.
+      x_scale: `linear`, `log` or `log2`, which is marked at the points themselves.
+      y_scale: likewise.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+    levels: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    x_scale: str = "linear"
+    y_scale: str = "linear"
+
+
+def panels(path: str | os.PathLike, contents: Sequence[Panel], title: str = "") -> None:
+    """Panels of curves side by side, each with its legend."""
+    figure, all_axes = _figure(0.6 + 4.6 * len(contents), 4, len(contents))
+    names = list(dict.fromkeys(name for panel in contents for name in panel.curves))
+    for axes, panel in zip(all_axes, contents, strict=True):
+        marked = set()
+        for name, (x, y) in panel.curves.items():
+            number = names.index(name)
+            # After ten the colours come again, with dashes.
+            style = {"color": f"C{number % 10}", "linestyle": "--" if number >= 10 else "-"}
+            axes.plot(x, y, label=name, marker="o", markersize=3, linewidth=1.4, **style)
+            marked.update(x)
+        for name, level in panel.levels.items():
+            axes.axhline(level, color=f"C{names.index(name) % 10}", linestyle=":", linewidth=1)
+        for axis, scale in (("x", panel.x_scale), ("y", panel.y_scale)):
+            if scale != "linear":
+                base = {"base": 2} if scale == "log2" else {}
+                getattr(axes, f"set_{axis}scale")("log", **base)
+            if scale == "log":
+                # 0.9 and not 9 x 10^-1; between the powers of ten only where there is room.
+                getattr(axes, f"{axis}axis").set_major_formatter(LogFormatter())
+                getattr(axes, f"{axis}axis").set_minor_formatter(LogFormatter())
+        if panel.x_scale == "log2":
+            axes.set_xticks(sorted(marked), [f"{x:g}" for x in sorted(marked)], minor=False)
+            axes.minorticks_off()
+        axes.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
+        axes.grid(color="0.9", linewidth=0.6)
+        axes.legend(fontsize=8)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    _save(figure, path)
+
+
+def pictures(path: str | os.PathLike, rows: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Grey pictures of 0..1 side by side, a row of them for each name.
+
+    Args:
+      path: the file.
+      rows: by name, pictures [H, W] by title; all rows have as many. NaN is shown in red.
+    """
+    columns = max(map(len, rows.values()))
+    figure = Figure(figsize=(2.1 * columns + 0.4, 2.5 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for line, (name, row) in zip(grid, rows.items(), strict=True):
+        line[0].set_ylabel(name)
+        for axes, (title, picture) in zip(line, row.items(), strict=True):
+            axes.set_facecolor("firebrick")
+            axes.imshow(picture, vmin=0, vmax=1, cmap="gray", interpolation="nearest")
+            axes.set_title(title, fontsize=9)
+            axes.set_xticks([])
+            axes.set_yticks([])
     _save(figure, path)

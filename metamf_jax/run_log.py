@@ -8,6 +8,7 @@ line a log step), TensorBoard events, ``summary.json`` (the result), ``plots/`` 
 import dataclasses
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import platform
@@ -68,14 +69,20 @@ class RunLog:
       config: a dataclass; everything that changes the result.
 
     Raises:
-      ValueError: the workdir holds a run of another configuration, named in the message.
+      ValueError: the workdir cannot be made, or holds a run of another configuration, named in the
+        message.
     """
 
     def __init__(self, workdir: str | os.PathLike, experiment: str, config: Any):
         self.workdir = pathlib.Path(workdir)
         self.experiment = experiment
         self.config = plain(config)
-        self.workdir.mkdir(parents=True, exist_ok=True)
+        try:
+            self.workdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"the workdir {self.workdir} cannot be made ({error.strerror}); give a folder"
+            ) from error
         path = self.workdir / "config.json"
         if path.exists():
             held = read_config(self.workdir)
@@ -125,7 +132,9 @@ class RunLog:
             file.write(json.dumps(line) + "\n")
         if self._events is not None:
             for name, value in values.items():
-                self._events.add_scalar(name, value, step)
+                # Of NaN and infinity TensorBoard draws nothing, and tensorboardX warns.
+                if math.isfinite(value):
+                    self._events.add_scalar(name, value, step)
         shown = "  ".join(f"{name} {value:.5g}" for name, value in values.items())
         self.print(f"step {step}  {shown}")
 

@@ -42,15 +42,15 @@ def _start(objective, entries, prior):
 
 def _solved_rows(objective, entries, terms, u, v):
     """The best U given V, by one dense solve a row, in float64."""
-    dense = np.zeros((N, M))
+    dense = np.zeros(entries.shape)
     dense[entries.rows, entries.columns] = entries.values
-    observed = np.zeros((N, M), bool)
+    observed = np.zeros(entries.shape, bool)
     observed[entries.rows, entries.columns] = True
     if objective.loss == "squared_all":
         observed[:] = True
     free = np.arange(u.shape[1]) != (u.shape[1] - 1 if objective.biases else -1)
     rows = []
-    for n in range(N):
+    for n in range(entries.shape[0]):
         design = np.float64(v[observed[n]])
         target = dense[n, observed[n]] - design[:, ~free].sum(1)
         design = design[:, free]
@@ -85,6 +85,19 @@ class AlsTest(parameterized.TestCase):
         solved = als.half_step(objective, "u", steps, u, v, buckets, terms.u)
         tolerance = 2e-3 if steps else 1e-4
         np.testing.assert_allclose(solved, expected, rtol=tolerance, atol=tolerance)
+
+    def test_columns_are_the_rows_of_the_transposed_matrix(self):
+        objective = Objective("squared", "prior", biases=True)
+        entries = _matrix()
+        terms = make_terms(objective, entries, _prior())
+        u, v = _start(objective, entries, _prior())
+        swap = [*range(K), K + 1, K]  # (.., 1, c) becomes (.., c, 1).
+        transposed = Entries(entries.columns, entries.rows, entries.values, (M, N))
+        mirrored = terms.v._replace(mean=terms.v.mean[:, swap])
+        expected = _solved_rows(objective, transposed, mirrored, v[:, swap], u[:, swap])
+        buckets = als.make_buckets(entries.columns, entries.rows, entries.values, (M, N))
+        solved = np.asarray(als.half_step(objective, "v", 0, v, u, buckets, terms.v))
+        np.testing.assert_allclose(solved[:, swap], expected, rtol=1e-4, atol=1e-4)
 
     @parameterized.parameters(("squared", "none"), ("squared_all", "weighted_l2"))
     def test_objective_never_rises(self, loss, penalty):

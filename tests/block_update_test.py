@@ -25,6 +25,14 @@ CASES = [
     ("gkl", "prior", True, True),
     ("squared_all", "prior", False, True),
 ]
+# Its interpreter takes seconds to compile: between them, these have everything.
+PALLAS_CASES = [
+    ("squared", "prior", True, True),
+    ("squared_all", "prior", False, True),
+    ("absolute", "l2", False, False),
+    ("logistic", "l2", False, False),
+    ("gkl", "prior", True, False),
+]
 
 
 def _problem(loss, penalty, biases, seed=0):
@@ -68,7 +76,9 @@ def _update(*arguments):
 
 
 class BlockUpdateTest(parameterized.TestCase):
-    @parameterized.parameters(*((b, *c) for b in ("xla", "numba", "pallas") for c in CASES))
+    @parameterized.parameters(
+        *((b, *c) for b in ("xla", "numba") for c in CASES), *(("pallas", *c) for c in PALLAS_CASES)
+    )
     def test_equals_serial_numpy(self, backend, loss, penalty, biases, per_row):
         objective, u, v, points, work, sums = _problem(loss, penalty, biases)
         step = jnp.float32(0.05)
@@ -110,9 +120,13 @@ class BlockUpdateTest(parameterized.TestCase):
             assert not np.array_equal(side.factors, old.factors)
             assert np.array_equal(side.squares, old.squares) != per_row
 
-    @parameterized.product(
-        platform=["cuda", "tpu"],
-        case=[(loss, "prior", loss == "gkl", loss == "absolute") for loss in LOSSES],
+    # Not `absolute` for TPUs: to lower a sign, JAX asks which chip there is.
+    @parameterized.parameters(
+        *(
+            (platform, (loss, "prior", loss == "gkl", loss == "logistic"))
+            for platform, loss in itertools.product(["cuda", "tpu"], LOSSES)
+            if (platform, loss) != ("tpu", "absolute")
+        )
     )
     def test_pallas_lowers_for_accelerators(self, platform, case):
         *case, per_row = case

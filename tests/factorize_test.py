@@ -10,6 +10,7 @@ from metamf_jax.data import sources, synthetic
 from metamf_jax.factorization.factor_file import load_factors, save_factors
 from metamf_jax.run_log import read_metrics
 from metamf_jax.types import Entries, Factors, Table
+from tests.experiments_test import launch
 
 
 @pytest.fixture
@@ -81,6 +82,15 @@ class TestFactorize:
         assert not (tmp_path / "summary.json").exists()
         assert not (tmp_path / "factors.safetensors").exists()
 
+    def test_bold_driver_recovers_from_a_step_that_diverges(self, tmp_path, capfd):
+        config = dataclasses.replace(CONFIG, step_size="bold_driver:1e6", epochs=30)
+        results = factorize.run(config, tmp_path)["results"]
+        lines = read_metrics(tmp_path)
+        assert not np.isfinite(lines[0]["objective"])
+        assert np.isfinite([results["objective"], results["test_rmse"]]).all()
+        assert lines[-1]["step_size"] < 1
+        assert capfd.readouterr().err == ""
+
     def test_test_cells_of_another_file(self, tmp_path):
         train, test = tmp_path / "train.csv", tmp_path / "test.csv"
         rng = np.random.default_rng(0)
@@ -94,6 +104,41 @@ class TestFactorize:
         # Never seen in training: the prior mean, and with it the mean of all values.
         mean = np.mean([1 + (n + m) % 5 for n, m in cells])
         np.testing.assert_allclose(factors.u[-1], [0, 0, mean], rtol=1e-6)
+
+
+CELLS = "user,item,rating\n" + "".join(f"u{n},i{n % 3},{1 + n % 5}\n" for n in range(12))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "flags", "message"),
+    [
+        ("u7,i1,3", "u7,i1,nan", (), "in.csv, line 9: expected a finite number, got 'nan'"),
+        ("u7,i1,3", "u7,i1,-3", ("--loss=gkl",), "under the loss 'gkl', but entry 7 of 12 is -3.0"),
+        ("u7,i1,3", "u7,i1,-3", ("--loss=gkl",), "at row 'u7', column 'i1'"),
+        ("", "", ("--loss=logistic",), "expected labels -1 and 1 under the loss 'logistic'"),
+        ("", "", ("--loss=gkl", "--solver=als"), "solvers that serve it: sgd, psgd, dsgd"),
+        ("", "", ("--loss=absolute", "--solver=lbfgs"), "the solver 'lbfgs' serves the losses"),
+        ("", "", ("--loss=l2", "--penalty=none"), "leave the penalty out"),
+        ("", "", ("--blocks=4",), "a number of blocks from 1 to 3, the smaller side of a matrix"),
+        ("", "", ("--blocks=3", "--devices=2"), "a multiple of the 2 devices, got 3"),
+        ("", "", ("--regularization=-1",), "a finite regularization of at least 0, got -1"),
+        ("", "", ("--workdir=in.csv",), "the workdir in.csv cannot be made (File exists)"),
+        ("", "", ("--workdir=in.csv/run",), "in.csv/run cannot be made (Not a directory)"),
+    ],
+)
+def test_mistakes_end_in_one_line(old, new, flags, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.csv").write_text(CELLS.replace(old, new) if old else CELLS)
+    ended = launch(
+        factorize,
+        *("--input=in.csv", "--test_fraction=0", "--preset=smoke", "--step_size=constant:0.1"),
+        *("--workdir=run", *flags),
+    )
+    assert ended.code == 1
+    assert ended.err.startswith("error: ")
+    assert message in ended.err
+    assert ended.err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
 
 
 @pytest.mark.parametrize("split", ["random", "time"])

@@ -113,21 +113,40 @@ class ObjectiveTest(parameterized.TestCase):
         expected = 2 * sum(np.vdot(g, d) for g, d in zip(gradient, direction, strict=True))
         np.testing.assert_allclose(slope, expected, rtol=2e-4)
 
-    def test_squared_all_equals_brute_force(self):
-        objective, entries, start, terms = case("squared_all", "none")
+    @parameterized.parameters(*itertools.product(LOSSES, PENALTIES))
+    def test_objective_equals_brute_force(self, loss, penalty):
+        objective, entries, start, terms = case(loss, penalty)
         dense = np.zeros((N, M))
         dense[entries.rows, entries.columns] = entries.values
+        u, v = (np.float64(f) for f in start)
+        fitted = u @ v.T
+        with np.errstate(divide="ignore", invalid="ignore"):
+            cells = {
+                "squared": (dense - fitted) ** 2,
+                "squared_all": (dense - fitted) ** 2,
+                "absolute": np.abs(dense - fitted),
+                "logistic": -np.log(1 / (1 + np.exp(-dense * fitted))),
+                "gkl": np.where(dense > 0, dense * np.log(dense / fitted), 0) - dense + fitted,
+            }[loss]
+        if loss not in ("squared_all", "gkl"):  # The others see the observed cells alone.
+            observed = np.zeros((N, M), bool)
+            observed[entries.rows, entries.columns] = True
+            cells = cells[observed]
+        expected = cells.sum()
+        given, counts = prior(), (np.bincount(entries.rows), np.bincount(entries.columns))
+        for factor, mean, precision, count in zip(
+            (u, v), given[:2], given[2:], counts, strict=True
+        ):
+            count = np.pad(count, (0, len(factor) - len(count)))
+            weight = {
+                "none": 0 * count,
+                "l2": 0.3 + 0 * count,
+                "weighted_l2": 0.3 * count,
+                "prior": precision,
+            }[penalty]
+            expected += (weight * ((factor - mean) ** 2).sum(1)).sum()
         value = objectives.objective_value(objective, start, entries, terms)
-        np.testing.assert_allclose(value, ((dense - start.u @ start.v.T) ** 2).sum(), rtol=1e-5)
-
-    def test_gkl_equals_brute_force(self):
-        objective, entries, start, terms = case("gkl", "none")
-        dense = np.zeros((N, M))
-        dense[entries.rows, entries.columns] = entries.values
-        fitted = start.u @ start.v.T
-        divergence = np.where(dense > 0, dense * np.log(np.maximum(dense, 1e-30) / fitted), 0)
-        value = objectives.objective_value(objective, start, entries, terms)
-        np.testing.assert_allclose(value, (divergence - dense + fitted).sum(), rtol=1e-5)
+        np.testing.assert_allclose(value, expected, rtol=1e-5)
 
     @parameterized.parameters(*itertools.product(["squared", "squared_all", "gkl"], [False, True]))
     def test_total_of_blocks_equals_the_objective(self, loss, biases):
@@ -177,6 +196,21 @@ class ObjectiveTest(parameterized.TestCase):
         entries.values[3] = bad
         with pytest.raises(ValueError, match=message):
             objectives.check_values(Objective(loss), entries)
+
+    def test_bad_values_are_named_by_id(self):
+        entries = matrix("gkl")
+        entries.values[3] = -1
+        names = np.array(list("abcdef"), object), 10 * np.arange(M)
+        place = names[0][entries.rows[3]], 10 * entries.columns[3]
+        with pytest.raises(ValueError, match=rf"is -1.0 at row '{place[0]}', column {place[1]}$"):
+            objectives.check_values(Objective("gkl"), entries, *names)
+
+    def test_a_diverged_total_is_not_finite(self):
+        infinite = np.array([np.inf, -np.inf])
+        assert np.isnan(objectives.total(infinite, np.ones(2), None, None))
+        assert np.isnan(
+            objectives.total(np.ones(2), np.ones(2), infinite[:, None], np.ones((2, 1)))
+        )
 
     def test_cells_outside_the_matrix_are_named(self):
         entries = matrix("squared")

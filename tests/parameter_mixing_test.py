@@ -7,7 +7,7 @@ from metamf_jax.factorization import als, dsgd, parameter_mixing, solver
 from metamf_jax.factorization.dsgd import DsgdConfig
 from metamf_jax.factorization.objective import Objective, make_terms
 from metamf_jax.factorization.step_size import StepSize
-from metamf_jax.types import Entries
+from metamf_jax.types import Entries, Factors
 from tests import numpy_reference
 
 N, M, K = 24, 18, 2
@@ -86,3 +86,23 @@ class ParameterMixingTest(parameterized.TestCase):
         fitted = u @ v.T
         expected = (dense * np.log(dense / fitted) - dense + fitted).sum()
         np.testing.assert_allclose(progress.finite_objective, expected, rtol=0.01)
+
+    def test_gkl_stays_where_multiplicative_updates_end(self):
+        rng = np.random.default_rng(2)
+        dense = rng.poisson(3 * rng.random((N, K)) @ rng.random((K, M)) + 0.5).astype("f")
+        rows, columns = (x.astype("i") for x in np.nonzero(dense))
+        assert len(rows) < N * M - 50  # Zeros are no points, but count in the divergence.
+        entries = Entries(rows, columns, dense[rows, columns], (N, M))
+        objective = Objective("gkl", "none")
+        _, start = _start(objective, entries, scale=1.0)
+        u, v = numpy_reference.multiplicative_updates(np.float64(dense), *start, 1000)
+        fitted = u @ v.T
+        logs = np.log(np.where(dense > 0, dense, 1) / fitted)
+        expected = (dense * logs - dense + fitted).sum()
+        method = dsgd.make_solver(objective, entries, DsgdConfig(2), width=K)
+        end = Factors(u.astype("f"), v.astype("f"))
+        reached = []
+        solver.fit(
+            method, end, StepSize("constant", 0.001), 20, lambda p: reached.append(p.objective)
+        )
+        np.testing.assert_allclose(reached, expected, rtol=1e-3)

@@ -58,3 +58,23 @@ def test_imputed_matrix(tmp_path):
         rng.normal(size=truth.shape),
     )
     assert_picture(path, least_colours=50)
+
+
+def test_panels_of_curves(tmp_path):
+    x, curves = [1, 2, 4, 8], {f"curve {n}": ([1, 2, 4, 8], [n, n + 2, 5, 3]) for n in range(1, 13)}
+    panels = [
+        plotting.Panel("all", "epoch", "loss", curves, y_scale="log"),
+        plotting.Panel("one", "workers", "ms", {"curve 3": (x, x)}, {"curve 3": 5}, x_scale="log2"),
+    ]
+    path = tmp_path / "panels.png"
+    plotting.panels(path, panels, "a title")
+    assert_picture(path, least_colours=40)
+
+
+def test_grey_pictures(tmp_path):
+    rng = np.random.default_rng(0)
+    picture = rng.random((12, 9))
+    holes = np.where(picture < 0.5, np.nan, picture)
+    rows = {"one": {"a": picture, "b": holes}, "other": {"a": picture, "b": picture.T}}
+    plotting.pictures(tmp_path / "grey.png", rows)
+    assert_picture(tmp_path / "grey.png", least_colours=50)

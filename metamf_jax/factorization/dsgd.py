@@ -332,7 +332,7 @@ def make_solver(
             # Of each row, to be added in float64: a sum over rows is compiled otherwise, and rounds
             # otherwise, for another number of blocks on the device.
             by_row = jax.vmap(lambda f, t: objectives.penalty(objective, f, t, name))
-            return jax.vmap(by_row)(side.factors, side.terms)
+            return sgd.in_series(by_row, side.squares, side.factors, side.terms)
 
         _, losses = over_strata(body, u.factors, v.factors, travel, visits)
         penalties = penalties_of(u, "u"), penalties_of(v, "v")
@@ -344,9 +344,14 @@ def make_solver(
         run_epoch,
         (SPLIT, SPLIT, SPLIT, travel_specs, SPLIT, SPLIT, REPLICATED),
         (SPLIT, SPLIT),
+        block_update.follows_devices(backend),
     )
     losses_program = parallel.sharded(
-        mesh, run_losses, (SPLIT, SPLIT, SPLIT, travel_specs, SPLIT, SPLIT), SPLIT
+        mesh,
+        run_losses,
+        (SPLIT, SPLIT, SPLIT, travel_specs, SPLIT, SPLIT),
+        SPLIT,
+        block_update.follows_devices(backend),
     )
 
     def epoch(state, epoch, step_size):

@@ -145,8 +145,19 @@ def check_solver(objective: Objective, solver: str) -> None:
         )
 
 
-def check_values(objective: Objective, entries: Entries) -> None:
+def check_values(
+    objective: Objective,
+    entries: Entries,
+    row_ids: np.ndarray | None = None,
+    column_ids: np.ndarray | None = None,
+) -> None:
     """Refuses values the loss has no meaning for, and rows and columns outside the matrix.
+
+    Args:
+      objective: its loss decides.
+      entries: the points.
+      row_ids: [N] names for the message; None for the rows' numbers.
+      column_ids: [M] likewise.
 
     Raises:
       ValueError: naming the first offending entry.
@@ -165,9 +176,12 @@ def check_values(objective: Objective, entries: Entries) -> None:
     ):
         if not mask.all():
             at = int(np.argmin(mask))
+            place = [int(rows[at]), int(columns[at])]
+            if row_ids is not None and column_ids is not None and mask is allowed:
+                place = [row_ids.tolist()[place[0]], column_ids.tolist()[place[1]]]
             raise ValueError(
                 f"expected {what}, but entry {at} of {len(values)} is {values[at]} at row"
-                f" {rows[at]}, column {columns[at]}"
+                f" {place[0]!r}, column {place[1]!r}"
             )
 
 
@@ -413,10 +427,12 @@ def total(points: Array, penalties: Array, u_sums: CellSums, v_sums: CellSums) -
       u_sums: `cell_sums` of each block of rows, [P, ...], or None.
       v_sums: of each block of columns.
     """
-    value = np.asarray(points, np.float64).sum() + np.asarray(penalties, np.float64).sum()
-    if u_sums is not None:
-        u_total = np.asarray(u_sums, np.float64).sum(axis=0)
-        value += (u_total * np.asarray(v_sums, np.float64).sum(axis=0)).sum()
+    # Where the steps diverged the sum is NaN, as it should be, and NumPy need not warn.
+    with np.errstate(invalid="ignore", over="ignore"):
+        value = np.asarray(points, np.float64).sum() + np.asarray(penalties, np.float64).sum()
+        if u_sums is not None:
+            u_total = np.asarray(u_sums, np.float64).sum(axis=0)
+            value += (u_total * np.asarray(v_sums, np.float64).sum(axis=0)).sum()
     return float(value)
 
 

@@ -136,7 +136,11 @@ def make_solver(
         )
 
     epoch_program = parallel.sharded(
-        mesh, run_epoch, (SPLIT, SPLIT, SPLIT, SPLIT, SPLIT, REPLICATED), (SPLIT, SPLIT)
+        mesh,
+        run_epoch,
+        (SPLIT, SPLIT, SPLIT, SPLIT, SPLIT, REPLICATED),
+        (SPLIT, SPLIT),
+        block_update.follows_devices(backend),
     )
 
     def epoch(state, epoch, step_size):

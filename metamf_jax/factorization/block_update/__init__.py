@@ -80,6 +80,14 @@ def choose_backend(name: str) -> str:
     return name
 
 
+def follows_devices(backend: str) -> bool:
+    """Whether JAX can follow which of the backend's arrays differ between devices.
+
+    Pallas's interpreter loses that in the loops of a kernel (jax 0.10).
+    """
+    return not (backend == "pallas" and jax.default_backend() == "cpu")
+
+
 def _module(backend: str) -> ModuleType:
     # Not before it is wanted: Numba is optional, and takes half a second to import.
     return importlib.import_module(f"{__name__}.{backend}")

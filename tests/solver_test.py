@@ -1,0 +1,51 @@
+"""What every run of a solver shares, with solvers whose objectives are given."""
+
+import math
+
+import numpy as np
+import pytest
+
+from metamf_jax.factorization import solver
+from metamf_jax.factorization.solver import Solver
+from metamf_jax.factorization.step_size import StepSize
+from metamf_jax.types import Factors
+
+
+def _given(objectives):
+    """A solver whose state is the number of its epochs, with these objectives after each."""
+    factors = Factors(np.zeros((1, 1), "f"), np.zeros((1, 1), "f"))
+    return Solver(
+        init=lambda factors: (0,),
+        epoch=lambda state, epoch, step_size: (*state, epoch),
+        objective=lambda state: objectives[state[-1]],
+        factors=lambda state: factors,
+    ), factors
+
+
+def test_bold_driver_takes_back_what_diverged():
+    method, start = _given([10.0, 8.0, 79.0, math.nan, 1e33, 7.0])
+    trace = []
+    _, end = solver.fit(method, start, StepSize("bold_driver", 1.0), 5, trace.append)
+    # A rise to less than ten times is kept; NaN and an explosion are not.
+    assert [progress.state for progress in trace[2:]] == [
+        (0, 1, 2),
+        (0, 1, 2),
+        (0, 1, 2),
+        (0, 1, 2, 5),
+    ]
+    assert [p.finite_objective for p in trace] == [10, 8, 79, 79, 79, 7]
+    assert math.isnan(trace[3].objective)
+    assert trace[4].objective == 1e33
+    steps = [1, 1.05, 0.525, 0.2625, 0.13125, 0.13125 * 1.05]
+    np.testing.assert_allclose([p.step_size for p in trace], steps)
+    assert end.epoch == 5
+
+
+def test_a_constant_step_ends_at_nan_alone():
+    method, start = _given([10.0, 1e33, math.nan])
+    with pytest.raises(
+        ValueError, match=r"nan after epoch 2: the steps diverged at step size 0\.5"
+    ):
+        solver.fit(method, start, StepSize("constant", 0.5), 2)
+    with pytest.raises(ValueError, match="inf before the first epoch"):
+        solver.start(_given([math.inf])[0], start, StepSize())
