@@ -53,7 +53,7 @@ _SUPPORT_FRACTION = flags.DEFINE_float(
 
 _REFERENCE = "metamf"
 _CONFIDENCE = 0.95
-_FIELDS = ("method", "split", "test_mse", "adapt_seconds", "train_seconds")
+_FIELDS: tuple[str, ...] = ("method", "split", "test_mse", "adapt_seconds", "train_seconds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -334,6 +334,8 @@ def config_from_flags() -> Config:
 def main() -> None:
     if common.WORKDIR.value is None:
         raise ValueError("--workdir is needed: the folder for the run's files")
+    if common.PRESET.value in ("smoke", "tiny"):
+        common.compile_fast()
     methods = list(METHODS) if _METHODS.value == ["all"] else _METHODS.value
     splits = _SPLITS.value or presets.COMPARE_SPLITS[common.PRESET.value]
     workdir = pathlib.Path(common.WORKDIR.value)

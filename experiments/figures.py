@@ -398,6 +398,8 @@ def config_from_flags() -> Config:
 def main() -> None:
     if common.WORKDIR.value is None:
         raise ValueError("--workdir is needed: the folder for the run's files")
+    if common.PRESET.value in ("smoke", "tiny"):
+        common.compile_fast()
     names = list(FIGURES) if _FIGURES.value == ["all"] else _FIGURES.value
     run(config_from_flags(), names, pathlib.Path(common.WORKDIR.value), common.DATA_DIR.value)
 

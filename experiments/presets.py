@@ -65,8 +65,8 @@ FIGURES = {
     "smoke": {
         **COMPARE["smoke"],
         "fractions": (0.2, 0.5),
-        "sides": (6, 12),
-        "matrices": (2, 8),
+        "sides": (12,),
+        "matrices": (8,),
         "steps": (0, 3),
         "backend": "xla",
     },
