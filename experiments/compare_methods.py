@@ -30,7 +30,7 @@ from absl import flags
 from experiments import common, presets, protocol
 from experiments.dataset_flag import DATASET
 from experiments.max_steps_flag import MAX_STEPS
-from metamf_jax import cells, plotting
+from metamf_jax import plotting
 from metamf_jax.baselines import METHODS, make_method, tuning
 from metamf_jax.baselines.method import Method, episode_loss
 from metamf_jax.checkpoint import load_params, read_params_metadata, save_params
@@ -66,8 +66,6 @@ class Config:
       seed: of the synthetic world.
       model, episodes, training: see their classes.
       scored_matrices: number of fixed validation matrices, and of fixed test matrices, of a split.
-      backend: of `cells.using_backend`; small presets spend their time compiling, and XLA alone
-        compiles fastest.
     """
 
     dataset: str
@@ -77,7 +75,6 @@ class Config:
     episodes: EpisodeConfig
     training: TrainingConfig
     scored_matrices: int
-    backend: str
 
 
 class Comparison(NamedTuple):
@@ -125,8 +122,7 @@ def run(
                 entries, config.episodes, config.scored_matrices, split_seed, split_seed
             )
         for name in missing:
-            with cells.using_backend(config.backend):
-                result = _score(name, made[name], split, split_seed, config, workdir)
+            result = _score(name, made[name], split, split_seed, config, workdir)
             path = _result_path(workdir, name, split_seed)
             write_text(path, json.dumps(result, indent=2) + "\n")
             log.print(
@@ -327,7 +323,6 @@ def config_from_flags() -> Config:
         episodes=episodes,
         training=training,
         scored_matrices=sizes["scored_matrices"],
-        backend="xla" if common.PRESET.value in ("smoke", "tiny") else "auto",
     )
 
 

@@ -72,7 +72,6 @@ class Config:
       sides: rows and columns of a matrix.
       matrices: numbers of meta-training matrices.
       steps: inner steps.
-      backend: of `cells.using_backend`.
     """
 
     dataset: str
@@ -87,7 +86,6 @@ class Config:
     sides: tuple[int, ...]
     matrices: tuple[int, ...]
     steps: tuple[int, ...]
-    backend: str
 
 
 class Study:
@@ -363,8 +361,7 @@ def run(
         compute, draw = FIGURES[name]
         path = workdir / f"{name}.csv"
         if not path.exists():
-            with cells.using_backend(config.backend):
-                rows = compute(study)
+            rows = compute(study)
             text = io.StringIO()
             writer = csv.DictWriter(text, rows[0], lineterminator="\n")
             writer.writeheader()
