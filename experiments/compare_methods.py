@@ -30,7 +30,7 @@ from absl import flags
 from experiments import common, presets, protocol
 from experiments.dataset_flag import DATASET
 from experiments.max_steps_flag import MAX_STEPS
-from metamf_jax import cells, plotting
+from metamf_jax import plotting
 from metamf_jax.baselines import METHODS, make_method, tuning
 from metamf_jax.baselines.method import Method, episode_loss
 from metamf_jax.checkpoint import load_params, read_params_metadata, save_params
@@ -53,7 +53,7 @@ _SUPPORT_FRACTION = flags.DEFINE_float(
 
 _REFERENCE = "metamf"
 _CONFIDENCE = 0.95
-_FIELDS = ("method", "split", "test_mse", "adapt_seconds", "train_seconds")
+_FIELDS: tuple[str, ...] = ("method", "split", "test_mse", "adapt_seconds", "train_seconds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +66,6 @@ class Config:
       seed: of the synthetic world.
       model, episodes, training: see their classes.
       scored_matrices: number of fixed validation matrices, and of fixed test matrices, of a split.
-      backend: of `cells.using_backend`; small presets spend their time compiling, and XLA alone
-        compiles fastest.
       training_episodes: what is meta-trained on; None for such as are scored.
     """
 
@@ -78,7 +76,6 @@ class Config:
     episodes: EpisodeConfig
     training: TrainingConfig
     scored_matrices: int
-    backend: str
     training_episodes: EpisodeConfig | None = None
 
 
@@ -132,8 +129,7 @@ def run(
                 config.training_episodes,
             )
         for name in missing:
-            with cells.using_backend(config.backend):
-                result = _score(name, made[name], split, split_seed, config, workdir)
+            result = _score(name, made[name], split, split_seed, config, workdir)
             path = _result_path(workdir, name, split_seed)
             write_text(path, json.dumps(result, indent=2) + "\n")
             log.print(
@@ -337,7 +333,6 @@ def config_from_flags() -> Config:
         episodes=episodes,
         training=training,
         scored_matrices=sizes["scored_matrices"],
-        backend="xla" if common.PRESET.value in ("smoke", "tiny") else "auto",
         training_episodes=training_episodes,
     )
 
@@ -345,6 +340,8 @@ def config_from_flags() -> Config:
 def main() -> None:
     if common.WORKDIR.value is None:
         raise ValueError("--workdir is needed: the folder for the run's files")
+    if common.PRESET.value in ("smoke", "tiny"):
+        common.compile_fast()
     methods = list(METHODS) if _METHODS.value == ["all"] else _METHODS.value
     splits = _SPLITS.value or presets.COMPARE_SPLITS[common.PRESET.value]
     workdir = pathlib.Path(common.WORKDIR.value)

@@ -74,7 +74,6 @@ class Config:
       sides: rows and columns of a matrix.
       matrices: numbers of meta-training matrices.
       steps: inner steps.
-      backend: of `cells.using_backend`.
     """
 
     dataset: str
@@ -89,7 +88,6 @@ class Config:
     sides: tuple[int, ...]
     matrices: tuple[int, ...]
     steps: tuple[int, ...]
-    backend: str
     training_episodes: EpisodeConfig | None = None
 
 
@@ -370,8 +368,7 @@ def run(
         compute, draw = FIGURES[name]
         path = workdir / f"{name}.csv"
         if not path.exists():
-            with cells.using_backend(config.backend):
-                rows = compute(study)
+            rows = compute(study)
             text = io.StringIO()
             writer = csv.DictWriter(text, rows[0], lineterminator="\n")
             writer.writeheader()
@@ -405,6 +402,8 @@ def config_from_flags() -> Config:
 def main() -> None:
     if common.WORKDIR.value is None:
         raise ValueError("--workdir is needed: the folder for the run's files")
+    if common.PRESET.value in ("smoke", "tiny"):
+        common.compile_fast()
     names = list(FIGURES) if _FIGURES.value == ["all"] else _FIGURES.value
     run(config_from_flags(), names, pathlib.Path(common.WORKDIR.value), common.DATA_DIR.value)
 

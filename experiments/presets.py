@@ -57,8 +57,8 @@ COMPARE = {
     "tiny": {
         "model": _PLAIN,
         "episodes": EpisodeConfig(rows=(20, 20), columns=(20, 20)),
-        "training": TrainingConfig(batch=8, max_steps=150, learning_rate=3e-3, schedule="cosine"),
-        "scored_matrices": 50,
+        "training": TrainingConfig(batch=8, max_steps=100, learning_rate=3e-3, schedule="cosine"),
+        "scored_matrices": 30,
     },
     "paper": TRAIN["paper"],
     "best": TRAIN["best"],
@@ -69,10 +69,9 @@ FIGURES = {
     "smoke": {
         **COMPARE["smoke"],
         "fractions": (0.2, 0.5),
-        "sides": (6, 12),
-        "matrices": (2, 8),
+        "sides": (12,),
+        "matrices": (8,),
         "steps": (0, 3),
-        "backend": "xla",
     },
     "tiny": {
         **COMPARE["tiny"],
@@ -80,7 +79,6 @@ FIGURES = {
         "sides": (10, 30),
         "matrices": (8, 128),
         "steps": (0, 5, 20),
-        "backend": "xla",
     },
     "paper": {
         **_PAPER,
@@ -88,7 +86,6 @@ FIGURES = {
         "sides": (10, 20, 30, 50, 100, 200),
         "matrices": (16, 64, 256, 1024, 4096),
         "steps": (0, 1, 2, 5, 10, 20, 50),
-        "backend": "auto",
     },
 }
 FIGURES["best"] = {**FIGURES["paper"], **TRAIN["best"]}

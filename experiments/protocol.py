@@ -16,7 +16,6 @@ from metamf_jax.meta_learning.episodes import EpisodeConfig, EpisodeSource, Part
 from metamf_jax.meta_learning.meta_loss import Episode
 from metamf_jax.types import Entries
 
-_CELL = ("rows", "columns", "values")
 # Keep the draws of meta-training, validation and test apart.
 _TRAIN, _VALIDATION, _TEST = range(3)
 
@@ -169,17 +168,19 @@ def nested_supports(part: Episode, fractions: Sequence[float]) -> list[Episode]:
     both = [padding.unstack_entries(cast(Entries, side)) for side in part]
     everything = [
         Entries(
-            *(np.concatenate([getattr(side, name) for side in sides]) for name in _CELL),
-            sides[0].shape,
+            np.concatenate([support.rows, query.rows]),
+            np.concatenate([support.columns, query.columns]),
+            np.concatenate([support.values, query.values]),
+            support.shape,
         )
-        for sides in zip(*both, strict=True)
+        for support, query in zip(*both, strict=True)
     ]
     counts = [len(matrix.rows) for matrix in everything]
     kept = [max(count - max(5, round(0.1 * count)), 1) for count in counts]
 
     def stack(slices, length):
         cut = [
-            dataclasses.replace(matrix, **{name: getattr(matrix, name)[part] for name in _CELL})
+            Entries(matrix.rows[part], matrix.columns[part], matrix.values[part], matrix.shape)
             for matrix, part in zip(everything, slices, strict=True)
         ]
         return padding.stack_entries(cut, everything[0].shape, padding.bucket_size(length))

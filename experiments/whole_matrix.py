@@ -69,7 +69,7 @@ class Config:
 
 
 _EML = {"layers": 3, "learning_rate": 3e-3, "decay": 0.0, "masked": 0.2, "evaluate_every": 20}
-_AUTOREC = {"layers": 1, "learning_rate": 3e-3, "decay": 10.0, "masked": 0.0, "evaluate_every": 20}
+_AUTOREC = {"layers": 1, "learning_rate": 3e-3, "decay": 40.0, "masked": 0.0, "evaluate_every": 20}
 _PRESETS = {
     "smoke": {
         "eml": {**_EML, "hidden": 4, "steps": 2, "evaluate_every": 2},
@@ -101,7 +101,9 @@ def _eml(config: Config, train: Entries) -> tuple[Any, Callable, Callable]:
     def loss(params, key):
         order = jax.random.permutation(key, len(train.rows))
         asked = take(order[:masked])
-        return jnp.mean((asked.values - network.apply(params, take(order[masked:]), asked)) ** 2)
+        predicted = network.apply(params, take(order[masked:]), asked)
+        assert isinstance(predicted, jax.Array)
+        return jnp.mean((asked.values - predicted) ** 2)
 
     def predict(params, query):
         return network.apply(params, train, query)
@@ -134,14 +136,18 @@ def run(config: Config, workdir: pathlib.Path, data_dir: str | None = None) -> d
     """
     table, test_table = movielens.ml100k_split(config.fold, data_dir)
     log = RunLog(workdir, "whole_matrix", config)
-    scale = fit_standardization(table.entries.values)
+    scale = fit_standardization(np.asarray(table.entries.values))
     everything, test = (standardize(t.entries, scale) for t in (table, test_table))
     order = np.random.default_rng(config.seed).permutation(len(everything.rows))
     cut = len(order) // 20
 
     def part(chosen):
-        fields = (everything.rows, everything.columns, everything.values)
-        return Entries(*(np.asarray(field)[chosen] for field in fields), everything.shape)
+        return Entries(
+            everything.rows[chosen],
+            everything.columns[chosen],
+            everything.values[chosen],
+            everything.shape,
+        )
 
     held_out, train = part(order[:cut]), part(np.sort(order[cut:]))
     train = jax.tree.map(jnp.asarray, train)

@@ -78,3 +78,12 @@ def test_grey_pictures(tmp_path):
     rows = {"one": {"a": picture, "b": holes}, "other": {"a": picture, "b": picture.T}}
     plotting.pictures(tmp_path / "grey.png", rows)
     assert_picture(tmp_path / "grey.png", least_colours=50)
+
+
+def test_error_by_method_marks_the_reference(tmp_path):
+    path, other = tmp_path / "methods.png", tmp_path / "other.png"
+    errors = {"metamf": (0.9, 0.01), "mean": (1.0, 0.02), "bias": (0.95, float("nan"))}
+    plotting.error_by_method(path, errors, "metamf")
+    assert_picture(path)
+    plotting.error_by_method(other, errors, "bias")
+    assert path.read_bytes() != other.read_bytes()

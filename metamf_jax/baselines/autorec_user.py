@@ -12,7 +12,7 @@ GRID = autorec_item.GRID
 
 def predict(support: Entries, query: Entries, setting: Setting) -> jax.Array:
     """Predicts the query cells [Q] of one matrix from its support."""
-    support, query = cells.transpose(support), cells.transpose(query)
-    assert isinstance(support, Entries)
-    assert isinstance(query, Entries)
-    return autorec_item.predict(support, query, setting)
+    seen, asked = cells.transpose(support), cells.transpose(query)
+    assert isinstance(seen, Entries)
+    assert isinstance(asked, Entries)
+    return autorec_item.predict(seen, asked, setting)

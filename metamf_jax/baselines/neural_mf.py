@@ -9,7 +9,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from metamf_jax import cells_xla
 from metamf_jax.baselines import network
 from metamf_jax.baselines.method import Setting, squared_error
 from metamf_jax.types import Entries
@@ -28,7 +27,9 @@ class _NeuralMf(nn.Module):
         def embedded(index, side, name):
             init = nn.initializers.normal(0.3)
             table = self.param(name, init, (self.shape[side], 2 * _SIZE))
-            return jnp.split(cells_xla.take(table, index), 2, axis=-1)
+            # A product: the gradient of a look-up adds cell by cell, slowly on CPUs.
+            chosen = jax.nn.one_hot(index, self.shape[side]) @ table
+            return jnp.split(chosen, 2, axis=-1)
 
         p, p_mlp = embedded(rows, 0, "rows")
         q, q_mlp = embedded(columns, 1, "columns")

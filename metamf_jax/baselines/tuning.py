@@ -11,7 +11,7 @@ from metamf_jax.meta_learning import padding
 from metamf_jax.meta_learning.meta_loss import Episode
 
 # A grid point on the host takes up to 0.1 s a matrix.
-_TUNED_ON_HOST = 20
+_TUNED_ON_HOST = 10
 
 
 def episode_errors(
