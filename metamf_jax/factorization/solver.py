@@ -37,7 +37,7 @@ class Progress(NamedTuple):
       state: the solver's; the last finite one if the objective was not finite.
       epoch: epochs done.
       step_size: of the next epoch.
-      objective: after the last epoch; may be NaN or infinite.
+      objective: when last evaluated; may be NaN or infinite.
       finite_objective: the last that was neither.
       seconds: spent in the last epoch, its evaluation not included.
     """
@@ -66,8 +66,16 @@ def start(solver: Solver, factors: Factors, step_size: StepSize) -> Progress:
     return Progress(state, 0, step_size.first(), objective, objective, 0.0)
 
 
-def advance(solver: Solver, step_size: StepSize, progress: Progress) -> Progress:
+def advance(
+    solver: Solver, step_size: StepSize, progress: Progress, evaluate: bool = True
+) -> Progress:
     """One epoch.
+
+    Args:
+      solver: the method.
+      step_size: its rule; where it reads the objective, that is evaluated in any case.
+      progress: where the run stands.
+      evaluate: whether to evaluate the objective, which takes about as long as the epoch.
 
     Raises:
       ValueError: the objective is no longer finite and the step size's rule does not recover.
@@ -76,6 +84,9 @@ def advance(solver: Solver, step_size: StepSize, progress: Progress) -> Progress
     begin = time.perf_counter()
     state = solver.epoch(progress.state, epoch, progress.step_size)
     seconds = time.perf_counter() - begin
+    if not (evaluate or step_size.reads_objective):
+        value = step_size.after(epoch, progress.step_size, 0.0, 0.0)
+        return progress._replace(state=state, epoch=epoch, step_size=value, seconds=seconds)
     objective = solver.objective(state)
     finite = math.isfinite(objective)
     if not finite and step_size.name != "bold_driver":
