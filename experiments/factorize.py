@@ -22,7 +22,7 @@ from absl import flags
 from experiments import common
 from experiments.dataset_flag import DATASET
 from experiments.input_flag import INPUT
-from metamf_jax import parallel
+from metamf_jax import cells, parallel
 from metamf_jax.checkpoint import Checkpointer
 from metamf_jax.data import movielens, sources, tables
 from metamf_jax.factorization import block_update, dsgd, methods, solver, step_size, strata
@@ -73,7 +73,10 @@ _LOSS = flags.DEFINE_enum(
     "loss", None, [*objectives.LOSSES, *objectives.ALIASES], "Loss, or a name for loss and penalty."
 )
 _PENALTY = flags.DEFINE_enum(
-    "penalty", None, ["none", "l2", "weighted_l2"], "Penalty. Default: weighted_l2, or the alias's."
+    "penalty",
+    None,
+    ["none", "l2", "weighted_l2", "root_l2"],
+    "Penalty. Default: weighted_l2, or the alias's.",
 )
 REGULARIZATION = flags.DEFINE_float("regularization", None, "Strength of the penalty.")
 BIASES = flags.DEFINE_bool("biases", None, "Whether rows and columns have biases.")
@@ -91,7 +94,9 @@ _EVALUATE_EVERY = flags.DEFINE_integer(
     " epoch alone. --early_stopping compares two evaluations.",
     lower_bound=0,
 )
-_INIT = flags.DEFINE_string("init", None, "Start: uniform[:HALF_WIDTH] or normal[:DEVIATION].")
+_INIT = flags.DEFINE_string(
+    "init", None, "Start: uniform[:HALF_WIDTH], positive[:WIDTH] or normal[:DEVIATION]."
+)
 _STEP_SIZE = flags.DEFINE_string(
     "step_size",
     None,
@@ -189,13 +194,14 @@ def _join(train: Table, test: Table) -> tuple[Table, Entries]:
     return train._replace(entries=entries, row_ids=ids[0], column_ids=ids[1]), held
 
 
+_predict = jax.jit(cells.predict)
+
+
 def _rmse(factors: Factors, entries: Entries) -> float | None:
     if len(entries.values) == 0:
         return None
-    squared = Objective("squared", "none")
-    terms = objectives.make_terms(squared, entries)
-    total = objectives.evaluate(squared, factors, entries, terms)
-    return float(np.sqrt(total / len(entries.values)))
+    fitted = _predict(factors, entries.rows, entries.columns)
+    return float(np.sqrt(np.mean((entries.values - np.asarray(fitted)) ** 2, dtype=np.float64)))
 
 
 def _parse_init(text: str) -> tuple[str, float | None]:

@@ -11,7 +11,7 @@ from metamf_jax.factorization.objective import CENTRED_LOSSES, Objective, Terms,
 from metamf_jax.factorization.step_size import StepSize
 from metamf_jax.types import Entries, Factors
 
-INITS: Final = ("uniform", "normal")
+INITS: Final = ("uniform", "normal", "positive")
 
 
 class Solver(NamedTuple):
@@ -180,7 +180,8 @@ def initial_factors(
       terms: from `objective.make_terms`.
       rank: K, without the bias columns.
       rng: draws the factors.
-      init: `uniform` in (-scale, scale), or `normal` with this deviation.
+      init: `uniform` in (-scale, scale), `normal` with this deviation, or `positive`, uniform in
+        (0, scale), so that all products start alike.
       scale: None for one with which ``u . v`` is as large as a tenth of the values' root mean
         square, or under `gkl` as large as their mean over all cells.
 
@@ -194,13 +195,16 @@ def initial_factors(
         raise ValueError(f"expected an init among {', '.join(INITS)}, got {init!r}")
     if rank < 1 or (scale is not None and not 0 < scale < math.inf):
         raise ValueError(f"expected a positive rank and scale, got {rank} and {scale}")
-    unit = 1 / math.sqrt(3) if init == "uniform" else 1.0
+    unit = 1.0 if init == "normal" else 1 / math.sqrt(3)
     if scale is None:
         scale = _default_scale(objective, entries, rank) / unit
     factors = []
     for side, size, side_terms in zip("uv", entries.shape, terms, strict=True):
-        draw = rng.uniform(-1, 1, (size, rank)) if init == "uniform" else None
-        draw = rng.normal(size=(size, rank)) if draw is None else draw
+        shape = size, rank
+        if init == "normal":
+            draw = rng.normal(size=shape)
+        else:
+            draw = rng.uniform(0 if init == "positive" else -1, 1, shape)
         draw = (scale * (np.abs(draw) if objective.loss == "gkl" else draw)).astype(np.float32)
         # Nothing but the prior would ever pull a row without points from where it starts.
         draw[side_terms.count == 0] = 0
