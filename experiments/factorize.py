@@ -22,7 +22,7 @@ from absl import flags
 from experiments import common
 from experiments.dataset_flag import DATASET
 from experiments.input_flag import INPUT
-from metamf_jax import parallel
+from metamf_jax import cells, parallel
 from metamf_jax.checkpoint import Checkpointer
 from metamf_jax.data import movielens, sources, tables
 from metamf_jax.factorization import block_update, dsgd, methods, solver, step_size, strata
@@ -73,10 +73,13 @@ _LOSS = flags.DEFINE_enum(
     "loss", None, [*objectives.LOSSES, *objectives.ALIASES], "Loss, or a name for loss and penalty."
 )
 _PENALTY = flags.DEFINE_enum(
-    "penalty", None, ["none", "l2", "weighted_l2"], "Penalty. Default: weighted_l2, or the alias's."
+    "penalty",
+    None,
+    ["none", "l2", "weighted_l2", "root_l2"],
+    "Penalty. Default: weighted_l2, or the alias's.",
 )
-_REGULARIZATION = flags.DEFINE_float("regularization", None, "Strength of the penalty.")
-_BIASES = flags.DEFINE_bool("biases", None, "Whether rows and columns have biases.")
+REGULARIZATION = flags.DEFINE_float("regularization", None, "Strength of the penalty.")
+BIASES = flags.DEFINE_bool("biases", None, "Whether rows and columns have biases.")
 _RANK = flags.DEFINE_integer("rank", None, "K, number of factors.", lower_bound=1)
 _EPOCHS = flags.DEFINE_integer("epochs", None, "Passes over the cells.", lower_bound=0)
 _EARLY_STOPPING = flags.DEFINE_float(
@@ -84,7 +87,16 @@ _EARLY_STOPPING = flags.DEFINE_float(
     None,
     "Ends the run after an epoch in which the objective fell by less than this part of itself.",
 )
-_INIT = flags.DEFINE_string("init", None, "Start: uniform[:HALF_WIDTH] or normal[:DEVIATION].")
+_EVALUATE_EVERY = flags.DEFINE_integer(
+    "evaluate_every",
+    1,
+    "Epochs between two evaluations of objective and errors, each with a checkpoint; 0 for the last"
+    " epoch alone. --early_stopping compares two evaluations.",
+    lower_bound=0,
+)
+_INIT = flags.DEFINE_string(
+    "init", None, "Start: uniform[:HALF_WIDTH], positive[:WIDTH] or normal[:DEVIATION]."
+)
 _STEP_SIZE = flags.DEFINE_string(
     "step_size",
     None,
@@ -120,6 +132,7 @@ class Config:
     rank: int = 32
     epochs: int = 20
     early_stopping: float | None = None
+    evaluate_every: int = 1
     init: str = "uniform"
     step_size: str = "bold_driver:auto"
     schedule: str = "wor"
@@ -181,13 +194,14 @@ def _join(train: Table, test: Table) -> tuple[Table, Entries]:
     return train._replace(entries=entries, row_ids=ids[0], column_ids=ids[1]), held
 
 
+_predict = jax.jit(cells.predict)
+
+
 def _rmse(factors: Factors, entries: Entries) -> float | None:
     if len(entries.values) == 0:
         return None
-    squared = Objective("squared", "none")
-    terms = objectives.make_terms(squared, entries)
-    total = objectives.evaluate(squared, factors, entries, terms)
-    return float(np.sqrt(total / len(entries.values)))
+    fitted = _predict(factors, entries.rows, entries.columns)
+    return float(np.sqrt(np.mean((entries.values - np.asarray(fitted)) ** 2, dtype=np.float64)))
 
 
 def _parse_init(text: str) -> tuple[str, float | None]:
@@ -253,9 +267,16 @@ def run(
         )
     log.resume_at(progress.epoch)
     log.start_progress(config.epochs, progress.epoch, "epoch")
+    every = config.evaluate_every or config.epochs
+    before, seconds = progress.finite_objective, []
     while progress.epoch < config.epochs:
-        used, before = progress.step_size, progress.finite_objective
-        progress = solver.advance(method, rule, progress)
+        used = progress.step_size
+        due = (progress.epoch + 1) % every == 0 or progress.epoch + 1 == config.epochs
+        progress = solver.advance(method, rule, progress, evaluate=due)
+        seconds.append(progress.seconds)
+        log.advance()
+        if not due:
+            continue
         scored = solver.add_mean(objective, method.factors(progress.state), mean)
         errors = {"train_rmse": _rmse(scored, train.entries), "test_rmse": _rmse(scored, test)}
         log.metrics(
@@ -264,14 +285,17 @@ def run(
                 "objective": progress.objective,
                 **{name: value for name, value in errors.items() if value is not None},
                 "step_size": used,
-                "epoch_seconds": progress.seconds,
-                "updates_per_second": len(entries.values) / max(progress.seconds, 1e-9),
+                "epoch_seconds": sum(seconds) / len(seconds),
+                "epochs": len(seconds),
+                "updates_per_second": len(entries.values) / max(min(seconds), 1e-9),
             },
         )
         checkpointer.save(progress.epoch, jax.tree.leaves(progress))
-        log.advance()
         fall = before - progress.objective
-        if config.early_stopping is not None and 0 <= fall < config.early_stopping * before:
+        before, seconds = progress.finite_objective, []
+        if config.early_stopping is not None and 0 <= fall < config.early_stopping * (
+            progress.objective + fall
+        ):
             break
     checkpointer.close()
 
@@ -279,7 +303,6 @@ def run(
     path = pathlib.Path(workdir) / "factors.safetensors"
     save_factors(path, factors, train.row_ids, train.column_ids)
     lines = read_metrics(workdir)
-    seconds = [line["epoch_seconds"] for line in lines]
     tests = [line["test_rmse"] for line in lines if "test_rmse" in line]
     results = {
         "objective": progress.finite_objective,
@@ -287,9 +310,9 @@ def run(
         "test_rmse": _rmse(factors, test),
         "best_test_rmse": min(tests, default=None),
         "epochs": progress.epoch,
-        "seconds_training": sum(seconds),
+        "seconds_training": sum(line["epoch_seconds"] * line["epochs"] for line in lines),
         # The first epoch compiles.
-        "updates_per_second": len(entries.values) / min(seconds) if seconds else None,
+        "updates_per_second": max((line["updates_per_second"] for line in lines), default=None),
     }
     log.print(
         f"objective {results['objective']:.6g}, RMSE {results['train_rmse']:.4f} in training"
@@ -307,8 +330,8 @@ def main() -> None:
     given = {
         "loss": _LOSS.value,
         "penalty": _PENALTY.value,
-        "regularization": _REGULARIZATION.value,
-        "biases": _BIASES.value,
+        "regularization": REGULARIZATION.value,
+        "biases": BIASES.value,
         "rank": _RANK.value,
         "epochs": _EPOCHS.value,
         "init": _INIT.value,
@@ -320,7 +343,7 @@ def main() -> None:
         chosen["penalty"] = "weighted_l2"
     chosen["loss"], chosen["penalty"] = objectives.resolve_names(chosen["loss"], chosen["penalty"])
     num_devices = len(parallel.devices()) if common.DEVICES.value else 1
-    if _SOLVER.value in ("als", "lbfgs", "sgd"):
+    if _SOLVER.value in ("lbfgs", "sgd"):
         num_devices = 1
     config = Config(
         dataset=INPUT.value or DATASET.value,
@@ -330,6 +353,7 @@ def main() -> None:
         test_fraction=_TEST_FRACTION.value,
         solver=_SOLVER.value,
         early_stopping=_EARLY_STOPPING.value,
+        evaluate_every=_EVALUATE_EVERY.value,
         schedule=_SCHEDULE.value,
         point_order=_POINT_ORDER.value,
         blocks=_BLOCKS.value or num_devices,

@@ -74,17 +74,22 @@ class AlsTest(parameterized.TestCase):
         ("squared_all", "prior", False, True, K + 4),
     )
     def test_half_step_equals_dense_solves(self, loss, penalty, biases, with_prior, steps):
+        backends = ["xla"] if steps else ["xla", "numba"]
         objective = Objective(loss, penalty, 0.3, biases)
         entries, prior = _matrix(), _prior() if with_prior else None
         terms = make_terms(objective, entries, prior)
         u, v = _start(objective, entries, prior)
-        buckets = als.make_buckets(entries.rows, entries.columns, entries.values, entries.shape)
+        points = entries.rows, entries.columns, entries.values
         expected = _solved_rows(objective, entries, terms.u, u, v)
         if penalty == "weighted_l2":  # No points, no penalty: the prior mean by convention.
             expected[2] = terms.u.mean[2]
-        solved = als.half_step(objective, "u", steps, u, v, buckets, terms.u)
         tolerance = 2e-3 if steps else 1e-4
-        np.testing.assert_allclose(solved, expected, rtol=tolerance, atol=tolerance)
+        for backend in backends:
+            half_step = als.make_half_step(
+                objective, "u", points, entries.shape, u.shape[1], steps, 1, backend
+            )
+            solved = half_step(u, v, terms.u)
+            np.testing.assert_allclose(solved, expected, rtol=tolerance, atol=tolerance)
 
     def test_columns_are_the_rows_of_the_transposed_matrix(self):
         objective = Objective("squared", "prior", biases=True)
@@ -131,19 +136,43 @@ class AlsTest(parameterized.TestCase):
         assert norms[1] < 1e-3 * norms[0], norms
         assert (factors.u[:, -1] == 1).all()
 
-    def test_buckets_hold_every_point_once(self):
+    def test_any_number_of_devices_gives_the_same_bits_and_widths_beyond_a_tile_work(self):
+        objective = Objective("squared", "l2", 0.5)
+        entries, width = _matrix(), 70
+        terms = make_terms(objective, entries)
+        rng = np.random.default_rng(3)
+        u, v = (rng.normal(size=(size, width)).astype("f") for size in (N, M))
+        expected = _solved_rows(objective, entries, terms.u, u, v)
+        found = []
+        for num_devices in (1, 5):
+            points = entries.rows, entries.columns, entries.values
+            half_step = als.make_half_step(
+                objective, "u", points, entries.shape, width, 0, num_devices, "numba"
+            )
+            found.append(half_step(u, v, terms.u))
+        np.testing.assert_allclose(found[0], expected, rtol=1e-3, atol=1e-3)
+        np.testing.assert_array_equal(*found)
+
+    @parameterized.parameters(1, 3)
+    def test_runs_hold_every_point_once(self, num_devices):
         entries = _matrix()
-        buckets = als.make_buckets(entries.rows, entries.columns, entries.values, entries.shape)
-        points = {
-            (n, m, x)
-            for rows, columns, values in buckets
-            for n, cells, xs in zip(rows, columns, values, strict=True)
-            for m, x in zip(cells, xs, strict=True)
-            if m < M
-        }
-        assert points == set(zip(entries.rows, entries.columns, entries.values, strict=True))
-        lengths = [bucket.columns.shape[1] for bucket in buckets]
-        assert lengths == sorted(set(lengths))
+        points = entries.rows, entries.columns, entries.values
+        dealt = als.deal_rows(*points, entries.shape, num_devices)
+        runs = als.cut_into_runs(dealt, M, 1000)
+        found = []
+        for d, g, c in np.argwhere(runs.owners < runs.places.shape[2]):
+            n = dealt.rows[d, runs.places[d, g, runs.owners[d, g, c]]]
+            inside = runs.columns[d, g, c] < M
+            found += [
+                (n, m, x)
+                for m, x in zip(runs.columns[d, g, c], runs.values[d, g, c], strict=True)
+                if m < M
+            ]
+            assert inside.any()
+        assert sorted(found) == sorted(zip(*points, strict=True))
+        sizes = dealt.starts[:, -1]
+        assert sizes.sum() == len(entries.values)
+        assert sizes.max() - sizes.min() <= M
 
     def test_refusals(self):
         with pytest.raises(ValueError, match="the solver 'als' serves the losses squared,"):

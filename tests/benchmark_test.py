@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from experiments import benchmark_meta_step
@@ -83,3 +84,41 @@ def test_scale(tmp_path):
     assert 600 < cells[2] < 1000
     assert all(part["adapt_ms"] > 0 and part["ridge_sweep_ms"] > 0 for part in parts)
     assert parts[0]["temporary_bytes"] < parts[2]["temporary_bytes"]
+
+
+def test_factorize(tmp_path):
+    # A program that tells what LIBMF tells, and takes a tenth of a second an epoch.
+    libmf = tmp_path / "mf-train"
+    libmf.write_text(
+        "#!/bin/sh\nsleep $(($4 / 10)).$(($4 % 10))\n"
+        "echo 'iter      tr_rmse      va_rmse          obj'\n"
+        'for i in 0 1 2; do echo "   $i       0.9000       0.8$((7 - 2 * i))00   1.5e+06"; done\n'
+    )
+    libmf.chmod(0o755)
+    ran = _run(
+        "benchmark_factorize",
+        *("--rounds=1", "--ranks=4", "--sgd_epochs=1,3", "--als_epochs=1,2", "--devices=2"),
+        *(f"--libmf={libmf}", "--methods=adagrad,libmf", f"--workdir={tmp_path / 'run'}"),
+    )
+    assert ran.returncode == 0, ran.stderr
+    results = json.loads((tmp_path / "run" / "summary.json").read_text())["results"]
+    ours, theirs = results["rows"]
+    assert ours["seconds"] > 0
+    np.testing.assert_allclose(theirs["seconds"], 0.1, rtol=0.5)
+    assert theirs["epochs_to_target"] == 3  # 0.87, 0.85, 0.83
+    assert ours["times_libmf"] == theirs["seconds"] / ours["seconds"]
+    assert results["bytes_per_second"] > 1e8
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--methods=libmf", "LIBMF needs --libmf"),
+        ("--sgd_epochs=5,5", "--sgd_epochs takes two rising numbers"),
+        ("--ranks=0", "--ranks takes numbers from 1"),
+    ],
+)
+def test_mistakes_of_the_factorization_benchmark(flag, message):
+    ran = _run("benchmark_factorize", flag)
+    assert ran.returncode == 1
+    assert message in ran.stderr

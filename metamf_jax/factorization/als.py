@@ -5,9 +5,11 @@ With V fixed every row is a ridge regression of its own,
     (sum_m v_m v_m^T + w_n I) u_n = sum_m x_nm v_m + w_n u0_n,      m over the row's points,
 
 where ``w_n`` is the row's penalty: ``lam``, ``lam N_n`` under `weighted_l2`, the prior's own
-precision under `prior`. Under `squared_all` the first sum runs over all columns. Rows are put into
-buckets of like counts, so that each bucket is one batch of Cholesky solves; or, optionally, a few
-steps of conjugate gradients from the current factors, which need no K x K matrix.
+precision under `prior`. Under `squared_all` the first sum runs over all columns. The rows are dealt
+out to the devices, and a row's solution does not depend on how many there are. On a CPU a compiled
+kernel solves one row after the other (`als_numba`). XLA takes the points in short runs, each of one
+row, and solves batches of rows; there, optionally, by a few steps of conjugate gradients from the
+current factors, which need no K x K matrix.
 
 Where the penalty is zero the solution may not be unique: the one near the current factors is taken,
 by a ridge around them of the size of float32's rounding, so that the objective never rises.
@@ -24,9 +26,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metamf_jax import parallel
+from metamf_jax.factorization import block_update
 from metamf_jax.factorization import objective as objectives
 from metamf_jax.factorization.objective import Objective, SideTerms
 from metamf_jax.factorization.solver import Solver
+from metamf_jax.parallel import REPLICATED, SPLIT
 from metamf_jax.ridge import ridge_solve
 from metamf_jax.types import Array, Entries, FactorPrior, Factors
 
@@ -35,179 +40,295 @@ _FULL_FLOAT32 = jax.lax.Precision.HIGHEST
 # Floats of gathered factors and normal equations that one batch of rows may take.
 _BATCH_FLOATS = 1 << 22
 
+# Points in a run: a row with one more point than this takes two.
+_RUN = 32
 
-class Bucket(NamedTuple):
-    """Rows with about as many points each.
+
+class DealtRows(NamedTuple):
+    """The rows of a matrix with their points, dealt out to D devices.
 
     Attributes:
-      rows: [n] int32.
-      columns: [n, L] int32, padded with M, one past the end.
-      values: [n, L] float32, padded with zero.
+      rows: [D, R] int32, numbers of rows; N where a device has one fewer.
+      starts: [D, R + 1] int32: row r of a device has its points ``starts[r] .. starts[r + 1] - 1``.
+      columns: [D, L] int32, padded with M.
+      values: [D, L] float32, padded with zero.
     """
 
     rows: Array
+    starts: Array
     columns: Array
     values: Array
 
 
-def make_buckets(
-    rows: Array, columns: Array, values: Array, shape: tuple[int, int]
-) -> list[Bucket]:
-    """Sorts the rows that have points into buckets whose lengths ``L`` are powers of two.
+def deal_rows(
+    rows: Array, columns: Array, values: Array, shape: tuple[int, int], num_devices: int = 1
+) -> DealtRows:
+    """Deals the rows out, those with many points first, so that each device has as many points.
 
     Args:
       rows: [E] int; pass the columns here, and the rows below, for the other side.
       columns: [E] int.
       values: [E] float32.
       shape: (N, M).
-
-    Returns:
-      At most ``2 + log2 M`` buckets, each at least half full, the first excepted.
+      num_devices: D.
     """
     rows, columns, values = (np.asarray(x) for x in (rows, columns, values))
-    order = np.argsort(rows, kind="stable")
-    columns, values = columns[order], values[order]
     counts = np.bincount(rows, minlength=shape[0])
-    starts = np.concatenate([[0], np.cumsum(counts)])
-    sizes = np.maximum(8, 2 ** np.ceil(np.log2(np.maximum(counts, 1))).astype(int))
-    buckets = []
-    for length in np.unique(sizes[counts > 0]):
-        members = np.flatnonzero((sizes == length) & (counts > 0))
-        at = starts[members][:, None] + np.arange(length)
-        inside = np.arange(length) < counts[members][:, None]
-        at = np.where(inside, at, 0)
-        buckets.append(
-            Bucket(
-                members.astype(np.int32),
-                np.where(inside, columns[at], shape[1]).astype(np.int32),
-                np.where(inside, values[at], 0).astype(np.float32),
-            )
-        )
-    return buckets
-
-
-def _solve_row(conjugate_steps, gram_and_matvec, moment, current, weight, mean):
-    """One row's ridge solve; `gram_and_matvec` gives G, or p -> G p where G is not formed."""
-    if conjugate_steps:
-        matvec = gram_and_matvec
-        solution, _ = jax.scipy.sparse.linalg.cg(
-            lambda p: matvec(p) + weight * p,
-            moment + weight * mean,
-            x0=current,
-            tol=0.0,
-            maxiter=conjugate_steps,
-        )
-        return solution
-    gram = gram_and_matvec
-    # Where there is no penalty: a ridge around the current factors, see the module's docstring.
-    rounding = np.finfo(np.float32).eps * gram.shape[0] * jnp.trace(gram) + 1e-30
-    return ridge_solve(
-        gram,
-        moment,
-        jnp.where(weight > 0, weight, rounding),
-        jnp.where(weight > 0, mean, current),
+    height = -(-shape[0] // num_devices)
+    dealt = np.full(height * num_devices, shape[0])
+    dealt[: shape[0]] = np.argsort(-counts, kind="stable")
+    dealt = dealt.reshape(height, num_devices)
+    dealt[1::2] = dealt[1::2, ::-1]  # There and back.
+    dealt = dealt.T
+    lengths = np.append(counts, 0)[dealt]
+    starts = np.concatenate([np.zeros((num_devices, 1), int), lengths.cumsum(axis=1)], axis=1)
+    longest = max(1, int(starts[:, -1].max()))
+    order = np.argsort(rows, kind="stable")
+    first = np.concatenate([[0], np.cumsum(counts)])[dealt]
+    # Of every place in the dealt order, where its point is in the order of rows.
+    at = np.zeros((num_devices, longest), int)
+    inside = np.zeros((num_devices, longest), bool)
+    for d in range(num_devices):
+        end = starts[d, -1]
+        inside[d, :end] = True
+        at[d, :end] = np.repeat(first[d] - starts[d, :-1], lengths[d]) + np.arange(end)
+    at = order[at] if len(order) else at
+    empty = len(order) == 0
+    return DealtRows(
+        dealt.astype(np.int32),
+        starts.astype(np.int32),
+        np.where(inside, 0 if empty else columns[at], shape[1]).astype(np.int32),
+        np.where(inside, 0 if empty else values[at], 0).astype(np.float32),
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def half_step(
-    objective: Objective,
-    side: str,
-    conjugate_steps: int,
-    solved: Array,
-    fixed: Array,
-    buckets: list[Bucket],
-    terms: SideTerms,
-) -> Array:
-    """The best factors of one side given the other's.
+class Runs(NamedTuple):
+    """The points of dealt rows in G batches of C runs, each of one row, from up to B rows.
+
+    Attributes:
+      places: [D, G, B] int32, the place of each row in ``DealtRows.rows``; R for none.
+      owners: [D, G, C] int32, the row in the batch to which a run belongs; B for none.
+      columns: [D, G, C, _RUN] int32, padded with M.
+      values: [D, G, C, _RUN] float32, padded with zero.
+    """
+
+    places: Array
+    owners: Array
+    columns: Array
+    values: Array
+
+
+def cut_into_runs(dealt: DealtRows, num_columns: int, width: int) -> Runs:
+    """Cuts the points of each device into batches of runs, all of one shape.
 
     Args:
-      objective: `squared` or `squared_all`, any penalty.
-      side: "u" or "v", the side to solve for.
-      conjugate_steps: steps of conjugate gradients; 0 for Cholesky.
-      solved: [N, K] current factors of that side.
-      fixed: [M, K] factors of the other.
-      buckets: from `make_buckets`, of the side to solve for.
-      terms: of that side.
-
-    Returns:
-      [N, K].
+      dealt: from `deal_rows`; NumPy.
+      num_columns: M.
+      width: K, which sizes the batches.
     """
-    rank = solved.shape[1]
-    free = objectives.trainable(objective, rank)["uv".index(side)]
-    # A frozen column of ones adds its partner to the fit: taken off the values, then no unknown.
-    frozen = np.where(free, 0.0, 1.0).astype(np.float32)
-    mean = jnp.broadcast_to(frozen[None, :], solved.shape) if terms.mean is None else terms.mean
-    design = jnp.where(free[None, :], fixed, 0)
-    offset = (fixed * frozen[None, :]).sum(axis=1)
-    # Padding points read this row of zeros.
-    design_padded = jnp.concatenate([design, jnp.zeros((1, rank), design.dtype)])
-    offset_padded = jnp.append(offset, 0)
+    lengths = np.diff(dealt.starts, axis=1)
+    wanted = -(-lengths // _RUN)
+    most = max(1, int(wanted.max()), _BATCH_FLOATS // ((width + _RUN) * width))
+    batches = []
+    for d, needs in enumerate(wanted):
+        # Long rows come first: mixed, all batches have about as many rows.
+        members = np.random.default_rng(0).permutation(np.flatnonzero(needs))
+        batch, room = [], 0
+        for r in members:
+            if needs[r] > room:
+                batch = []
+                batches.append((d, batch))
+                room = most
+            batch.append(r)
+            room -= needs[r]
+    num_devices, height = dealt.rows.shape
+    depth = max(1, max(np.bincount([d for d, _ in batches], minlength=1), default=1))
+    rows = max(1, max((len(batch) for _, batch in batches), default=1))
+    runs = Runs(
+        np.full((num_devices, depth, rows), height, np.int32),
+        np.full((num_devices, depth, most), rows, np.int32),
+        np.full((num_devices, depth, most, _RUN), num_columns, np.int32),
+        np.zeros((num_devices, depth, most, _RUN), np.float32),
+    )
+    filled = [0] * num_devices
+    for d, batch in batches:
+        g = filled[d]
+        filled[d] += 1
+        runs.places[d, g, : len(batch)] = batch
+        at = 0
+        for i, r in enumerate(batch):
+            span = slice(dealt.starts[d, r], dealt.starts[d, r + 1])
+            runs.owners[d, g, at : at + wanted[d, r]] = i
+            for table, points in ((runs.columns, dealt.columns), (runs.values, dealt.values)):
+                flat = table[d, g, at : at + wanted[d, r]].reshape(-1)
+                flat[: lengths[d, r]] = points[d, span]
+            at += wanted[d, r]
+    return runs
 
-    def over_rows(row, length, *xs):
-        floats = (length + 1) * rank + (0 if conjugate_steps else rank * rank)
-        return jax.lax.map(
-            lambda x: row(*x), xs, batch_size=max(1, min(len(xs[0]), _BATCH_FLOATS // floats))
-        )
 
-    if objective.loss == "squared_all":
-        gram = jnp.matmul(design.T, design, precision=_FULL_FLOAT32)
-        constant = jnp.matmul(design.T, offset, precision=_FULL_FLOAT32)
-        moments = jnp.zeros_like(solved)
-        for rows, columns, values in buckets:
-            moments = moments.at[rows].set(
-                over_rows(
-                    lambda c, x: jnp.matmul(x, design_padded[c], precision=_FULL_FLOAT32),
-                    columns.shape[1],
-                    columns,
-                    values,
-                )
-            )
+def _conjugate_gradients(matvec, target, start, steps):
+    """Solves ``A w = target`` for every row of [B, K], from `start`."""
 
-        def solve(moment, current, weight, mean):
-            def matvec(p):
-                return jnp.matmul(gram, p, precision=_FULL_FLOAT32)
+    def step(_, carry):
+        w, residual, direction, square = carry
+        image = matvec(direction)
+        curvature = (direction * image).sum(axis=-1)
+        rate = jnp.where(curvature > 0, square / jnp.where(curvature > 0, curvature, 1), 0)
+        w += rate[:, None] * direction
+        residual -= rate[:, None] * image
+        new = (residual * residual).sum(axis=-1)
+        turn = jnp.where(square > 0, new / jnp.where(square > 0, square, 1), 0)
+        return w, residual, residual + turn[:, None] * direction, new
 
-            return _solve_row(
-                conjugate_steps,
-                matvec if conjugate_steps else gram,
-                moment - constant,
-                current,
-                weight,
-                mean,
-            )
+    residual = target - matvec(start)
+    first = start, residual, residual, (residual * residual).sum(axis=-1)
+    return jax.lax.fori_loop(0, steps, step, first)[0]
 
-        return over_rows(solve, 0, moments, solved, jnp.asarray(terms.weight), mean)
 
-    def solve_from_points(columns, values, current, weight, mean):
-        points = design_padded[columns]
-        targets = values - offset_padded[columns]
-        moment = jnp.matmul(targets, points, precision=_FULL_FLOAT32)
+def _solve_normal_equations(gram, moment, weight, mean, current):
+    """A batch of ridge solves, [B, K, K] or one [K, K] for all."""
+    # Where there is no penalty: a ridge around the current factors, see the module's docstring.
+    trace = jnp.trace(gram, axis1=-2, axis2=-1)
+    rounding = np.finfo(np.float32).eps * gram.shape[-1] * trace + 1e-30
+    return ridge_solve(
+        jnp.broadcast_to(gram, (*moment.shape, gram.shape[-1])),
+        moment,
+        jnp.where(weight > 0, weight, rounding),
+        jnp.where((weight > 0)[:, None], mean, current),
+    )
+
+
+def _half_step_xla(
+    conjugate_steps, runs, design, offset, base_gram, base_moment, weight, mean, current
+):
+    """`als_numba.solve_rows`, with the points of one device as `Runs`."""
+    rank = design.shape[1]
+    # Padding points read this row of zeros; rows that are not there, these of the sides.
+    design = jnp.concatenate([design, jnp.zeros((1, rank), design.dtype)])
+    offset = jnp.append(offset, 0)
+    all_cells = base_gram.shape[0] > 0
+
+    def add_up(owners, per_run, rows):
+        return jax.ops.segment_sum(per_run, owners, rows + 1)[:rows]
+
+    def solve(batch):
+        places, owners, columns, values = batch
+        rows = places.shape[0]
+        points = design[columns]
+        moment = jnp.einsum("cl,clk->ck", values - offset[columns], points, precision=_FULL_FLOAT32)
+        moment = add_up(owners, moment, rows)
+        if all_cells:
+            return moment
+        own = [jnp.take(x, places, axis=0, mode="clip") for x in (weight, mean, current)]
         if conjugate_steps:
 
             def matvec(p):
-                fitted = jnp.matmul(points, p, precision=_FULL_FLOAT32)
-                return jnp.matmul(fitted, points, precision=_FULL_FLOAT32)
+                of_runs = jnp.take(p, owners, axis=0, mode="clip")
+                fitted = jnp.einsum("clk,ck->cl", points, of_runs, precision=_FULL_FLOAT32)
+                back = jnp.einsum("cl,clk->ck", fitted, points, precision=_FULL_FLOAT32)
+                return add_up(owners, back, rows) + own[0][:, None] * p
 
-            return _solve_row(conjugate_steps, matvec, moment, current, weight, mean)
-        gram = jnp.matmul(points.T, points, precision=_FULL_FLOAT32)
-        return _solve_row(0, gram, moment, current, weight, mean)
+            target = moment + own[0][:, None] * own[1]
+            return _conjugate_gradients(matvec, target, own[2], conjugate_steps)
+        gram = jnp.einsum("clj,clk->cjk", points, points, precision=_FULL_FLOAT32)
+        return _solve_normal_equations(add_up(owners, gram, rows), moment, *own)
 
-    # Rows without points stay at the prior mean.
-    result = jnp.asarray(mean)
-    for rows, columns, values in buckets:
-        result = result.at[rows].set(
-            over_rows(
-                solve_from_points,
-                columns.shape[1],
-                columns,
-                values,
-                solved[rows],
-                jnp.asarray(terms.weight)[rows],
-                mean[rows],
+    found = jax.lax.map(solve, runs)
+    places = runs.places.reshape(-1)
+    if not all_cells:
+        # Rows without points stay at the prior mean.
+        return mean.at[places].set(found.reshape(-1, rank), mode="drop")
+    moments = jnp.zeros_like(mean).at[places].set(found.reshape(-1, rank), mode="drop")
+    moments += base_moment[None]
+
+    def solve_all(batch):
+        moment, weight, mean, current = (x[None] for x in batch)
+        if conjugate_steps:
+
+            def matvec(p):
+                return jnp.matmul(p, base_gram, precision=_FULL_FLOAT32) + weight[:, None] * p
+
+            target = moment + weight[:, None] * mean
+            return _conjugate_gradients(matvec, target, current, conjugate_steps)[0]
+        return _solve_normal_equations(base_gram, moment, weight, mean, current)[0]
+
+    size = max(1, min(len(mean), _BATCH_FLOATS // (rank * rank)))
+    return jax.lax.map(solve_all, (moments, weight, mean, current), batch_size=size)
+
+
+def make_half_step(
+    objective: Objective,
+    side: str,
+    points: tuple[Array, Array, Array],
+    shape: tuple[int, int],
+    width: int,
+    conjugate_steps: int = 0,
+    num_devices: int = 1,
+    backend: str = "auto",
+):
+    """A function that finds the best factors of one side given the other's.
+
+    Args:
+      objective: `squared` or `squared_all`, any penalty.
+      side: "u" or "v", the side to solve for; called rows here, and the other side columns.
+      points: rows [E], columns [E] and values [E].
+      shape: (N, M).
+      width: K, all columns of the factors.
+      conjugate_steps: steps of conjugate gradients; 0 for Cholesky.
+      num_devices: D.
+      backend: one of `block_update.BACKENDS`; conjugate gradients are XLA's.
+
+    Returns:
+      ``(solved [N, K], fixed [M, K], terms of the side) -> [N, K]``, NumPy.
+    """
+    mesh = parallel.make_mesh(num_devices)
+    compiled = block_update.choose_backend(backend) == "numba" and not conjugate_steps
+    dealt = deal_rows(*points, shape, num_devices)
+    work = dealt[1:] if compiled else cut_into_runs(dealt, shape[1], width)
+    work = parallel.split(mesh, tuple(work))
+    free = objectives.trainable(objective, width)["uv".index(side)]
+    frozen = np.where(free, 0.0, 1.0).astype(np.float32)
+
+    def body(work, fixed, weight, mean, current):
+        # A frozen column of ones adds its partner to the fit: taken off, then no unknown.
+        design = jnp.where(free[None, :], fixed, 0)
+        offset = (fixed * frozen[None, :]).sum(axis=1)
+        base = jnp.zeros((0, 0), jnp.float32), jnp.zeros((0,), jnp.float32)
+        if objective.loss == "squared_all":
+            base = (
+                jnp.matmul(design.T, design, precision=_FULL_FLOAT32),
+                -jnp.matmul(design.T, offset, precision=_FULL_FLOAT32),
             )
+            offset = jnp.zeros_like(offset)
+        work, own = jax.tree.map(lambda x: x[0], (work, (weight, mean, current)))
+        if not compiled:
+            found = _half_step_xla(conjugate_steps, Runs(*work), design, offset, *base, *own)
+            return parallel.as_varying(found)[None]
+        from metamf_jax.factorization import als_numba
+
+        pad = als_numba.padded(width) - width
+        gram = jnp.pad(base[0], (0, pad)) if len(base[0]) else base[0]
+        design = jnp.pad(design, ((0, 0), (0, pad)))
+        found = als_numba.solve_rows(*work, design, offset, gram, base[1], *own)
+        return parallel.as_varying(found)[None]
+
+    program = parallel.sharded(mesh, body, (SPLIT, REPLICATED, SPLIT, SPLIT, SPLIT), SPLIT)
+    # Where each row went; a row too many reads the last.
+    places = np.empty(shape[0], int)
+    there = dealt.rows.ravel() < shape[0]
+    places[dealt.rows.ravel()[there]] = np.flatnonzero(there)
+
+    def half_step(solved: Array, fixed: Array, terms: SideTerms) -> np.ndarray:
+        solved, weight = np.asarray(solved), np.asarray(terms.weight)
+        mean = np.broadcast_to(frozen, solved.shape) if terms.mean is None else terms.mean
+        dealt_out = (
+            np.take(np.asarray(x, np.float32), dealt.rows, axis=0, mode="clip")
+            for x in (weight, mean, solved)
         )
-    return result
+        found = np.asarray(program(work, np.asarray(fixed), *dealt_out))
+        return found.reshape(-1, width)[places]
+
+    return half_step
 
 
 def make_solver(
@@ -215,6 +336,9 @@ def make_solver(
     entries: Entries,
     prior: FactorPrior | None = None,
     conjugate_steps: int = 0,
+    width: int = 32,
+    num_devices: int = 1,
+    backend: str = "auto",
 ) -> Solver:
     """ALS as a solver; it reads no step size.
 
@@ -223,29 +347,41 @@ def make_solver(
       entries: the points.
       prior: see `objective.make_terms`.
       conjugate_steps: steps of conjugate gradients a half-step; 0 for Cholesky.
+      width: columns of the factors to come.
+      num_devices: devices to deal the rows out to; the factors do not depend on it.
+      backend: one of `block_update.BACKENDS`.
 
     Raises:
-      ValueError: another loss, or bad values.
+      ValueError: another loss, bad values, or fewer devices than asked for.
     """
     objectives.check_solver(objective, "als")
     objectives.check_values(objective, entries)
     terms = objectives.make_terms(objective, entries, prior)
-    by_row = make_buckets(entries.rows, entries.columns, entries.values, entries.shape)
-    shape = entries.shape[1], entries.shape[0]
-    by_column = make_buckets(entries.columns, entries.rows, entries.values, shape)
-    by_row, by_column, device_entries, terms = jax.tree.map(
-        jnp.asarray, (by_row, by_column, entries, terms)
-    )
+    points = entries.rows, entries.columns, entries.values
+    flipped = entries.columns, entries.rows, entries.values
+
+    @functools.cache
+    def half_steps(width):
+        common = width, conjugate_steps, num_devices, backend
+        return (
+            make_half_step(objective, "u", points, entries.shape, *common),
+            make_half_step(objective, "v", flipped, entries.shape[::-1], *common),
+        )
+
+    half_steps(width)
+    device_entries, device_terms = jax.tree.map(jnp.asarray, (entries, terms))
 
     def epoch(factors, epoch, step_size):
         del epoch, step_size
-        u = half_step(objective, "u", conjugate_steps, factors.u, factors.v, by_row, terms.u)
-        v = half_step(objective, "v", conjugate_steps, factors.v, u, by_column, terms.v)
-        return jax.block_until_ready(Factors(u, v))
+        solve_u, solve_v = half_steps(factors.u.shape[1])
+        u = solve_u(factors.u, factors.v, terms.u)
+        return Factors(u, solve_v(factors.v, u, terms.v))
 
     return Solver(
-        init=lambda factors: Factors(*map(jnp.asarray, factors)),
+        init=lambda factors: Factors(*map(np.asarray, factors)),
         epoch=epoch,
-        objective=lambda factors: objectives.evaluate(objective, factors, device_entries, terms),
+        objective=lambda factors: objectives.evaluate(
+            objective, factors, device_entries, device_terms
+        ),
         factors=lambda factors: Factors(*map(np.asarray, factors)),
     )

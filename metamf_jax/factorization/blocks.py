@@ -71,8 +71,8 @@ class Blocks:
         rows, columns, values = (np.empty_like(x) for x in (self.rows, self.columns, self.values))
         for i, ends in enumerate(self.offsets[:, :, 1:]):
             end = int(ends[-1, -1])
-            # The number of points up to each sub-block's end numbers the sub-blocks in turn.
-            sub_block = np.searchsorted(ends.ravel(), np.arange(end), side="right")
+            lengths = np.diff(ends.ravel(), prepend=0)
+            sub_block = np.repeat(np.arange(lengths.size, dtype=np.float64), lengths)
             order = np.argsort(sub_block + rng.random(end))
             for new, old in ((rows, self.rows), (columns, self.columns), (values, self.values)):
                 new[i, :end] = old[i, order]

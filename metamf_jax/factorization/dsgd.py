@@ -31,8 +31,12 @@ from metamf_jax.types import Array, Entries, FactorPrior, Factors
 
 POINT_ORDERS: Final = ("blocks", "full")
 
-# Epochs between two shuffles inside the sub-blocks: the shuffle takes as long as several epochs.
-_INSIDE_EVERY = 8
+# Epochs between two shuffles inside the sub-blocks, where blocks have few of them and where they
+# have many. With many the order of sub-blocks is random enough: on ML-1M at rank 32 (AdaGrad, 256
+# sub-blocks a block) the test RMSE after 20 epochs was 0.8521 with a shuffle every epoch, every 8th
+# and with none, and a shuffle takes as long as several epochs. With one, on matrices of a hundred
+# cells, the objective ends 1% higher when it comes rarely.
+_INSIDE_EVERY, _INSIDE_EVERY_OF_MANY, _MANY = 8, 64, 64
 
 # Streams of random numbers drawn from one seed.
 _CUT, _EPOCH, _INSIDE = range(3)
@@ -47,8 +51,8 @@ class DsgdConfig:
       num_devices: D.
       schedule: one of `strata.SCHEDULES`.
       point_order: `blocks` visits cache-sized sub-blocks in a fresh random order every epoch, and
-        shuffles inside them every 8th; `full` puts all points of a block into a fresh random order
-        every epoch, which takes longer than the updates.
+        shuffles inside them every 8th, or every 64th where a block has many; `full` puts all points
+        of a block into a fresh random order every epoch, which takes longer than the updates.
       backend: one of `block_update.BACKENDS`.
       per_row: whether AdaGrad scales the steps, see `step_size.StepSize.per_row`.
       seed: of the permutation, the strata and the order of points.
@@ -201,11 +205,13 @@ def draw_visits(cut: Blocks, config: DsgdConfig, epoch: int) -> Visits:
     offsets = cut.offsets[np.arange(config.num_blocks)[:, None], schedule.T]
     order = np.broadcast_to(np.arange(offsets.shape[2] - 1), offsets[:, :, 1:].shape)
     order = rng.permuted(order, axis=2)
+    every = _INSIDE_EVERY if order.shape[2] < _MANY else _INSIDE_EVERY_OF_MANY
+    every = 1 if config.point_order == "full" else every
     return Visits(
         schedule,
         np.take_along_axis(offsets[:, :, :-1], order, axis=2),
         np.take_along_axis(offsets[:, :, 1:], order, axis=2),
-        epoch - 1 if config.point_order == "full" else (epoch - 1) // _INSIDE_EVERY,
+        (epoch - 1) // every,
     )
 
 

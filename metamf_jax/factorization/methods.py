@@ -50,7 +50,14 @@ def make_solver(
     check_solver(objective, name)
     match name:
         case "als":
-            return als.make_solver(objective, entries, prior)
+            return als.make_solver(
+                objective,
+                entries,
+                prior,
+                width=width,
+                num_devices=config.num_devices,
+                backend=config.backend,
+            )
         case "lbfgs":
             return lbfgs.make_solver(objective, entries, prior)
         case "psgd":

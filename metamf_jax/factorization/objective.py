@@ -24,6 +24,7 @@ penalty        term (columns alike)                                  share of a 
 `none`
 `l2`           lam sum_n abs(u_n - u0_n)^2                           lam / N_n
 `weighted_l2`  lam sum_n N_n abs(u_n - u0_n)^2                       lam
+`root_l2`      lam sum_n sqrt(N_n) abs(u_n - u0_n)^2                 lam / sqrt(N_n)
 `prior`        sum_n lam_n abs(u_n - u0_n)^2                         lam_n / N_n
 =============  ====================================================  =======================
 
@@ -45,7 +46,7 @@ import numpy as np
 from metamf_jax.types import Array, Entries, FactorPrior, Factors
 
 LOSSES: Final = ("squared", "squared_all", "absolute", "logistic", "gkl")
-PENALTIES: Final = ("none", "l2", "weighted_l2", "prior")
+PENALTIES: Final = ("none", "l2", "weighted_l2", "root_l2", "prior")
 
 # The names that lecture slides on the subject use.
 ALIASES: Final = {
@@ -82,7 +83,7 @@ class Objective:
     Attributes:
       loss: one of `LOSSES`.
       penalty: one of `PENALTIES`.
-      regularization: ``lam`` of `l2` and `weighted_l2`; not read by the others.
+      regularization: ``lam`` of `l2`, `weighted_l2` and `root_l2`; not read by the others.
       biases: whether the last two columns of the factors are ``u = (.., b, 1)`` and
         ``v = (.., 1, c)``, with the ones frozen.
     """
@@ -244,6 +245,7 @@ def make_terms(objective: Objective, entries: Entries, prior: FactorPrior | None
             "none": np.zeros_like(count),
             "l2": np.full_like(count, objective.regularization),
             "weighted_l2": objective.regularization * count,
+            "root_l2": objective.regularization * np.sqrt(count),
             "prior": precision,
         }[objective.penalty]
         sides.append(SideTerms(count, np.asarray(weight, np.float32), mean))

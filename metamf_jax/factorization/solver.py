@@ -11,7 +11,7 @@ from metamf_jax.factorization.objective import CENTRED_LOSSES, Objective, Terms,
 from metamf_jax.factorization.step_size import StepSize
 from metamf_jax.types import Entries, Factors
 
-INITS: Final = ("uniform", "normal")
+INITS: Final = ("uniform", "normal", "positive")
 
 
 # A rise of the objective by more than so many times itself in one epoch is divergence.
@@ -41,7 +41,7 @@ class Progress(NamedTuple):
       state: the solver's; under a bold driver the last sound one if the steps diverged.
       epoch: epochs done.
       step_size: of the next epoch.
-      objective: after the last epoch; may be NaN or infinite.
+      objective: when last evaluated; may be NaN or infinite.
       finite_objective: that of the state, never NaN or infinite.
       seconds: spent in the last epoch, its evaluation not included.
     """
@@ -70,8 +70,16 @@ def start(solver: Solver, factors: Factors, step_size: StepSize) -> Progress:
     return Progress(state, 0, step_size.first(), objective, objective, 0.0)
 
 
-def advance(solver: Solver, step_size: StepSize, progress: Progress) -> Progress:
+def advance(
+    solver: Solver, step_size: StepSize, progress: Progress, evaluate: bool = True
+) -> Progress:
     """One epoch.
+
+    Args:
+      solver: the method.
+      step_size: its rule; where it reads the objective, that is evaluated in any case.
+      progress: where the run stands.
+      evaluate: whether to evaluate the objective, which takes about as long as the epoch.
 
     Raises:
       ValueError: the objective is no longer finite and the step size's rule does not recover.
@@ -80,6 +88,9 @@ def advance(solver: Solver, step_size: StepSize, progress: Progress) -> Progress
     begin = time.perf_counter()
     state = solver.epoch(progress.state, epoch, progress.step_size)
     seconds = time.perf_counter() - begin
+    if not (evaluate or step_size.reads_objective):
+        value = step_size.after(epoch, progress.step_size, 0.0, 0.0)
+        return progress._replace(state=state, epoch=epoch, step_size=value, seconds=seconds)
     objective = solver.objective(state)
     previous = progress.finite_objective
     finite = math.isfinite(objective)
@@ -177,7 +188,8 @@ def initial_factors(
       terms: from `objective.make_terms`.
       rank: K, without the bias columns.
       rng: draws the factors.
-      init: `uniform` in (-scale, scale), or `normal` with this deviation.
+      init: `uniform` in (-scale, scale), `normal` with this deviation, or `positive`, uniform in
+        (0, scale), so that all products start alike.
       scale: None for one with which ``u . v`` is as large as a tenth of the values' root mean
         square, or under `gkl` as large as their mean over all cells.
 
@@ -191,13 +203,16 @@ def initial_factors(
         raise ValueError(f"expected an init among {', '.join(INITS)}, got {init!r}")
     if rank < 1 or (scale is not None and not 0 < scale < math.inf):
         raise ValueError(f"expected a positive rank and scale, got {rank} and {scale}")
-    unit = 1 / math.sqrt(3) if init == "uniform" else 1.0
+    unit = 1.0 if init == "normal" else 1 / math.sqrt(3)
     if scale is None:
         scale = _default_scale(objective, entries, rank) / unit
     factors = []
     for side, size, side_terms in zip("uv", entries.shape, terms, strict=True):
-        draw = rng.uniform(-1, 1, (size, rank)) if init == "uniform" else None
-        draw = rng.normal(size=(size, rank)) if draw is None else draw
+        shape = size, rank
+        if init == "normal":
+            draw = rng.normal(size=shape)
+        else:
+            draw = rng.uniform(0 if init == "positive" else -1, 1, shape)
         draw = (scale * (np.abs(draw) if objective.loss == "gkl" else draw)).astype(np.float32)
         # Nothing but the prior would ever pull a row without points from where it starts.
         draw[side_terms.count == 0] = 0

@@ -59,6 +59,11 @@ class StepSize:
         """Whether each row and column scales the step size by its own gradients."""
         return self.name == "adagrad"
 
+    @property
+    def reads_objective(self) -> bool:
+        """Whether the next step size depends on the objective."""
+        return self.name == "bold_driver"
+
     def first(self) -> float:
         """The step size of epoch 1."""
         return self.value

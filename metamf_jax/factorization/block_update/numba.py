@@ -1,10 +1,19 @@
-"""Blocks through a loop that Numba compiles: CPU only, in place, in true parallel over devices."""
+"""Blocks through loops that Numba compiles: CPU only, in place, in true parallel over devices.
+
+There are two kernels. `_make_plain_update` serves the objectives whose gradients are
+``slope y + weight x``: a row's factors, padded to whole vectors, are read once and written once for
+each point. `_update` serves all others: prior means, all-cell terms and projections.
+"""
+
+import functools
 
 import jax.numpy as jnp
+import numba
 import numpy as np
 
 from metamf_jax.factorization.objective import GKL_FLOOR, LOSSES
-from metamf_jax.numba_ffi import NumbaKernel
+from metamf_jax.numba_ffi import VECTORISED, NumbaKernel
+from metamf_jax.numba_vectors import dot, in_vectors, move_both, padded
 
 _SQUARED, _SQUARED_ALL, _ABSOLUTE, _LOGISTIC, _GKL = map(LOSSES.index, LOSSES)
 
@@ -12,10 +21,165 @@ _SQUARED, _SQUARED_ALL, _ABSOLUTE, _LOGISTIC, _GKL = map(LOSSES.index, LOSSES)
 _HALF, _ONE, _ZERO, _TWO = (np.float32(x) for x in (0.5, 1, 0, 2))
 _FLOOR = np.float32(GKL_FLOOR)
 
+_POINTS = ("int32[:,:]", "int32[:,:]", "float32[:,:]", "int32[:,:]", "int32[:,:]", "int32[:]")
+_FACTORS = ("float32[:,:,:]", "float32[:,:,:]")
+_TABLES = ("float32[:,:]", "float32[:,:]")
+
+# Longer rows take the loops of `_update`: written out, they make too long a kernel.
+_MOST_VECTORS = 16
+
+
+@numba.njit(inline="always", fastmath=set(VECTORISED), error_model="numpy")
+def _slope(kind, fitted, value):
+    """`objective.half_slope`."""
+    if kind == _SQUARED:
+        return fitted - value
+    if kind == _SQUARED_ALL:
+        return -value
+    if kind == _ABSOLUTE:
+        return _HALF * np.sign(fitted - value)
+    if kind == _LOGISTIC:
+        return -_HALF * value / (_ONE + np.exp(value * fitted))
+    return -_HALF * value / max(fitted, _FLOOR)
+
+
+@functools.cache
+def _make_plain_update(vectors):
+    """The kernel for rows of so many vectors."""
+
+    def _plain_update(
+        loss,  # number in LOSSES
+        per_row,
+        biases,
+        step,
+        rows,
+        columns,
+        values,
+        first,
+        last,
+        slots,
+        share_u,  # [B, R] penalty weight of a point
+        share_v,
+        old_u,
+        old_v,
+        old_squares_u,
+        old_squares_v,
+        u,
+        v,
+        squares_u,
+        squares_v,
+        flat_u,  # [R * padded width], [R, 4], [R]: memory to work in
+        flat_v,
+        known_u,
+        known_v,
+        bias_u,
+        bias_v,
+    ):
+        kind, scaled, with_biases, rate = loss[()], per_row[()], biases[()], step[()]
+        width = u.shape[2]
+        one_of_width = _ONE / np.float32(width)
+        # The last two columns of the factors are (b, 1) and (1, c) under biases.
+        free = width - 2 if with_biases else width
+        stride = np.uint64(flat_u.shape[0] // u.shape[1])
+        for b in range(first.shape[0]):
+            s = slots[b]
+            for factors, share, squares, flat, known, bias, at in (
+                (u[b], share_u[b], squares_u[b], flat_u, known_u, bias_u, width - 2),
+                (v[s], share_v[s], squares_v[s], flat_v, known_v, bias_v, width - 1),
+            ):
+                for n in range(factors.shape[0]):
+                    start = np.uint64(n) * stride
+                    for k in range(free):
+                        flat[start + np.uint64(k)] = factors[n, k]
+                    for k in range(np.uint64(free), stride):
+                        flat[start + k] = _ZERO
+                    known[n, 0] = rate / np.sqrt(squares[n]) if scaled else rate
+                    known[n, 1] = squares[n]
+                    known[n, 2] = dot(flat, start, flat, start, vectors)
+                    known[n, 3] = share[n]
+                    bias[n] = factors[n, at] if with_biases else _ZERO
+            rows_b, columns_b, values_b = rows[b], columns[b], values[b]
+            for q in range(first.shape[1]):
+                for t in range(np.uint64(first[b, q]), np.uint64(last[b, q])):
+                    # Unsigned, or every access would first look for a negative index.
+                    n, m = np.uint64(rows_b[t]), np.uint64(columns_b[t])
+                    at_u, at_v = n * stride, m * stride
+                    product = dot(flat_u, at_u, flat_v, at_v, vectors)
+                    slope = _slope(kind, product + bias_u[n] + bias_v[m], values_b[t])
+                    rate_u, sum_u, x_squared, weight_u = (
+                        known_u[n, 0],
+                        known_u[n, 1],
+                        known_u[n, 2],
+                        known_u[n, 3],
+                    )
+                    rate_v, sum_v, y_squared, weight_v = (
+                        known_v[m, 0],
+                        known_v[m, 1],
+                        known_v[m, 2],
+                        known_v[m, 3],
+                    )
+                    keep_u, keep_v = _ONE - rate_u * weight_u, _ONE - rate_v * weight_v
+                    add_u, add_v = -rate_u * slope, -rate_v * slope
+                    move_both(flat_u, at_u, flat_v, at_v, vectors, keep_u, add_u, keep_v, add_v)
+                    if with_biases:
+                        g, h = slope + weight_u * bias_u[n], slope + weight_v * bias_v[m]
+                        bias_u[n] -= rate_u * g
+                        bias_v[m] -= rate_v * h
+                    else:
+                        g = h = _ZERO
+                    if scaled:
+                        # The squares of gradients and factors follow from the product: neither has
+                        # to be added up. Rounding may leave less than nothing.
+                        both, square = _TWO * slope * product, slope * slope
+                        new_u = square * y_squared + weight_u * (both + weight_u * x_squared)
+                        new_v = square * x_squared + weight_v * (both + weight_v * y_squared)
+                        sum_u += max(new_u + g * g, _ZERO) * one_of_width
+                        sum_v += max(new_v + h * h, _ZERO) * one_of_width
+                        twice = _TWO * product
+                        known_u[n, 0] = rate / np.sqrt(sum_u)
+                        known_u[n, 1] = sum_u
+                        known_u[n, 2] = keep_u * keep_u * x_squared + add_u * (
+                            twice * keep_u + add_u * y_squared
+                        )
+                        known_v[m, 0] = rate / np.sqrt(sum_v)
+                        known_v[m, 1] = sum_v
+                        known_v[m, 2] = keep_v * keep_v * y_squared + add_v * (
+                            twice * keep_v + add_v * x_squared
+                        )
+            for factors, squares, flat, known, bias, at in (
+                (u[b], squares_u[b], flat_u, known_u, bias_u, width - 2),
+                (v[s], squares_v[s], flat_v, known_v, bias_v, width - 1),
+            ):
+                for n in range(factors.shape[0]):
+                    start = np.uint64(n) * stride
+                    for k in range(free):
+                        factors[n, k] = flat[start + np.uint64(k)]
+                    squares[n] = known[n, 1]
+                    if with_biases:
+                        factors[n, at] = bias[n]
+
+    _plain_update.__qualname__ = f"_plain_update_{vectors}"
+    return NumbaKernel(
+        _plain_update,
+        arguments=(
+            *("int32", "bool", "bool", "float32"),
+            *_POINTS,
+            *_TABLES,
+            *_FACTORS,
+            *_TABLES,
+        ),
+        results=(
+            *_FACTORS,
+            *_TABLES,
+            *("float32[:]", "float32[:]"),
+            *_TABLES,
+            *("float32[:]", "float32[:]"),
+        ),
+    )
+
 
 def _update(
-    loss,  # number in LOSSES
-    plain,  # no prior means, all-cell term or projection
+    loss,
     per_row,
     biases,
     step,
@@ -25,7 +189,7 @@ def _update(
     first,
     last,
     slots,
-    share_u,  # [B, R] penalty weight of a point
+    share_u,
     share_v,
     inverse_u,  # [B, R] one over the number of points
     inverse_v,
@@ -45,9 +209,6 @@ def _update(
     kind = loss[()]
     width = u.shape[2]
     mean_of_squares = _ONE / np.float32(width)
-    # The last two columns of the factors are (b, 1) and (1, c) under biases.
-    free = width - 2 if biases[()] else width
-    at_u, at_v = np.uint64(width - 2), np.uint64(width - 1)
     gradient_u = np.empty(width, np.float32)
     gradient_v = np.empty(width, np.float32)
     has_means = mean_u.shape[0] > 0
@@ -61,88 +222,52 @@ def _update(
                 # to count references to them took as long as the update.
                 n, m = np.uint64(rows_b[t]), np.uint64(columns_b[t])
                 value = values_b[t]
-                fitted, x_squared, y_squared = _ZERO, _ZERO, _ZERO
+                fitted = _ZERO
                 for i in range(width):
                     k = np.uint64(i)
-                    x_k, y_k = block_u[n, k], block_v[m, k]
-                    fitted += x_k * y_k
-                    x_squared += x_k * x_k
-                    y_squared += y_k * y_k
-                if kind == _SQUARED:
-                    slope = fitted - value
-                elif kind == _SQUARED_ALL:
-                    slope = -value
-                elif kind == _ABSOLUTE:
-                    slope = _HALF * np.sign(fitted - value)
-                elif kind == _LOGISTIC:
-                    slope = -_HALF * value / (_ONE + np.exp(value * fitted))
-                else:
-                    slope = -_HALF * value / max(fitted, _FLOOR)
+                    fitted += block_u[n, k] * block_v[m, k]
+                slope = _slope(kind, fitted, value)
                 weight_u, weight_v = share_u[b, n], share_v[s, m]
                 rate_u = rate_v = step[()]
                 if per_row[()]:
                     rate_u /= np.sqrt(squares_u[b, n])
                     rate_v /= np.sqrt(squares_v[s, m])
-                if plain[()]:
-                    # The gradient of u is slope y + weight x: its square follows from the products
-                    # above, and the step is one pass. A loop that also added it up ran at half the
-                    # speed (20 instead of 36 million updates a second and core at width 32).
-                    both = _TWO * slope * fitted
-                    sum_u = slope * slope * y_squared + weight_u * (both + weight_u * x_squared)
-                    sum_v = slope * slope * x_squared + weight_v * (both + weight_v * y_squared)
-                    keep_u, keep_v = _ONE - rate_u * weight_u, _ONE - rate_v * weight_v
-                    move_u, move_v = rate_u * slope, rate_v * slope
-                    for i in range(free):
-                        k = np.uint64(i)
-                        x_k, y_k = block_u[n, k], block_v[m, k]
-                        block_u[n, k] = keep_u * x_k - move_u * y_k
-                        block_v[m, k] = keep_v * y_k - move_v * x_k
-                    if biases[()]:
-                        g, h = (
-                            slope * block_v[m, at_v] + weight_u,
-                            slope * block_u[n, at_u] + weight_v,
+                sum_u, sum_v = _ZERO, _ZERO
+                for k in range(width):
+                    g, h = block_u[n, k], block_v[m, k]
+                    if has_means:
+                        g -= mean_u[b, n, k]
+                        h -= mean_v[s, m, k]
+                    gradient_u[k] = slope * block_v[m, k] + weight_u * g
+                    gradient_v[k] = slope * block_u[n, k] + weight_v * h
+                if kind == _SQUARED_ALL:
+                    for k in range(width):
+                        g, h = _ZERO, _ZERO
+                        for j in range(width):
+                            g += sums_v[k, j] * block_u[n, j]
+                            h += sums_u[k, j] * block_v[m, j]
+                        gradient_u[k] += g * inverse_u[b, n]
+                        gradient_v[k] += h * inverse_v[s, m]
+                elif kind == _GKL:
+                    for k in range(width):
+                        gradient_u[k] += _HALF * sums_v[0, k] * inverse_u[b, n]
+                        gradient_v[k] += _HALF * sums_u[0, k] * inverse_v[s, m]
+                if biases[()]:
+                    gradient_u[width - 1] = gradient_v[width - 2] = _ZERO
+                for k in range(width):
+                    sum_u += gradient_u[k] * gradient_u[k]
+                    sum_v += gradient_v[k] * gradient_v[k]
+                    block_u[n, k] -= rate_u * gradient_u[k]
+                    block_v[m, k] -= rate_v * gradient_v[k]
+                if kind == _GKL:
+                    for k in range(width):
+                        block_u[n, k], block_v[m, k] = (
+                            max(block_u[n, k], _ZERO),
+                            max(block_v[m, k], _ZERO),
                         )
-                        sum_u, sum_v = sum_u - g * g, sum_v - h * h
-                        block_u[n, at_u] = keep_u * block_u[n, at_u] - move_u
-                        block_v[m, at_v] = keep_v * block_v[m, at_v] - move_v
-                else:
-                    sum_u, sum_v = _ZERO, _ZERO
-                    for k in range(width):
-                        g, h = block_u[n, k], block_v[m, k]
-                        if has_means:
-                            g -= mean_u[b, n, k]
-                            h -= mean_v[s, m, k]
-                        gradient_u[k] = slope * block_v[m, k] + weight_u * g
-                        gradient_v[k] = slope * block_u[n, k] + weight_v * h
-                    if kind == _SQUARED_ALL:
-                        for k in range(width):
-                            g, h = _ZERO, _ZERO
-                            for j in range(width):
-                                g += sums_v[k, j] * block_u[n, j]
-                                h += sums_u[k, j] * block_v[m, j]
-                            gradient_u[k] += g * inverse_u[b, n]
-                            gradient_v[k] += h * inverse_v[s, m]
-                    elif kind == _GKL:
-                        for k in range(width):
-                            gradient_u[k] += _HALF * sums_v[0, k] * inverse_u[b, n]
-                            gradient_v[k] += _HALF * sums_u[0, k] * inverse_v[s, m]
-                    if biases[()]:
-                        gradient_u[width - 1] = gradient_v[width - 2] = _ZERO
-                    for k in range(width):
-                        sum_u += gradient_u[k] * gradient_u[k]
-                        sum_v += gradient_v[k] * gradient_v[k]
-                        block_u[n, k] -= rate_u * gradient_u[k]
-                        block_v[m, k] -= rate_v * gradient_v[k]
-                    if kind == _GKL:
-                        for k in range(width):
-                            block_u[n, k], block_v[m, k] = (
-                                max(block_u[n, k], _ZERO),
-                                max(block_v[m, k], _ZERO),
-                            )
                 if per_row[()]:
-                    # Rounding may leave less than nothing.
-                    squares_u[b, n] += max(sum_u, _ZERO) * mean_of_squares
-                    squares_v[s, m] += max(sum_v, _ZERO) * mean_of_squares
+                    squares_u[b, n] += sum_u * mean_of_squares
+                    squares_v[s, m] += sum_v * mean_of_squares
 
 
 def _losses(loss, rows, columns, values, first, last, slots, u, v, sums):
@@ -171,14 +296,10 @@ def _losses(loss, rows, columns, values, first, last, slots, u, v, sums):
         sums[b] = total
 
 
-_POINTS = ("int32[:,:]", "int32[:,:]", "float32[:,:]", "int32[:,:]", "int32[:,:]", "int32[:]")
-_FACTORS = ("float32[:,:,:]", "float32[:,:,:]")
-_TABLES = ("float32[:,:]", "float32[:,:]")
-
 _update_kernel = NumbaKernel(
     _update,
     arguments=(
-        *("int32", "bool", "bool", "bool", "float32"),
+        *("int32", "bool", "bool", "float32"),
         *_POINTS,
         *(_TABLES * 2),
         *_FACTORS,
@@ -197,32 +318,48 @@ def block_update(objective, per_row, step_size, u, v, points, work, sums):
     """See `metamf_jax.factorization.block_update.block_update`."""
     has_means = u.terms.mean is not None
     all_cells = sums[0] is not None
-    plain = not (has_means or all_cells)
-    inverse = [1 / jnp.maximum(side.terms.count, 1) for side in (u, v)]
     # A side may have prior means where the other has none.
     if has_means != (v.terms.mean is not None):
         raise ValueError("expected prior means of both sides or of neither")
-    state = u.factors, v.factors, u.squares, v.squares
-    arguments = (
+    width = u.factors.shape[2] - 2 * objective.biases
+    plain = not (has_means or all_cells) and 0 < width <= padded(1) * _MOST_VECTORS
+    inverse = [1 / jnp.maximum(side.terms.count, 1) for side in (u, v)]
+    shared = (
         jnp.int32(LOSSES.index(objective.loss)),
-        jnp.bool_(plain),
         jnp.bool_(per_row),
         jnp.bool_(objective.biases),
         step_size,
         *points,
         *work,
         *(side.terms.weight * i for side, i in zip((u, v), inverse, strict=True)),
-        *inverse,
-        *((u.terms.mean, v.terms.mean) if has_means else [jnp.zeros((0, 0, 0), jnp.float32)] * 2),
-        *((jnp.atleast_2d(s) for s in sums) if all_cells else [jnp.zeros((0, 0), jnp.float32)] * 2),
-        *state,
     )
+    state = u.factors, v.factors, u.squares, v.squares
+    shapes = [x.shape for x in state]
+    if plain:
+        kernel = _make_plain_update(in_vectors(width))
+        arguments = *shared, *state
+        heights = u.factors.shape[1], v.factors.shape[1]
+        shapes += [(height * padded(width),) for height in heights]
+        shapes += [(height, 4) for height in heights] + [(height,) for height in heights]
+    else:
+        kernel = _update_kernel
+        arguments = (
+            *shared,
+            *inverse,
+            *(
+                (u.terms.mean, v.terms.mean)
+                if has_means
+                else [jnp.zeros((0, 0, 0), jnp.float32)] * 2
+            ),
+            *(
+                (jnp.atleast_2d(s) for s in sums)
+                if all_cells
+                else [jnp.zeros((0, 0), jnp.float32)] * 2
+            ),
+            *state,
+        )
     first = len(arguments) - len(state)
-    new = _update_kernel(
-        *arguments,
-        shapes=[x.shape for x in state],
-        aliases={first + i: i for i in range(len(state))},
-    )
+    new = kernel(*arguments, shapes=shapes, aliases={first + i: i for i in range(len(state))})
     return (
         u._replace(factors=new[0], squares=new[2]),
         v._replace(factors=new[1], squares=new[3]),
