@@ -20,7 +20,7 @@ from absl import flags
 
 from experiments import common, presets
 from experiments.dataset_flag import DATASET
-from metamf_jax import plotting
+from metamf_jax import plotting, processes
 from metamf_jax.baselines import tuning
 from metamf_jax.checkpoint import Checkpointer, save_params
 from metamf_jax.data import sources
@@ -28,7 +28,7 @@ from metamf_jax.imputation.impute import LearnedPrior, metadata
 from metamf_jax.meta_learning import meta_loss, padding, training
 from metamf_jax.meta_learning.episodes import EpisodeConfig, EpisodeSource, cell_counts, split_parts
 from metamf_jax.metrics import mean_and_standard_error
-from metamf_jax.run_log import RunLog, read_metrics
+from metamf_jax.run_log import RunLog, open_run_log, read_metrics
 from metamf_jax.types import Entries
 
 _SPLIT_SEED = flags.DEFINE_integer(
@@ -67,12 +67,14 @@ def run(
 ) -> dict[str, Any]:
     """Meta-trains, or resumes, and scores; returns what ``summary.json`` holds.
 
+    Of several processes the first alone scores, and reads and writes the workdir.
+
     Raises:
       ValueError: the data cannot be read or split, or the workdir holds another configuration.
     """
     table = sources.load(config.dataset, data_dir, config.seed)
     parts = split_parts(table.entries, config.split_seed)
-    log = RunLog(workdir, "train", config)
+    log = open_run_log(workdir, "train", config)
 
     def fixed(part: Entries, kind: int) -> meta_loss.Episode:
         source = EpisodeSource(part, config.episodes, config.split_seed * 3 + kind)
@@ -102,7 +104,7 @@ def run(
     def on_evaluation(state: training.MetaState, metrics: dict[str, float]) -> None:
         step = int(state.step)
         log.metrics(step, metrics)
-        if step == int(state.best_step):
+        if step == int(state.best_step) and processes.is_first():
             save_params(
                 pathlib.Path(workdir) / "model.safetensors", state.best_params, metadata(learned)
             )
@@ -120,6 +122,8 @@ def run(
             lambda step: log.advance(),
         )
     checkpointer.close()
+    if not processes.is_first():
+        return log.finish({"best_step": int(state.best_step), "steps": int(state.step)})
 
     test_errors = training.make_evaluate(loss)(state.best_params, test)
     settings = {name: tuning.tune(name, validation) for name in tuning.BASELINES}
