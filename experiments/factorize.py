@@ -360,16 +360,16 @@ def run(
     def errors_of(state):
         """RMSE of the training points and, in the first process, of the test cells."""
         factors = method.factors(state)
-        if method.squared_error is None:
-            training = _rmse(factors, train)
-        else:
+        if method.squared_error is not None:
             training = float(np.sqrt(method.squared_error(state) / matrix.num_points))
+        else:
+            training = _rmse(factors, whole)
         if not processes.is_first():
             return training, None
         return training, _rmse(solver.add_mean(objective, factors, mean), test)
 
     progress = solver.start(method, factors, rule)
-    del factors, whole
+    del factors
     checkpointer = Checkpointer(workdir)
     leaves, structure = jax.tree.flatten(progress)
     restored = checkpointer.restore(leaves)
