@@ -4,13 +4,14 @@ import contextlib
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 from absl import app, flags, logging
 
-from metamf_jax import parallel
+from metamf_jax import parallel, processes
 
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for the run's files; a folder that holds a run resumes it."
@@ -30,7 +31,8 @@ PRESET = flags.DEFINE_enum(
 DEVICES = flags.DEFINE_integer(
     "devices",
     None,
-    "Devices to use. On a CPU so many virtual devices are made. Default: all that there are.",
+    "Devices to use, those of all processes together. On a CPU so many virtual devices are made."
+    " Default: all that there are.",
     lower_bound=1,
 )
 PROFILE = flags.DEFINE_bool("profile", False, "Writes a jax.profiler trace to WORKDIR/profile.")
@@ -49,8 +51,8 @@ def needed(flag: flags.FlagHolder[str | None]) -> str:
 
 @contextlib.contextmanager
 def profiled(workdir: os.PathLike | str) -> Iterator[None]:
-    """Traces its body when --profile is given."""
-    if not PROFILE.value:
+    """Traces its body when --profile is given; of several processes the first."""
+    if not PROFILE.value or not processes.is_first():
         yield
         return
     with jax.profiler.trace(os.path.join(workdir, "profile")):
@@ -88,7 +90,10 @@ def temporary_bytes(compiled: jax.stages.Compiled) -> int:
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Runs a binary: a user's mistake ends in one line on stderr and exit code 1."""
+    """Runs a binary: a user's mistake ends in one line on stderr and exit code 1.
+
+    Where the environment tells of several processes, joins them first (`processes.initialize`).
+    """
 
     def guarded(argv):
         if len(argv) > 1:
@@ -98,11 +103,17 @@ def run_main(main: Callable[[], None]) -> None:
         if flags.FLAGS.verbosity == logging.INFO:
             logging.set_verbosity(logging.WARNING)
         try:
+            processes.initialize()
             if DEVICES.value is not None:
                 parallel.use_devices(DEVICES.value)
             main()
         except (ValueError, OSError, FloatingPointError) as error:
             print(f"error: {error}", file=sys.stderr)
-            sys.exit(1)
+            processes.leave(1)
+        except Exception:
+            if processes.count() == 1:
+                raise
+            traceback.print_exc()
+            processes.leave(1)
 
     app.run(guarded)

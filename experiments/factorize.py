@@ -13,7 +13,7 @@ The workdir receives the factors with the names of rows and columns (``factors.s
 import dataclasses
 import os
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,15 +22,24 @@ from absl import flags
 from experiments import common
 from experiments.dataset_flag import DATASET
 from experiments.input_flag import INPUT
-from metamf_jax import cells, parallel
+from metamf_jax import cells, parallel, processes
 from metamf_jax.checkpoint import Checkpointer
-from metamf_jax.data import movielens, sources, tables
-from metamf_jax.factorization import block_update, dsgd, methods, solver, step_size, strata
+from metamf_jax.data import cell_streams, movielens, sources, tables
+from metamf_jax.factorization import (
+    block_store,
+    block_update,
+    dsgd,
+    methods,
+    solver,
+    step_size,
+    strata,
+)
 from metamf_jax.factorization import objective as objectives
+from metamf_jax.factorization.block_store import BlockStore
 from metamf_jax.factorization.dsgd import DsgdConfig
 from metamf_jax.factorization.factor_file import save_factors
 from metamf_jax.factorization.objective import Objective
-from metamf_jax.run_log import RunLog, read_metrics
+from metamf_jax.run_log import open_run_log, read_metrics
 from metamf_jax.types import Entries, Factors, Table
 
 SPLITS = ("random", "time", "official")
@@ -109,6 +118,12 @@ _POINT_ORDER = flags.DEFINE_enum(
 _BLOCKS = flags.DEFINE_integer(
     "blocks", None, "Blocks per side, a multiple of --devices. Default: the devices.", lower_bound=1
 )
+_BLOCK_STORE = flags.DEFINE_string(
+    "block_store",
+    None,
+    "Folder of the matrix cut into blocks on disk; made if missing. Training then holds the points"
+    " of two strata at a time. --dataset may be synthetic:ROWSxCOLUMNSxCELLS_PER_ROW.",
+)
 _BACKEND = flags.DEFINE_enum("backend", "auto", block_update.BACKENDS, "How blocks are updated.")
 
 
@@ -139,6 +154,7 @@ class Config:
     point_order: str = "blocks"
     blocks: int = 1
     backend: str = "auto"
+    block_store: str | None = None
     seed: int = 0
 
 
@@ -212,6 +228,84 @@ def _parse_init(text: str) -> tuple[str, float | None]:
         raise ValueError(f"expected an init as NAME[:SCALE], got {text!r}") from None
 
 
+class _Matrix(NamedTuple):
+    """The points to factorize, and all that does not depend on how.
+
+    Attributes:
+      train: the points, centred; or the store that has them.
+      terms: of the objective.
+      mean: to give to `solver.add_mean`.
+      scale: of the initial factors; None for the default.
+      test: held-out cells, as they are.
+      ids: names of rows and columns.
+    """
+
+    train: Entries | BlockStore
+    terms: objectives.Terms
+    mean: float
+    scale: float | None
+    test: Entries
+    ids: tuple[np.ndarray, np.ndarray]
+
+    @property
+    def num_points(self) -> int:
+        train = self.train
+        return train.num_points if isinstance(train, BlockStore) else len(train.values)
+
+
+def _read_table(config: Config, objective: Objective, data_dir: str | None) -> _Matrix:
+    table = sources.load(config.dataset, data_dir, config.seed)
+    train, test = split_cells(table, config, data_dir)
+    for points in (train.entries, test):
+        objectives.check_values(objective, points, train.row_ids, train.column_ids)
+    entries, mean = solver.centre(objective, train.entries)
+    terms = objectives.make_terms(objective, entries)
+    _, scale = _parse_init(config.init)
+    return _Matrix(entries, terms, mean, scale, test, (train.row_ids, train.column_ids))
+
+
+def _read_store(
+    config: Config, objective: Objective, work: DsgdConfig, data_dir: str | None
+) -> _Matrix:
+    """Opens the block store; the first process builds it where there is none."""
+    assert config.block_store is not None
+    width = config.rank + 2 * config.biases if config.point_order == "blocks" else None
+    made_from = {
+        "dataset": config.dataset,
+        "num_blocks": config.blocks,
+        "width": width,
+        "test_fraction": config.test_fraction,
+        "seed": config.seed,
+    }
+    if processes.is_first() and not os.path.exists(config.block_store):
+        print(f"building the block store {config.block_store}", flush=True)
+        stream = cell_streams.open_stream(config.dataset, data_dir, config.seed)
+        held_out = np.random.default_rng((config.seed, 4))
+        block_store.build_store(
+            config.block_store,
+            stream.chunks,
+            stream.shape,
+            config.blocks,
+            width,
+            dsgd.sides_rng(work),
+            dsgd.block_rng(work, 0),
+            made_from,
+            stream.ids,
+            (config.test_fraction, held_out),
+        )
+    processes.from_first(None)  # The others wait until it is there.
+    own = parallel.own_share(parallel.make_mesh(work.num_devices), config.blocks)
+    store = block_store.open_store(config.block_store, made_from, own)
+    store.check_values(objective)
+    mean = store.mean if objective.loss in objectives.CENTRED_LOSSES else 0.0
+    store = dataclasses.replace(store, shift=mean)
+    init, scale = _parse_init(config.init)
+    if scale is None:
+        scale = solver.default_scale(objective, store.shape, store.moments, config.rank, init)
+    terms = objectives.terms_of_counts(objective, store.row_count, store.column_count)
+    return _Matrix(store, terms, mean, scale, store.test, store.ids())
+
+
 def run(
     config: Config,
     workdir: str | os.PathLike,
@@ -220,14 +314,17 @@ def run(
 ) -> dict[str, Any]:
     """Factorizes, or resumes, and scores; returns what ``summary.json`` holds.
 
+    Of several processes the first alone reads and writes the workdir.
+
     Raises:
-      ValueError: the data cannot be read or split, loss and solver do not go together, the steps
-        diverged, or the workdir holds another configuration.
+      ValueError: the data cannot be read or split, loss and solver do not go together, the solver
+        does not run in several processes or from a store, the steps diverged, or the workdir holds
+        another configuration.
     """
     objective = Objective(config.loss, config.penalty, config.regularization, config.biases)
     objectives.check_solver(objective, config.solver)
     rule = step_size.parse(config.step_size.replace(":auto", ""))
-    init, scale = _parse_init(config.init)
+    init, _ = _parse_init(config.init)
     work = DsgdConfig(
         config.blocks,
         num_devices or 1,
@@ -237,22 +334,57 @@ def run(
         rule.per_row,
         config.seed,
     )
-    table = sources.load(config.dataset, data_dir, config.seed)
-    train, test = split_cells(table, config, data_dir)
-    for cells in (train.entries, test):
-        objectives.check_values(objective, cells, train.row_ids, train.column_ids)
-    entries, mean = solver.centre(objective, train.entries)
-    terms = objectives.make_terms(objective, entries)
-    factors = solver.initial_factors(
-        objective, entries, terms, config.rank, np.random.default_rng(config.seed), init, scale
+    if processes.count() > 1 and config.solver not in ("dsgd", "psgd"):
+        raise ValueError(
+            f"the solver {config.solver!r} runs in one process, but there are"
+            f" {processes.count()}; take --solver=dsgd or psgd, or start one process"
+        )
+    if config.block_store is None:
+        matrix = _read_table(config, objective, data_dir)
+    elif config.solver == "dsgd" and config.split == "random" and config.test_input is None:
+        matrix = _read_store(config, objective, work, data_dir)
+    else:
+        raise ValueError(
+            "a block store serves --solver=dsgd with the random split, got"
+            f" {config.solver!r}, split {config.split!r} and test input {config.test_input}"
+        )
+    train, terms, mean, scale, test, ids = matrix
+    nothing = np.zeros(0, np.int32)
+    whole = (
+        Entries(nothing, nothing, np.zeros(0, np.float32), train.shape)
+        if isinstance(train, BlockStore)
+        else train
     )
-    method = methods.make_solver(config.solver, objective, entries, work, width=factors.u.shape[1])
-    log = RunLog(workdir, "factorize", config)
+    factors = solver.initial_factors(
+        objective, whole, terms, config.rank, np.random.default_rng(config.seed), init, scale
+    )
+    if isinstance(train, BlockStore):
+        method = dsgd.solve_blocks(objective, train, work, terms)
+    else:
+        method = methods.make_solver(
+            config.solver, objective, train, work, None, factors.u.shape[1]
+        )
+    log = open_run_log(workdir, "factorize", config)
     if ":auto" in config.step_size and config.solver in ("sgd", "psgd", "dsgd"):
-        rule = methods.choose_step_size(objective, entries, config.rank, rule, work, init, scale)
-        log.print(f"step size {rule.value:g}, chosen on a sample")
+        if processes.is_first():
+            sample = train.sample(50_000) if isinstance(train, BlockStore) else train
+            rule = methods.choose_step_size(objective, sample, config.rank, rule, work, init, scale)
+            log.print(f"step size {rule.value:g}, chosen on a sample")
+        rule = processes.from_first(rule)
+
+    def errors_of(state):
+        """RMSE of the training points and, in the first process, of the test cells."""
+        factors = method.factors(state)
+        if method.squared_error is not None:
+            training = float(np.sqrt(method.squared_error(state) / matrix.num_points))
+        else:
+            training = _rmse(factors, whole)
+        if not processes.is_first():
+            return training, None
+        return training, _rmse(solver.add_mean(objective, factors, mean), test)
 
     progress = solver.start(method, factors, rule)
+    del factors
     checkpointer = Checkpointer(workdir)
     leaves, structure = jax.tree.flatten(progress)
     restored = checkpointer.restore(leaves)
@@ -277,8 +409,7 @@ def run(
         log.advance()
         if not due:
             continue
-        scored = solver.add_mean(objective, method.factors(progress.state), mean)
-        errors = {"train_rmse": _rmse(scored, train.entries), "test_rmse": _rmse(scored, test)}
+        errors = dict(zip(("train_rmse", "test_rmse"), errors_of(progress.state), strict=True))
         log.metrics(
             progress.epoch,
             {
@@ -287,7 +418,7 @@ def run(
                 "step_size": used,
                 "epoch_seconds": sum(seconds) / len(seconds),
                 "epochs": len(seconds),
-                "updates_per_second": len(entries.values) / max(min(seconds), 1e-9),
+                "updates_per_second": matrix.num_points / max(min(seconds), 1e-9),
             },
         )
         checkpointer.save(progress.epoch, jax.tree.leaves(progress))
@@ -299,15 +430,17 @@ def run(
             break
     checkpointer.close()
 
+    train_rmse, test_rmse = errors_of(progress.state)
     factors = solver.add_mean(objective, method.factors(progress.state), mean)
     path = pathlib.Path(workdir) / "factors.safetensors"
-    save_factors(path, factors, train.row_ids, train.column_ids)
-    lines = read_metrics(workdir)
+    if processes.is_first():
+        save_factors(path, factors, *ids)
+    lines = read_metrics(workdir) if processes.is_first() else []
     tests = [line["test_rmse"] for line in lines if "test_rmse" in line]
     results = {
         "objective": progress.finite_objective,
-        "train_rmse": _rmse(factors, train.entries),
-        "test_rmse": _rmse(factors, test),
+        "train_rmse": train_rmse,
+        "test_rmse": test_rmse,
         "best_test_rmse": min(tests, default=None),
         "epochs": progress.epoch,
         "seconds_training": sum(line["epoch_seconds"] * line["epochs"] for line in lines),
@@ -315,12 +448,8 @@ def run(
         "updates_per_second": max((line["updates_per_second"] for line in lines), default=None),
     }
     log.print(
-        f"objective {results['objective']:.6g}, RMSE {results['train_rmse']:.4f} in training"
-        + (
-            ""
-            if results["test_rmse"] is None
-            else f", {results['test_rmse']:.4f} on the test cells"
-        )
+        f"objective {results['objective']:.6g}, RMSE {train_rmse:.4f} in training"
+        + ("" if test_rmse is None else f", {test_rmse:.4f} on the test cells")
         + f"; wrote {path} and summary.json"
     )
     return log.finish(results)
@@ -342,7 +471,8 @@ def main() -> None:
     if chosen["penalty"] is None and chosen["loss"] not in objectives.ALIASES:
         chosen["penalty"] = "weighted_l2"
     chosen["loss"], chosen["penalty"] = objectives.resolve_names(chosen["loss"], chosen["penalty"])
-    num_devices = len(parallel.devices()) if common.DEVICES.value else 1
+    several = common.DEVICES.value or processes.count() > 1
+    num_devices = len(parallel.devices()) if several else 1
     if _SOLVER.value in ("lbfgs", "sgd"):
         num_devices = 1
     config = Config(
@@ -358,6 +488,7 @@ def main() -> None:
         point_order=_POINT_ORDER.value,
         blocks=_BLOCKS.value or num_devices,
         backend=_BACKEND.value,
+        block_store=_BLOCK_STORE.value,
         seed=common.SEED.value,
         **chosen,
     )

@@ -20,7 +20,7 @@ from absl import flags
 
 from experiments import common, presets, protocol
 from experiments.dataset_flag import DATASET
-from metamf_jax import plotting
+from metamf_jax import plotting, processes
 from metamf_jax.baselines import SIMPLE, make_method, tuning
 from metamf_jax.checkpoint import Checkpointer, save_params
 from metamf_jax.data import sources
@@ -28,7 +28,7 @@ from metamf_jax.imputation.impute import LearnedPrior, metadata
 from metamf_jax.meta_learning import meta_loss, padding, training
 from metamf_jax.meta_learning.episodes import EpisodeConfig, cell_counts
 from metamf_jax.metrics import mean_and_standard_error
-from metamf_jax.run_log import RunLog, read_metrics
+from metamf_jax.run_log import RunLog, open_run_log, read_metrics
 
 _SPLIT_SEED = flags.DEFINE_integer(
     "split_seed", 0, "Seed of the split of rows and columns, and of the fixed scored matrices."
@@ -66,6 +66,8 @@ def run(
 ) -> dict[str, Any]:
     """Meta-trains, or resumes, and scores; returns what ``summary.json`` holds.
 
+    Of several processes the first alone scores, and reads and writes the workdir.
+
     Raises:
       ValueError: the data cannot be read or split, or the workdir holds another configuration.
     """
@@ -78,7 +80,7 @@ def run(
         config.seed,
         config.training_episodes,
     )
-    log = RunLog(workdir, "train", config)
+    log = open_run_log(workdir, "train", config)
     model = meta_loss.make_model(config.model)
 
     def loss(params, episode):
@@ -101,7 +103,7 @@ def run(
     def on_evaluation(state: training.MetaState, metrics: dict[str, float]) -> None:
         step = int(state.step)
         log.metrics(step, metrics)
-        if step == int(state.best_step):
+        if step == int(state.best_step) and processes.is_first():
             save_params(
                 pathlib.Path(workdir) / "model.safetensors", state.best_params, metadata(learned)
             )
@@ -119,6 +121,8 @@ def run(
             lambda step: log.advance(),
         )
     checkpointer.close()
+    if not processes.is_first():
+        return log.finish({"best_step": int(state.best_step), "steps": int(state.step)})
 
     test_errors = training.make_evaluate(loss)(state.best_params, test)
     settings = {name: tuning.tune(make_method(name), validation) for name in SIMPLE}

@@ -10,6 +10,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from metamf_jax import parallel, processes
 from metamf_jax.files import written_aside
 
 
@@ -17,23 +18,36 @@ class Checkpointer:
     """Keeps the newest two states of a run under ``workdir/checkpoints``.
 
     Orbax writes aside and renames, in the background: whatever moment a run is killed at, the
-    newest complete state is found.
+    newest complete state is found. Of several processes the first alone reads and writes; the
+    others give it their shares of a state, and take what it read.
     """
 
     def __init__(self, workdir: str | os.PathLike):
+        self._manager = None
+        if not processes.is_first():
+            return
         # Orbax takes a second and a half to import, which programs that only impute need not pay.
         import orbax.checkpoint as ocp
 
         self._ocp = ocp
+        alone = {}
+        if processes.count() > 1:
+            # Or orbax would wait for the others at every step. It then does not make the folder.
+            alone["multiprocessing_options"] = ocp.options.MultiprocessingOptions(
+                primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
+            )
+        folder = pathlib.Path(workdir).resolve() / "checkpoints"
+        folder.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(
-            pathlib.Path(workdir).resolve() / "checkpoints",
-            options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True),
+            folder,
+            options=ocp.CheckpointManagerOptions(max_to_keep=2, create=not alone, **alone),
         )
 
     def save(self, step: int, state: Any) -> None:
-        """Starts writing a state (a tree of arrays)."""
-        arrays = jax.tree.map(np.asarray, state)
-        self._manager.save(step, args=self._ocp.args.StandardSave(arrays))
+        """Starts writing a state (a tree of arrays); of several processes all must call."""
+        arrays = parallel.to_host(state)
+        if self._manager is not None:
+            self._manager.save(step, args=self._ocp.args.StandardSave(arrays))
 
     def restore(self, like: Any) -> Any | None:
         """The newest state, or None where there is none.
@@ -44,10 +58,14 @@ class Checkpointer:
         Raises:
           ValueError: the stored state has another structure.
         """
+        like = parallel.to_host(like)
+        return processes.from_first(None if self._manager is None else self._read(like))
+
+    def _read(self, like: Any) -> Any | None:
+        assert self._manager is not None
         step = self._manager.latest_step()
         if step is None:
             return None
-        like = jax.tree.map(np.asarray, like)
         try:
             state = self._manager.restore(step, args=self._ocp.args.StandardRestore(like))
             # Orbax itself gives arrays of the stored shape, whatever was asked for.
@@ -63,8 +81,9 @@ class Checkpointer:
 
     def close(self) -> None:
         """Waits until what was saved is on disk."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        if self._manager is not None:
+            self._manager.wait_until_finished()
+            self._manager.close()
 
 
 def _names_and_leaves(tree: Any) -> tuple[dict[str, Any], Any]:

@@ -1,14 +1,23 @@
-"""The only file that knows of devices: data parallelism, replication, and steps in flight."""
+"""The only file that knows of devices: data parallelism, replication, and steps in flight.
+
+Devices are those of all processes (`processes`), process by process. Where there are several, every
+process calls the same functions in the same order, holds the shares of its own devices, and gets
+the same results: what is computed depends on the number of devices at most, never on that of
+processes.
+"""
 
 import collections
+import concurrent.futures
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from metamf_jax import processes
 from metamf_jax.types import Array
 
 AXIS = "devices"
@@ -22,28 +31,48 @@ _devices = None
 
 
 def use_devices(count: int) -> None:
-    """Restricts everything here to ``count`` devices; on a CPU makes so many virtual ones.
+    """Restricts everything here to ``count`` devices, as many of each process.
+
+    On a CPU makes so many virtual ones.
 
     Raises:
-      ValueError: the platform has fewer.
+      ValueError: the platform has fewer, or the processes cannot have equally many.
     """
     global _devices
+    each, rest = divmod(count, processes.count())
+    if rest or count < 1:
+        raise ValueError(
+            f"expected a number of devices that is a multiple of the {processes.count()} processes,"
+            f" got {count}"
+        )
     # Takes effect on the CPU alone, and only while no backend has been started.
     with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", count)
-    there = jax.local_devices()
-    if len(there) < count:
-        raise ValueError(f"{count} devices were asked for, but there are {len(there)}: {there}")
-    _devices = there[:count]
+        jax.config.update("jax_num_cpu_devices", each)
+    there = [[d for d in _all_devices() if d.process_index == p] for p in range(processes.count())]
+    if min(map(len, there)) < each:
+        raise ValueError(f"{count} devices were asked for, but there are {_all_devices()}")
+    _devices = [d for own in there for d in own[:each]]
+
+
+def _all_devices():
+    if processes.count() == 1:
+        return jax.local_devices()
+    return sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
 
 
 def devices():
-    """The list of the local devices in use: all, or those that `use_devices` chose."""
-    return jax.local_devices() if _devices is None else _devices
+    """The list of the devices in use, process by process: all, or those of `use_devices`."""
+    return _all_devices() if _devices is None else _devices
+
+
+def _own(there) -> slice:
+    """Where this process's devices stand in a list of devices, process by process."""
+    mine = [i for i, d in enumerate(there) if d.process_index == processes.index()]
+    return slice(mine[0], mine[-1] + 1) if mine else slice(0, 0)
 
 
 def data_parallel(function: Callable) -> Callable:
-    """Runs ``function(replicated, share) -> replicated result`` on every local device.
+    """Runs ``function(replicated, share) -> replicated result`` on every device.
 
     Args:
       function: written against the axis name `AXIS`; whatever it returns must be equal on all
@@ -56,30 +85,49 @@ def data_parallel(function: Callable) -> Callable:
 
 
 def sum_over_devices(tree: Any) -> Any:
-    """Sums each leaf over devices; only inside a function given to `data_parallel`."""
+    """Sums each leaf over devices, in their order; inside `data_parallel` or `sharded`.
+
+    The order of a plain `psum` depends on how the devices are spread over processes: with four
+    devices, one process and two processes got sums that differed in their last bits. Here each
+    device's share is brought to all (as a sum with zeros, which is exact), and added up there.
+    """
+    place, size = jax.lax.axis_index(AXIS), jax.lax.axis_size(AXIS)
+
+    def ordered(x):
+        table = jnp.zeros((size, *jnp.shape(x)), jnp.result_type(x)).at[place].set(x)
+        return jax.lax.psum(table, AXIS).sum(axis=0)
+
+    return jax.tree.map(ordered, tree)
+
+
+def merge_over_devices(tree: Any) -> Any:
+    """Sums leaves of which, at each place, one device alone holds anything but zero."""
     return jax.lax.psum(tree, AXIS)
 
 
 def replicate(tree: Any) -> Any:
-    """Places a copy on every local device; without it the first call of a step traces twice."""
-    mesh = Mesh(np.array(devices()), (AXIS,))
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    """Places a copy on every device; without it the first call of a step traces twice."""
+    return _place(Mesh(np.array(devices()), (AXIS,)), REPLICATED, tree)
 
 
 def split_batch(batch: Any, empty: Any) -> Any:
-    """Cuts a batch [B, ...] into one share a device, [D, ceil(B / D), ...].
+    """Cuts a batch [B, ...] into one share for each of this process's devices.
 
     Args:
-      batch: a tree of NumPy arrays with leading axis B.
+      batch: a tree of NumPy arrays with leading axis B, the same in every process.
       empty: a tree of the same structure; its scalars fill the places of missing members, chosen so
         that a filled member adds nothing to any sum.
+
+    Returns:
+      Arrays of [D, ceil(B / D), ...], D the number of devices; of them, this process's.
     """
     count = len(devices())
 
     def split(leaf, fill):
         missing = -leaf.shape[0] % count
         padding = np.full((missing, *leaf.shape[1:]), fill, leaf.dtype)
-        return np.concatenate([leaf, padding]).reshape(count, -1, *leaf.shape[1:])
+        shares = np.concatenate([leaf, padding]).reshape(count, -1, *leaf.shape[1:])
+        return shares[_own(devices())]
 
     return jax.tree.map(split, batch, empty)
 
@@ -102,6 +150,17 @@ class StepsInFlight:
             jax.block_until_ready(self._pending.popleft())
 
 
+def prefetch(draw: Callable[[int], Any], first: int, last: int) -> Iterator[Any]:
+    """Yields ``draw(first) .. draw(last - 1)``, drawing one ahead in a thread."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(draw, first) if first < last else None
+        for step in range(first, last):
+            assert ahead is not None
+            batch = ahead.result()
+            ahead = pool.submit(draw, step + 1) if step + 1 < last else None
+            yield batch
+
+
 def make_mesh(num_devices: int | None = None) -> Mesh:
     """A line of devices.
 
@@ -109,7 +168,7 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
       num_devices: how many; None for all.
 
     Raises:
-      ValueError: there are not as many.
+      ValueError: there are not as many, or this process would have none of them.
     """
     there = devices()
     if num_devices is None:
@@ -119,12 +178,71 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
             f"expected a number of devices from 1 to the {len(there)} there are, got {num_devices};"
             " on a CPU `use_devices` makes more"
         )
+    if _own(there[:num_devices]) == slice(0, 0):
+        raise ValueError(
+            f"expected devices of every process, but process {processes.index()} has none of the"
+            f" first {num_devices} of {len(there)}; take all of them"
+        )
     return Mesh(np.array(there[:num_devices]), (AXIS,))
 
 
+def own_share(mesh: Mesh, size: int) -> range:
+    """Which part of a leading axis of `size`, split over the mesh, this process's devices hold."""
+    own, each = _own(mesh.devices.flat), size // mesh.size
+    return range(own.start * each, own.stop * each)
+
+
 def split(mesh: Mesh, tree: Any) -> Any:
-    """Puts arrays onto the mesh, the leading axis split over the devices."""
-    return jax.device_put(tree, NamedSharding(mesh, SPLIT))
+    """Puts arrays onto the mesh, the leading axis split over the devices.
+
+    Every process gives whole arrays; for `split_own` each gives its `own_share` alone.
+    """
+    return _place(mesh, SPLIT, tree)
+
+
+def split_own(mesh: Mesh, tree: Any) -> Any:
+    """`split` of arrays of which this process has no more than its `own_share`."""
+    sharding = NamedSharding(mesh, SPLIT)
+    own = _own(mesh.devices.flat)
+    whole = mesh.size / max(1, own.stop - own.start)
+
+    def put(x):
+        shape = (round(x.shape[0] * whole), *x.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, x, shape)
+
+    return jax.tree.map(put, tree)
+
+
+def _place(mesh: Mesh, spec: PartitionSpec, tree: Any) -> Any:
+    """Puts arrays onto the mesh; those that span processes are there already."""
+    sharding = NamedSharding(mesh, spec)
+    if not _spans_processes(mesh):
+        return jax.device_put(tree, sharding)
+
+    def put(x):
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return x
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(put, tree)
+
+
+def _spans_processes(mesh: Mesh) -> bool:
+    return len({d.process_index for d in mesh.devices.flat}) > 1
+
+
+def to_host(tree: Any) -> Any:
+    """Whole NumPy arrays in every process, of arrays split over devices; all must call."""
+
+    def fetch(x):
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            from jax.experimental import multihost_utils
+
+            return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+        return np.asarray(x)
+
+    return jax.tree.map(fetch, tree)
 
 
 def sharded(
@@ -157,6 +275,13 @@ def sharded(
     )
 
     def call(*arguments):
+        if _spans_processes(mesh):
+            arguments = jax.tree.map(
+                lambda spec, tree: _place(mesh, spec, tree),
+                in_specs,
+                arguments,
+                is_leaf=lambda x: isinstance(x, PartitionSpec),
+            )
         return jax.block_until_ready(program(*arguments))
 
     call.__wrapped__ = program

@@ -19,7 +19,7 @@ from typing import Any
 
 import tqdm
 
-from metamf_jax import parallel
+from metamf_jax import parallel, processes
 from metamf_jax.files import write_text
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
@@ -164,6 +164,39 @@ class RunLog:
         }
         write_text(self.workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
         return summary
+
+
+class SilentRunLog(RunLog):
+    """What the other processes have in place of the first one's log: no files, no output."""
+
+    def __init__(self, workdir: str | os.PathLike, experiment: str, config: Any):
+        self.workdir = pathlib.Path(workdir)
+        self.experiment = experiment
+        self.config = plain(config)
+
+    def resume_at(self, step: int) -> None:
+        """Nothing."""
+
+    def start_progress(self, total: int, first: int, unit: str) -> None:
+        """Nothing."""
+
+    def advance(self) -> None:
+        """Nothing."""
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Nothing."""
+
+    def print(self, text: str) -> None:
+        """Nothing."""
+
+    def finish(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Returns the results as the first process does."""
+        return {"experiment": self.experiment, "config": self.config, "results": results}
+
+
+def open_run_log(workdir: str | os.PathLike, experiment: str, config: Any) -> RunLog:
+    """The run's log, silent in all processes but the first. Arguments and errors of `RunLog`."""
+    return (RunLog if processes.is_first() else SilentRunLog)(workdir, experiment, config)
 
 
 def read_config(workdir: str | os.PathLike) -> dict[str, Any]:

@@ -18,6 +18,7 @@ BASE = {
     "ridge",
     "bias_model",
     "parallel",
+    "processes",
     "checkpoint",
     "metrics",
     "run_log",

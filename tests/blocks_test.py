@@ -18,6 +18,10 @@ def _matrix(seed=0):
     return Entries(*map(np.int32, np.divmod(cells, M)), rng.normal(size=E).astype("f"), (N, M))
 
 
+def _rng(seed):
+    return lambda i, j: np.random.default_rng((seed, i, j))
+
+
 def _points(cut):
     """{(i, j, q): [(row, column, value), ..]} in the matrix's own numbers."""
     place = [
@@ -29,9 +33,7 @@ def _points(cut):
         span = slice(cut.offsets[i, j, q], cut.offsets[i, j, q + 1])
         found[i, j, q] = [
             (place[0][i, n], place[1][j, m], x)
-            for n, m, x in zip(
-                cut.rows[i, span], cut.columns[i, span], cut.values[i, span], strict=True
-            )
+            for n, m, x in zip(*(x[i, span] for x in cut.points), strict=True)
         ]
     return found
 
@@ -40,9 +42,9 @@ class BlocksTest(parameterized.TestCase):
     @parameterized.parameters((1, 1), (1, 3), (3, 2), (8, 1), (17, 1))
     def test_every_point_once(self, num_blocks, cuts):
         entries = _matrix()
-        cut = blocks.make_blocks(entries, num_blocks, cuts, np.random.default_rng(1))
+        cut = blocks.make_blocks(entries, num_blocks, cuts, np.random.default_rng(1), _rng(1))
         expected = sorted(zip(entries.rows, entries.columns, entries.values, strict=True))
-        for version in (cut, cut.shuffled(np.random.default_rng(2))):
+        for version in (cut, cut.shuffled(_rng(2))):
             found = _points(version)
             assert sorted(itertools.chain(*found.values())) == expected
             sizes = np.bincount(version.u.block)
@@ -50,19 +52,19 @@ class BlocksTest(parameterized.TestCase):
         assert cut.offsets.shape == (num_blocks, num_blocks, cuts**2 + 1)
 
     def test_shuffle_stays_within_sub_blocks(self):
-        cut = blocks.make_blocks(_matrix(), 2, 2, np.random.default_rng(1))
-        before, after = _points(cut), _points(cut.shuffled(np.random.default_rng(2)))
+        cut = blocks.make_blocks(_matrix(), 2, 2, np.random.default_rng(1), _rng(1))
+        before, after = _points(cut), _points(cut.shuffled(_rng(2)))
         assert before != after
         assert {k: sorted(v) for k, v in before.items()} == {k: sorted(v) for k, v in after.items()}
 
     def test_sub_blocks_cut_both_sides(self):
-        cut = blocks.make_blocks(_matrix(), 2, 3, np.random.default_rng(1))
+        cut = blocks.make_blocks(_matrix(), 2, 3, np.random.default_rng(1), _rng(1))
         for points in _points(cut).values():
             assert len({cut.u.place[n] * 3 // cut.u.shape[1] for n, _, _ in points}) <= 1
             assert len({cut.v.place[m] * 3 // cut.v.shape[1] for _, m, _ in points}) <= 1
 
     def test_split_and_join(self):
-        side = blocks.make_blocks(_matrix(), 3, 1, np.random.default_rng(1)).u
+        side = blocks.make_blocks(_matrix(), 3, 1, np.random.default_rng(1), _rng(1)).u
         x = np.random.default_rng(0).normal(size=(N, 2))
         split = side.split(x)
         assert split.shape == (3, 8, 2)
@@ -77,4 +79,4 @@ class BlocksTest(parameterized.TestCase):
 
     def test_more_blocks_than_columns(self):
         with pytest.raises(ValueError, match=r"from 1 to 17, .* \(23, 17\), got 18"):
-            blocks.make_blocks(_matrix(), 18, 1, np.random.default_rng(1))
+            blocks.make_blocks(_matrix(), 18, 1, np.random.default_rng(1), _rng(1))

@@ -43,7 +43,12 @@ class ParameterMixingTest(parameterized.TestCase):
             cut = dsgd.cut_matrix(shard, one, K)
             assert cut.offsets.shape == (1, 1, 2)  # One sub-block: the points in the order cut.
             row, column = np.argsort(cut.u.place), np.argsort(cut.v.place)
-            points = zip(row[cut.rows[0]], column[cut.columns[0]], cut.values[0], strict=True)
+            points = zip(
+                row[cut.points.rows[0]],
+                column[cut.points.columns[0]],
+                cut.points.values[0],
+                strict=True,
+            )
             factors = [f.astype(np.float64) for f in start]
             numpy_reference.sgd(
                 objective, False, 0.05, *factors, (None, None), list(points), terms, None, None

@@ -295,13 +295,13 @@ class TrainingTest(parameterized.TestCase):
             return step
 
         seen = []
-        for step in training.prefetch(slow, 3, 9):
+        for step in parallel.prefetch(slow, 3, 9):
             time.sleep(0.01)
             # The next may be drawn already, no other.
             assert drawn[-1] <= step + 1
             seen.append(step)
         assert seen == drawn == list(range(3, 9))
-        assert list(training.prefetch(slow, 4, 4)) == []
+        assert list(parallel.prefetch(slow, 4, 4)) == []
 
     def test_the_next_draw_runs_beside_the_step(self):
         started = threading.Event()
@@ -311,7 +311,7 @@ class TrainingTest(parameterized.TestCase):
                 started.set()
             return step
 
-        batches = training.prefetch(draw_step, 0, 2)
+        batches = parallel.prefetch(draw_step, 0, 2)
         next(batches)
         assert started.wait(10)
         assert list(batches) == [1]

@@ -3,6 +3,8 @@
 All draws come from ``numpy.random.default_rng(seed)``: the same arguments give the same arrays.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from metamf_jax.types import Entries, Factors, Table
@@ -161,6 +163,56 @@ def low_rank(
     values = (u[rows] * v[columns]).sum(axis=1) + noise * rng.standard_normal(len(rows))
     table = _table(rows, columns, values, (num_rows, num_columns))
     return table, Factors(u.astype(np.float32), v.astype(np.float32))
+
+
+def low_rank_stream(
+    seed: int,
+    num_rows: int,
+    num_columns: int,
+    cells_per_row: int,
+    *,
+    rank: int = 8,
+    noise: float = 0.5,
+    chunk: int = 1 << 20,
+) -> Iterator[Entries]:
+    """A low-rank matrix of any size, row by row: ``x_nm = u_n . v_m + noise``, Gaussian factors.
+
+    A row's cells lie at random in ``cells_per_row`` stretches of the columns of equal length, one
+    in each, so that no cell comes twice.
+
+    Args:
+      seed: as `synthetic_ratings`.
+      num_rows: N.
+      num_columns: M.
+      cells_per_row: observed cells of every row.
+      rank: of the product, whose cells have unit variance.
+      noise: standard deviation of the noise.
+      chunk: about so many cells at once; the draw depends on it.
+
+    Raises:
+      ValueError: if an argument is out of range.
+    """
+    _check_sizes(num_rows, num_columns, rank, 1.0)
+    if not 1 <= cells_per_row <= num_columns:
+        raise ValueError(f"expected 1 to {num_columns} cells in a row, got {cells_per_row}")
+    rng = np.random.default_rng(seed)
+    v = (rng.standard_normal((num_columns, rank)) / rank**0.25).astype(np.float32)
+    step = max(1, chunk // cells_per_row)
+    begins = np.arange(cells_per_row) * num_columns // cells_per_row
+    lengths = np.append(begins[1:], num_columns) - begins
+    for start in range(0, num_rows, step):
+        rows = np.arange(start, min(start + step, num_rows), dtype=np.int32)
+        u = (rng.standard_normal((len(rows), rank)) / rank**0.25).astype(np.float32)
+        size = len(rows), cells_per_row
+        columns = (begins + (rng.random(size) * lengths).astype(np.int64)).astype(np.int32)
+        values = np.einsum("nk,nek->ne", u, v[columns])
+        values += np.float32(noise) * rng.standard_normal(size, np.float32)
+        yield Entries(
+            np.repeat(rows, cells_per_row),
+            columns.ravel(),
+            values.ravel(),
+            (num_rows, num_columns),
+        )
 
 
 def _clustered_factors(rng, num_rows, num_columns, rank):

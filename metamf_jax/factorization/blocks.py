@@ -8,6 +8,8 @@ a fresh order over all points of a block costs a cache miss a point.
 
 import dataclasses
 import math
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -43,6 +45,23 @@ class Side:
         """Undoes `split`."""
         return np.asarray(blocks)[self.block, self.place]
 
+    @property
+    def size(self) -> int:
+        """N."""
+        return len(self.block)
+
+
+# Draws the order of the points of block (i, j).
+BlockRng: TypeAlias = Callable[[int, int], np.random.Generator]
+
+
+class BlockPoints(NamedTuple):
+    """Points of one block or more, [L] each: places in row and column block, and values."""
+
+    rows: np.ndarray
+    columns: np.ndarray
+    values: np.ndarray
+
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
@@ -51,38 +70,69 @@ class Blocks:
     Attributes:
       u: where the rows went.
       v: where the columns went.
-      rows: [P, L] int32, place in the row block of each point, row block by row block; in each, the
-        points of column block 0 come first, and there those of sub-block 0.
-      columns: [P, L] int32, place in the column block.
-      values: [P, L] float32.
       offsets: [P, P, Q + 1] int32: sub-block q of block (i, j) are the points from
         ``offsets[i, j, q]`` up to ``offsets[i, j, q + 1]`` of row block i.
+      own: the row blocks whose points are here, P' of them; the others' are in other processes.
+      points: [P', L] each, row block by row block; in each, the points of column block 0 come
+        first, and there those of sub-block 0.
     """
 
     u: Side
     v: Side
-    rows: np.ndarray
-    columns: np.ndarray
-    values: np.ndarray
     offsets: np.ndarray
+    own: range
+    points: BlockPoints
 
-    def shuffled(self, rng: np.random.Generator) -> "Blocks":
+    @property
+    def num_blocks(self) -> int:
+        """P."""
+        return len(self.offsets)
+
+    @property
+    def num_points(self) -> int:
+        """E, of all processes."""
+        return int(self.offsets[:, -1, -1].sum())
+
+    def read(self, i: int, j: int) -> BlockPoints:
+        """The points of block (i, j), of a row block that is here."""
+        span = slice(self.offsets[i, j, 0], self.offsets[i, j, -1])
+        return BlockPoints(*(x[i - self.own.start, span] for x in self.points))
+
+    def shuffled(self, rng: BlockRng) -> "Blocks":
         """The same with the points of every sub-block in a fresh random order."""
-        rows, columns, values = (np.empty_like(x) for x in (self.rows, self.columns, self.values))
-        for i, ends in enumerate(self.offsets[:, :, 1:]):
-            end = int(ends[-1, -1])
-            lengths = np.diff(ends.ravel(), prepend=0)
-            sub_block = np.repeat(np.arange(lengths.size, dtype=np.float64), lengths)
-            order = np.argsort(sub_block + rng.random(end))
-            for new, old in ((rows, self.rows), (columns, self.columns), (values, self.values)):
-                new[i, :end] = old[i, order]
-                new[i, end:] = 0
-        return dataclasses.replace(self, rows=rows, columns=columns, values=values)
+        points = BlockPoints(*map(np.zeros_like, self.points))
+        for k, i in enumerate(self.own):
+            for j, ends in enumerate(self.offsets[i]):
+                for new, x in zip(
+                    points, shuffle_inside(self.read(i, j), ends, rng(i, j)), strict=True
+                ):
+                    new[k, ends[0] : ends[-1]] = x
+        return dataclasses.replace(self, points=points)
 
 
-def _deal(size: int, num_blocks: int, rng: np.random.Generator) -> Side:
-    rank = rng.permutation(size).astype(np.int32)
-    return Side(rank % num_blocks, rank // num_blocks, (num_blocks, -(-size // num_blocks)))
+def shuffle_inside(
+    points: BlockPoints, offsets: np.ndarray, rng: np.random.Generator
+) -> BlockPoints:
+    """Points of one block, those of every sub-block in a fresh random order.
+
+    Args:
+      points: sub-block by sub-block.
+      offsets: [Q + 1], where the sub-blocks begin, from any number on.
+      rng: draws the order.
+    """
+    sub_block = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    order = _random_order(sub_block, rng)
+    return BlockPoints(*(x[order] for x in points))
+
+
+def _random_order(sub_block: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Sorts by sub-block, and inside each at random."""
+    return np.argsort(sub_block + rng.random(len(sub_block)))
+
+
+def side_of_ranks(rank: np.ndarray, num_blocks: int) -> Side:
+    """Deals rows out to P blocks in turn, in the order of their ranks [N] int32."""
+    return Side(rank % num_blocks, rank // num_blocks, (num_blocks, -(-len(rank) // num_blocks)))
 
 
 def cuts_for_cache(shape: tuple[int, int], num_blocks: int, width: int, num_points: int) -> int:
@@ -99,51 +149,115 @@ def cuts_for_cache(shape: tuple[int, int], num_blocks: int, width: int, num_poin
     return max(1, min(most, math.ceil(bytes_of_block / _CACHE_BYTES)))
 
 
-def make_blocks(entries: Entries, num_blocks: int, cuts: int, rng: np.random.Generator) -> Blocks:
+def deal_sides(
+    shape: tuple[int, int], num_blocks: int, rng: np.random.Generator
+) -> tuple[Side, Side]:
+    """Deals rows and columns out to P blocks each, at random.
+
+    Raises:
+      ValueError: more blocks than rows or columns.
+    """
+    if not 1 <= num_blocks <= min(shape):
+        raise ValueError(
+            f"expected a number of blocks from 1 to {min(shape)}, the smaller side of a"
+            f" matrix of shape {shape}, got {num_blocks}"
+        )
+    u, v = (side_of_ranks(rng.permutation(size).astype(np.int32), num_blocks) for size in shape)
+    return u, v
+
+
+def _stable_order(numbers: np.ndarray, size: int) -> np.ndarray:
+    """Sorts numbers below `size`. NumPy sorts those of 16 bits and less by radix."""
+    return np.argsort(numbers.astype(np.min_scalar_type(size)), kind="stable")
+
+
+def _sub_blocks(sides: tuple[Side, Side], places, cuts: int) -> np.ndarray:
+    """Which sub-block of its block each point is in, from its places in row and column block."""
+    row, column = (
+        place.astype(np.int64) * cuts // side.shape[1]
+        for place, side in zip(places, sides, strict=True)
+    )
+    return row * cuts + column
+
+
+def cut_row_block(
+    i: int,
+    sides: tuple[Side, Side],
+    points: BlockPoints,
+    column_blocks: np.ndarray,
+    cuts: int,
+    rng: BlockRng,
+) -> tuple[BlockPoints, np.ndarray]:
+    """Sorts the points of one row block by column block and sub-block, inside those at random.
+
+    Args:
+      i: number of the row block.
+      sides: from `deal_sides`.
+      points: [L] each, in the order of the input.
+      column_blocks: [L], column block of each.
+      cuts: parts per side of a block, ``Q = cuts^2``.
+      rng: draws the order of each block's points.
+
+    Returns:
+      The points sorted, and offsets [P, Q + 1] int32 into them.
+    """
+    num_blocks = sides[1].shape[0]
+    order = _stable_order(column_blocks, num_blocks)
+    ends = np.bincount(column_blocks, minlength=num_blocks).cumsum()
+    counts = np.empty((num_blocks, cuts**2), np.int64)
+    for j in range(num_blocks):
+        span = order[ends[j - 1] if j else 0 : ends[j]]
+        sub_block = _sub_blocks(sides, (points.rows[span], points.columns[span]), cuts)
+        order[ends[j] - len(span) : ends[j]] = span[_random_order(sub_block, rng(i, j))]
+        counts[j] = np.bincount(sub_block, minlength=cuts**2)
+    return BlockPoints(*(x[order] for x in points)), _offsets(counts)
+
+
+def _offsets(counts: np.ndarray) -> np.ndarray:
+    """Numbers of points [P, Q] of the sub-blocks of a row block -> offsets [P, Q + 1]."""
+    ends = counts.ravel().cumsum().reshape(counts.shape)
+    return np.concatenate([ends[:, :1] - counts[:, :1], ends], axis=1).astype(np.int32)
+
+
+def make_blocks(
+    entries: Entries,
+    num_blocks: int,
+    cuts: int,
+    rng: np.random.Generator,
+    block_rng: BlockRng,
+    own: range | None = None,
+) -> Blocks:
     """Cuts the matrix.
 
     Args:
       entries: the points, without padding; NumPy.
       num_blocks: P, blocks per side.
       cuts: parts per side of a block: ``Q = cuts^2``.
-      rng: permutes rows, columns and points.
+      rng: permutes rows and columns.
+      block_rng: draws the order of each block's points.
+      own: the row blocks whose points to keep; None for all.
 
     Raises:
       ValueError: more blocks than rows or columns.
     """
-    if not 1 <= num_blocks <= min(entries.shape):
-        raise ValueError(
-            f"expected a number of blocks from 1 to {min(entries.shape)}, the smaller side of a"
-            f" matrix of shape {entries.shape}, got {num_blocks}"
-        )
-    u, v = (_deal(size, num_blocks, rng) for size in entries.shape)
+    sides = u, v = deal_sides(entries.shape, num_blocks, rng)
+    own = range(num_blocks) if own is None else own
     rows, columns, values = (np.asarray(x) for x in (entries.rows, entries.columns, entries.values))
-    sub_block = [
-        side.place[ids].astype(np.int64) * cuts // side.shape[1]
-        for side, ids in ((u, rows), (v, columns))
-    ]
-    cell = u.block[rows].astype(np.int64) * num_blocks + v.block[columns]
-    cell = (cell * cuts + sub_block[0]) * cuts + sub_block[1]
-    shuffle = rng.permutation(len(values))
-    order = shuffle[np.argsort(cell[shuffle], kind="stable")]
+    blocks = u.block[rows], v.block[columns]
+    cell = blocks[0].astype(np.int64) * num_blocks + blocks[1]
+    places = u.place[rows], v.place[columns]
+    cell = cell * cuts**2 + _sub_blocks(sides, places, cuts)
     counts = np.bincount(cell, minlength=(num_blocks * cuts) ** 2)
     counts = counts.reshape(num_blocks, num_blocks, cuts**2)
+    longest = max(1, counts.sum(axis=(1, 2)).max())
 
-    ends = counts.reshape(num_blocks, -1).cumsum(axis=1).reshape(counts.shape)
-    offsets = np.concatenate([ends[:, :, :1] - counts[:, :, :1], ends], axis=2)
-    lengths = counts.sum(axis=(1, 2))
-    inside = np.arange(max(1, lengths.max())) < lengths[:, None]
-
-    def padded(x):
-        table = np.zeros(inside.shape, x.dtype)
-        table[inside] = x[order]
-        return table
-
-    return Blocks(
-        u,
-        v,
-        padded(u.place[rows]),
-        padded(v.place[columns]),
-        padded(values.astype(np.float32)),
-        offsets.astype(np.int32),
-    )
+    table = BlockPoints(*(np.zeros((len(own), longest), t) for t in ("i4", "i4", "f4")))
+    order = _stable_order(blocks[0], num_blocks)
+    ends = counts.sum(axis=(1, 2)).cumsum()
+    for k, i in enumerate(own):
+        span = order[ends[i - 1] if i else 0 : ends[i]]
+        points = BlockPoints(places[0][span], places[1][span], values[span].astype(np.float32))
+        points, _ = cut_row_block(i, sides, points, blocks[1][span], cuts, block_rng)
+        for padded, x in zip(table, points, strict=True):
+            padded[k, : len(span)] = x
+    return Blocks(u, v, np.stack([_offsets(c) for c in counts]), own, table)

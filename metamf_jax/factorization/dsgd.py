@@ -13,6 +13,7 @@ gradient descent, KDD 2011.
 """
 
 import dataclasses
+import functools
 from typing import Any, Final, NamedTuple
 
 import jax
@@ -22,9 +23,16 @@ import numpy as np
 from metamf_jax import parallel
 from metamf_jax.factorization import block_update, sgd, strata
 from metamf_jax.factorization import objective as objectives
+from metamf_jax.factorization.block_store import BlockStore
 from metamf_jax.factorization.block_update import Points, SideBlocks, Work
-from metamf_jax.factorization.blocks import Blocks, cuts_for_cache, make_blocks
-from metamf_jax.factorization.objective import CellSums, Objective
+from metamf_jax.factorization.blocks import (
+    BlockRng,
+    Blocks,
+    cuts_for_cache,
+    make_blocks,
+    shuffle_inside,
+)
+from metamf_jax.factorization.objective import CellSums, Objective, Terms
 from metamf_jax.factorization.solver import Solver
 from metamf_jax.parallel import REPLICATED, SPLIT
 from metamf_jax.types import Array, Entries, FactorPrior, Factors
@@ -115,6 +123,16 @@ class Travel(NamedTuple):
     held: Any
     slots: Any
 
+    def strata(self, which: slice) -> "Travel":
+        """The moves before some of the sub-epochs, the last of which continue those before."""
+        return Travel(
+            self.rounds[which],
+            self.send[:, which],
+            self.receive[:, which],
+            self.held[:, which],
+            self.slots[:, which],
+        )
+
 
 def plan_travel(schedule: np.ndarray, held: np.ndarray, num_devices: int) -> Travel:
     """Plans the moves: a block moves when it is wanted on another device, straight to it.
@@ -167,19 +185,33 @@ def _sums_in_block_order(
         return None
     own = jax.lax.map(lambda f: objectives.cell_sums(objective, f), factors)
     table = jnp.zeros((num_blocks, *own.shape[1:]), own.dtype).at[numbers].set(own)
-    return parallel.sum_over_devices(table).sum(axis=0)
+    return parallel.merge_over_devices(table).sum(axis=0)
 
 
-def _generator(config: DsgdConfig, stream: int, number: int = 0) -> np.random.Generator:
-    return np.random.default_rng((config.seed, stream, number))
+def _generator(config: DsgdConfig, stream: int, *numbers: int) -> np.random.Generator:
+    return np.random.default_rng((config.seed, stream, *numbers))
 
 
-def cut_matrix(entries: Entries, config: DsgdConfig, width: int) -> Blocks:
-    """Cuts the matrix as `config` says, for factors of `width` columns."""
+def block_rng(config: DsgdConfig, shuffle: int) -> BlockRng:
+    """Draws the order of each block's points in a shuffle; the 0th is that of the cut."""
+    return lambda i, j: _generator(config, _INSIDE, shuffle, i, j)
+
+
+def sides_rng(config: DsgdConfig) -> np.random.Generator:
+    """Deals rows and columns out to blocks."""
+    return _generator(config, _CUT)
+
+
+def cut_matrix(
+    entries: Entries, config: DsgdConfig, width: int, own: range | None = None
+) -> Blocks:
+    """Cuts the matrix as `config` says, for factors of `width` columns; keeps row blocks `own`."""
     cuts = 1
     if config.point_order == "blocks":
         cuts = cuts_for_cache(entries.shape, config.num_blocks, width, len(entries.values))
-    return make_blocks(entries, config.num_blocks, cuts, _generator(config, _CUT))
+    return make_blocks(
+        entries, config.num_blocks, cuts, sides_rng(config), block_rng(config, 0), own
+    )
 
 
 class Visits(NamedTuple):
@@ -198,7 +230,7 @@ class Visits(NamedTuple):
     shuffle: int
 
 
-def draw_visits(cut: Blocks, config: DsgdConfig, epoch: int) -> Visits:
+def draw_visits(cut: Blocks | BlockStore, config: DsgdConfig, epoch: int) -> Visits:
     """Draws the strata and the order of sub-blocks of an epoch, counted from 1."""
     rng = _generator(config, _EPOCH, epoch)
     schedule = strata.make_schedule(config.schedule, config.num_blocks, rng)
@@ -221,8 +253,27 @@ def shuffled_points(cut: Blocks, config: DsgdConfig, shuffle: int) -> Points:
     Each starts from the order of the cut, so that a run that goes on finds the same as one that
     never stopped.
     """
-    shuffled = cut.shuffled(_generator(config, _INSIDE, shuffle)) if shuffle else cut
-    return Points(shuffled.rows, shuffled.columns, shuffled.values)
+    shuffled = cut.shuffled(block_rng(config, shuffle)) if shuffle else cut
+    return Points(*shuffled.points)
+
+
+def _stratum_points(
+    store: BlockStore, config: DsgdConfig, stratum: np.ndarray, shuffle: int
+) -> Points:
+    """The points of one stratum in `shuffled_points`' order, [P', L] each, from disk.
+
+    ``L`` is the number of points in the largest of all blocks, the same for every stratum.
+    """
+    longest = max(1, int((store.offsets[:, :, -1] - store.offsets[:, :, 0]).max()))
+    tables = Points(*(np.zeros((len(store.own), longest), t) for t in ("i4", "i4", "f4")))
+    for k, i in enumerate(store.own):
+        j = stratum[i]
+        points = store.read(i, j)
+        if shuffle:
+            points = shuffle_inside(points, store.offsets[i, j], block_rng(config, shuffle)(i, j))
+        for table, x in zip(tables, points, strict=True):
+            table[k, : len(x)] = x
+    return tables
 
 
 def make_solver(
@@ -233,6 +284,8 @@ def make_solver(
     width: int = 32,
 ) -> Solver:
     """DSGD as a solver; plain SGD where ``config.num_blocks`` is 1.
+
+    Of several processes, each keeps the points of its own devices' row blocks.
 
     Args:
       objective: any loss and penalty.
@@ -245,21 +298,57 @@ def make_solver(
       ValueError: bad values, more blocks than rows or columns, or fewer devices than asked for.
     """
     objectives.check_values(objective, entries)
+    own = parallel.own_share(parallel.make_mesh(config.num_devices), config.num_blocks)
+    cut = cut_matrix(entries, config, width, own)
+    return solve_blocks(objective, cut, config, objectives.make_terms(objective, entries, prior))
+
+
+def solve_blocks(
+    objective: Objective, cut: Blocks | BlockStore, config: DsgdConfig, terms: Terms
+) -> Solver:
+    """DSGD over blocks that were cut already, in memory or in a store.
+
+    From a store, the points of one stratum are read while those of the one before are worked on, so
+    that at most two strata's points are in memory. The factors are the same to the last bit; so is
+    the objective with the backend `numba`, while `xla` adds a block's losses up in an order that
+    depends on the padding, and its last digits differ.
+
+    Args:
+      objective: any loss and penalty; the values are not checked against it here.
+      cut: the blocks of this process's devices at least, cut with ``config.seed``.
+      config: how the work is cut up.
+      terms: from `objective.make_terms`.
+    """
     backend = block_update.choose_backend(config.backend)
     num_blocks, num_devices = config.num_blocks, config.num_devices
     mesh = parallel.make_mesh(num_devices)
-    cut = cut_matrix(entries, config, width)
-    terms = objectives.make_terms(objective, entries, prior)
     start = np.arange(num_blocks)
     # Only the last shuffle is kept, by its number.
     points_of_shuffle: dict[int, Points] = {}
 
-    def points_of(shuffle):
+    def points_of(blocks, shuffle):
         if shuffle not in points_of_shuffle:
             points_of_shuffle.clear()
-            points = shuffled_points(cut, config, shuffle)
-            points_of_shuffle[shuffle] = parallel.split(mesh, points)
+            points = shuffled_points(blocks, config, shuffle)
+            points_of_shuffle[shuffle] = parallel.split_own(mesh, points)
         return points_of_shuffle[shuffle]
+
+    def portions(schedule, first, last, shuffle):
+        """Yields strata that are worked on in one program, their points, first and last."""
+        if isinstance(cut, Blocks):
+            yield slice(None), points_of(cut, shuffle), first, last
+            return
+        store = cut
+        # A store's points come block by block, numbered from 0.
+        begin = store.offsets[np.arange(num_blocks)[:, None], schedule.T, :1]
+        first, last = first - begin, last - begin
+
+        def read(s):
+            return _stratum_points(store, config, schedule[s], shuffle)
+
+        for s, points in enumerate(parallel.prefetch(read, 0, len(schedule))):
+            which = slice(s, s + 1)
+            yield which, parallel.split_own(mesh, points), first[:, which], last[:, which]
 
     def init(factors):
         def blocks_of(side, factor, side_terms):
@@ -299,11 +388,11 @@ def make_solver(
 
         return jax.lax.scan(sub_epoch, (u, v), by_step)
 
-    def run_epoch(u, v, points, travel, visits, held, step_size):
+    def run_without_points(u, v, held, step_size):
         sums = sums_of(u.factors, v.factors, held)
         masks = objectives.trainable(objective, u.factors.shape[2])
 
-        def without_points(side, opposite, mask):
+        def move(side, opposite, mask):
             def one_block(block):
                 return sgd.step_without_points(
                     objective, step_size, block.factors, block.terms, opposite, mask
@@ -311,9 +400,9 @@ def make_solver(
 
             return side._replace(factors=jax.lax.map(one_block, side))
 
-        if sums[0] is not None:
-            u, v = without_points(u, sums[1], masks[0]), without_points(v, sums[0], masks[1])
+        return move(u, sums[1], masks[0]), move(v, sums[0], masks[1])
 
+    def run_strata(u, v, points, travel, visits, step_size):
         def body(u, v, work, held):
             sums = sums_of(u.factors, v.factors, held)
             u, v = block_update.block_update(
@@ -321,14 +410,17 @@ def make_solver(
             )
             return *parallel.as_varying((u, v)), None
 
-        (u, v), _ = over_strata(body, u, v, travel, visits)
-        return u, v
+        return over_strata(body, u, v, travel, visits)[0]
 
-    def run_losses(u, v, points, travel, visits, held):
+    def run_losses(loss, u, v, points, travel, visits):
         def body(u, v, work, held):
-            losses = block_update.block_losses(backend, objective, u, v, points, work)
+            losses = block_update.block_losses(backend, loss, u, v, points, work)
             return u, v, parallel.as_varying(losses)
 
+        (_, v), losses = over_strata(body, u, v, travel, visits)
+        return v, losses.T
+
+    def run_penalties(u, v):
         def cell_sums_of(factors):
             if objectives.cell_sums(objective, factors[0]) is None:
                 return None
@@ -340,70 +432,83 @@ def make_solver(
             by_row = jax.vmap(lambda f, t: objectives.penalty(objective, f, t, name))
             return sgd.in_series(by_row, side.squares, side.factors, side.terms)
 
-        _, losses = over_strata(body, u.factors, v.factors, travel, visits)
         penalties = penalties_of(u, "u"), penalties_of(v, "v")
-        return losses.T, penalties, (cell_sums_of(u.factors), cell_sums_of(v.factors))
+        return penalties, (cell_sums_of(u.factors), cell_sums_of(v.factors))
 
     travel_specs = Travel(REPLICATED, SPLIT, SPLIT, SPLIT, SPLIT)
-    epoch_program = parallel.sharded(
+    without_points_program = parallel.sharded(
+        mesh, run_without_points, (SPLIT, SPLIT, SPLIT, REPLICATED), (SPLIT, SPLIT)
+    )
+    strata_program = parallel.sharded(
         mesh,
-        run_epoch,
-        (SPLIT, SPLIT, SPLIT, travel_specs, SPLIT, SPLIT, REPLICATED),
+        run_strata,
+        (SPLIT, SPLIT, SPLIT, travel_specs, SPLIT, REPLICATED),
         (SPLIT, SPLIT),
         block_update.follows_devices(backend),
     )
-    losses_program = parallel.sharded(
-        mesh,
-        run_losses,
-        (SPLIT, SPLIT, SPLIT, travel_specs, SPLIT, SPLIT),
-        SPLIT,
-        block_update.follows_devices(backend),
-    )
+    squared = Objective("squared", "none")
+    losses_programs = {
+        loss.loss: parallel.sharded(
+            mesh,
+            functools.partial(run_losses, loss),
+            (SPLIT, SPLIT, SPLIT, travel_specs, SPLIT),
+            (SPLIT, SPLIT),
+            block_update.follows_devices(backend),
+        )
+        for loss in (objective, squared)
+    }
+    penalties_program = parallel.sharded(mesh, run_penalties, (SPLIT, SPLIT), SPLIT)
+    has_all_cell_term = objective.loss in objectives.ALL_CELL_LOSSES
 
     def epoch(state, epoch, step_size):
         visits = draw_visits(cut, config, epoch)
         travel = plan_travel(visits.schedule, state.held, num_devices)
-        u, v = epoch_program(
-            state.u,
-            state.v,
-            points_of(visits.shuffle),
-            travel,
-            (visits.first, visits.last),
-            state.held.astype(np.int32),
-            np.float32(step_size),
-        )
+        u, v, step_size = state.u, state.v, np.float32(step_size)
+        if has_all_cell_term:
+            u, v = without_points_program(u, v, state.held.astype(np.int32), step_size)
+        for which, points, first, last in portions(*visits):
+            u, v = strata_program(u, v, points, travel.strata(which), (first, last), step_size)
         return DsgdState(u, v, travel.held[:, -1], visits.shuffle)
 
-    def objective_of(state):
+    # The objective's pass over the points gives the squared error too, where that is the loss.
+    last_losses: dict[str, Any] = {}
+
+    def losses_of(state, loss):
+        """[P, P], sums over blocks of the points' losses."""
+        if last_losses.get("state") is state and last_losses["loss"] == loss:
+            return last_losses["sums"]
         schedule = strata.make_schedule("seq", num_blocks, _generator(config, _EPOCH))
         travel = plan_travel(schedule, state.held, num_devices)
         # A block's sub-blocks are neighbours: one visit for all.
         ends = cut.offsets[np.arange(num_blocks)[:, None], schedule.T][:, :, [0, -1]]
-        losses, penalties, cell_sums = losses_program(
-            state.u,
-            state.v,
-            points_of(int(state.shuffle)),
-            travel,
-            (ends[:, :, :1], ends[:, :, 1:]),
-            state.held.astype(np.int32),
-        )
-        # From [row block, sub-epoch] to [row block, column block], and slots to block numbers.
-        by_block = np.empty((num_blocks, num_blocks), np.float32)
-        by_block[np.arange(num_blocks)[:, None], schedule.T] = np.asarray(losses)
+        v, sums = state.v.factors, np.empty((num_blocks, num_blocks), np.float32)
+        for which, points, first, last in portions(
+            schedule, ends[:, :, :1], ends[:, :, 1:], int(state.shuffle)
+        ):
+            v, losses = losses_programs[loss](
+                state.u.factors, v, points, travel.strata(which), (first, last)
+            )
+            # From [row block, sub-epoch] to [row block, column block].
+            sums[np.arange(num_blocks)[:, None], schedule.T[:, which]] = parallel.to_host(losses)
+        last_losses.update(state=state, loss=loss, sums=sums)
+        return sums
+
+    def objective_of(state):
+        penalties, cell_sums = parallel.to_host(penalties_program(state.u, state.v))
+        u_sums, v_sums = cell_sums
         by_number = np.argsort(state.held)
-        u_penalty, v_penalty = (np.asarray(x) for x in penalties)
-        u_sums, v_sums = (None if x is None else np.asarray(x) for x in cell_sums)
         return objectives.total(
-            by_block,
-            np.concatenate([u_penalty.ravel(), v_penalty[by_number].ravel()]),
+            losses_of(state, objective.loss),
+            np.concatenate([penalties[0].ravel(), penalties[1][by_number].ravel()]),
             u_sums,
             None if v_sums is None else v_sums[by_number],
         )
 
-    def factors(state):
-        by_number = np.argsort(state.held)
-        return Factors(
-            cut.u.join(state.u.factors), cut.v.join(np.asarray(state.v.factors)[by_number])
-        )
+    def squared_error(state):
+        return float(losses_of(state, squared.loss).sum(dtype=np.float64))
 
-    return Solver(init, epoch, objective_of, factors)
+    def factors(state):
+        u, v = parallel.to_host((state.u.factors, state.v.factors))
+        return Factors(cut.u.join(u), cut.v.join(v[np.argsort(state.held)]))
+
+    return Solver(init, epoch, objective_of, factors, squared_error)

@@ -12,6 +12,24 @@ from metamf_jax.files import written_aside
 from metamf_jax.types import Factors
 
 
+def encode_ids(ids: np.ndarray) -> np.ndarray:
+    """Integers or strings [N] without Python objects: int64, or the UTF-8 of a JSON list."""
+    ids = np.asarray(ids)
+    if np.issubdtype(ids.dtype, np.integer):
+        return ids.astype(np.int64)
+    return np.frombuffer(json.dumps([str(x) for x in ids.tolist()]).encode(), np.uint8)
+
+
+def decode_ids(stored: np.ndarray) -> np.ndarray:
+    """Undoes `encode_ids`."""
+    if stored.dtype != np.uint8:
+        return stored
+    names = json.loads(stored.tobytes())
+    ids = np.empty(len(names), object)
+    ids[:] = names
+    return ids
+
+
 def save_factors(
     path: str | os.PathLike, factors: Factors, row_ids: np.ndarray, column_ids: np.ndarray
 ) -> None:
@@ -24,12 +42,7 @@ def save_factors(
       column_ids: [M] likewise.
     """
     arrays = {"u": np.ascontiguousarray(factors.u), "v": np.ascontiguousarray(factors.v)}
-    for name, ids in (("row_ids", row_ids), ("column_ids", column_ids)):
-        integers = np.issubdtype(np.asarray(ids).dtype, np.integer)
-        text = json.dumps([str(x) for x in np.asarray(ids).tolist()])
-        arrays[name] = (
-            np.asarray(ids, np.int64) if integers else np.frombuffer(text.encode(), np.uint8)
-        )
+    arrays["row_ids"], arrays["column_ids"] = encode_ids(row_ids), encode_ids(column_ids)
     with written_aside(path) as aside:
         safetensors.numpy.save_file(arrays, aside, metadata={"metamf_jax": "factors"})
 
@@ -44,14 +57,7 @@ def load_factors(path: str | os.PathLike) -> tuple[Factors, np.ndarray, np.ndarr
         raise ValueError(f"{path} does not exist: expected factors as a factorization leaves them")
     try:
         arrays = safetensors.numpy.load_file(path)
-        ids = []
-        for name in ("row_ids", "column_ids"):
-            stored = arrays[name]
-            if stored.dtype == np.uint8:
-                names = json.loads(stored.tobytes())
-                stored = np.empty(len(names), object)
-                stored[:] = names
-            ids.append(stored)
+        ids = [decode_ids(arrays[name]) for name in ("row_ids", "column_ids")]
         return Factors(arrays["u"], arrays["v"]), ids[0], ids[1]
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path} does not hold factors of this package: {error!r}") from error

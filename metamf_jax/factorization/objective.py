@@ -59,6 +59,9 @@ ALIASES: Final = {
 # Losses under which the matrix is centred first. The others read the values as they are.
 CENTRED_LOSSES: Final = ("squared", "absolute")
 
+# Losses with a term of all cells, which moves rows without points too.
+ALL_CELL_LOSSES: Final = ("squared_all", "gkl")
+
 # `u . v` is read as at least this under `gkl`.
 GKL_FLOOR: Final = 1e-6
 
@@ -224,12 +227,25 @@ def make_terms(objective: Objective, entries: Entries, prior: FactorPrior | None
     Raises:
       ValueError: the penalty `prior` without a prior, or a prior of another shape.
     """
+    rows, columns = (
+        np.bincount(np.asarray(ids), minlength=size)
+        for ids, size in zip((entries.rows, entries.columns), entries.shape, strict=True)
+    )
+    return terms_of_counts(objective, rows, columns, prior)
+
+
+def terms_of_counts(
+    objective: Objective,
+    row_counts: Array,
+    column_counts: Array,
+    prior: FactorPrior | None = None,
+) -> Terms:
+    """`make_terms` from the numbers of points of rows [N] and of columns [M]."""
     if objective.penalty == "prior" and prior is None:
         raise ValueError("the penalty 'prior' needs a prior, but none was given; pass one, or l2")
     sides = []
-    for side, ids, size in (("u", entries.rows, 0), ("v", entries.columns, 1)):
-        size = entries.shape[size]
-        count = np.bincount(np.asarray(ids), minlength=size).astype(np.float32)
+    for side, count in (("u", row_counts), ("v", column_counts)):
+        count, size = np.asarray(count, np.float32), len(count)
         precision = mean = None
         if prior is not None:
             mean = np.asarray(getattr(prior, f"{side}_mean"), np.float32)

@@ -78,7 +78,7 @@ def make_solver(
     configs = [dataclasses.replace(one, seed=config.seed * workers + w) for w in range(workers)]
     terms = objectives.make_terms(objective, entries, prior)
     row_side, column_side = cuts[0].u, cuts[0].v
-    longest = max(cut.values.shape[1] for cut in cuts)
+    longest = max(cut.points.values.shape[1] for cut in cuts)
     device_entries, device_terms = jax.tree.map(jnp.asarray, (entries, terms))
     points_of_shuffle: dict[int, Points] = {}
 
@@ -157,7 +157,7 @@ def make_solver(
         )
 
     def factors_of(state):
-        u, v = (np.asarray(side.factors) for side in state)
+        u, v = parallel.to_host((state.u.factors, state.v.factors))
         return Factors(row_side.join(u[:1]), column_side.join(v[:1]))
 
     return Solver(

@@ -26,12 +26,15 @@ class Solver(NamedTuple):
       epoch: (state, epoch from 1, step size) -> state after it.
       objective: state -> the objective, penalty included.
       factors: state -> Factors, in the order of the matrix's rows and columns.
+      squared_error: state -> sum of (x - u . v)^2 over the points; None where the points are to be
+        scored with the factors.
     """
 
     init: Callable[[Factors], Any]
     epoch: Callable[[Any, int, float], Any]
     objective: Callable[[Any], float]
     factors: Callable[[Any], Factors]
+    squared_error: Callable[[Any], float] | None = None
 
 
 class Progress(NamedTuple):
@@ -203,9 +206,10 @@ def initial_factors(
         raise ValueError(f"expected an init among {', '.join(INITS)}, got {init!r}")
     if rank < 1 or (scale is not None and not 0 < scale < math.inf):
         raise ValueError(f"expected a positive rank and scale, got {rank} and {scale}")
-    unit = 1.0 if init == "normal" else 1 / math.sqrt(3)
     if scale is None:
-        scale = _default_scale(objective, entries, rank) / unit
+        values = np.asarray(entries.values, np.float64)
+        moments = len(values), values.sum(), (values**2).sum()
+        scale = default_scale(objective, entries.shape, moments, rank, init)
     factors = []
     for side, size, side_terms in zip("uv", entries.shape, terms, strict=True):
         shape = size, rank
@@ -231,13 +235,28 @@ def initial_factors(
     return Factors(*factors)
 
 
-def _default_scale(objective: Objective, entries: Entries, rank: int) -> float:
-    values = np.asarray(entries.values, np.float64)
-    if len(values) == 0:
-        return 1.0
-    if objective.loss == "gkl":
-        cells = entries.shape[0] * entries.shape[1]
+def default_scale(
+    objective: Objective,
+    shape: tuple[int, int],
+    moments: tuple[int, float, float],
+    rank: int,
+    init: str = "uniform",
+) -> float:
+    """The scale that `initial_factors` takes where none is given.
+
+    Args:
+      objective: the objective.
+      shape: (N, M).
+      moments: number, sum and sum of squares of the values.
+      rank: K.
+      init: likewise.
+    """
+    count, total, squares = moments
+    if count == 0:
+        size = 1.0
+    elif objective.loss == "gkl":
         # Folded draws of root mean square s have products of at least (s / 2)^2 a column.
-        return 1.2 * math.sqrt(max(values.sum() / cells, 1e-12) / rank)
-    size = 0.1 * math.sqrt((values**2).mean() or 1.0)
-    return math.sqrt(size / math.sqrt(rank))
+        size = 1.2 * math.sqrt(max(total / (shape[0] * shape[1]), 1e-12) / rank)
+    else:
+        size = math.sqrt(0.1 * math.sqrt(squares / count or 1.0) / math.sqrt(rank))
+    return size * (1.0 if init == "normal" else math.sqrt(3))

@@ -4,11 +4,10 @@ The loop is the same for any model that gives an `episode_loss`; batches are a f
 alone, and the state holds all that the next step needs, so a run that was cut resumes bit for bit.
 """
 
-import concurrent.futures
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metamf_jax import parallel
+from metamf_jax import parallel, processes
 from metamf_jax.meta_learning.meta_loss import Episode, EpisodeLoss, meta_loss_terms
 
 
@@ -185,17 +184,6 @@ def _losses(episode_loss, params, episodes):
     return jax.lax.map(lambda episode: episode_loss(params, episode)[0], episodes, batch_size=50)
 
 
-def prefetch(draw: Callable[[int], Any], first: int, last: int) -> Iterator[Any]:
-    """Yields ``draw(first) .. draw(last - 1)``, drawing one ahead in a thread."""
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(draw, first) if first < last else None
-        for step in range(first, last):
-            assert ahead is not None
-            batch = ahead.result()
-            ahead = pool.submit(draw, step + 1) if step + 1 < last else None
-            yield batch
-
-
 @functools.lru_cache(maxsize=64)
 def _update_on(devices, episode_loss, config):
     """`make_update`, remembered: runs that differ in their data alone compile once."""
@@ -238,7 +226,7 @@ def meta_train(
     losses = []
     if is_finished(state, config):
         return state
-    batches = prefetch(lambda step: share_episodes(draw(step)), first, config.max_steps)
+    batches = parallel.prefetch(lambda step: share_episodes(draw(step)), first, config.max_steps)
     for step, episodes in enumerate(batches, start=first + 1):
         learned, loss = update(learned, episodes)
         losses.append(loss)
@@ -255,7 +243,8 @@ def meta_train(
         losses.clear()
         params, opt_state = jax.device_get(learned)
         scored = _to_keep(params, opt_state)
-        error = float(evaluate(scored, validation).mean(dtype=np.float64))
+        # One opinion for all: hosts of another make may round otherwise, and stop otherwise.
+        error = processes.from_first(float(evaluate(scored, validation).mean(dtype=np.float64)))
         state = state._replace(step=np.int32(step), params=params, opt_state=opt_state)
         if error < state.best_validation or config.keep == "last":
             state = state._replace(

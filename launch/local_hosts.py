@@ -1,0 +1,180 @@
+"""Runs one program as several processes on this machine, as it would run on several hosts.
+
+    python -m launch.local_hosts --processes=4 --devices_per_process=2 -- \\
+        python -m experiments.factorize --solver=dsgd --workdir=runs/factorize
+
+Each process learns of the others through the environment (`metamf_jax.processes`). When one of them
+fails, the others are ended and this program exits with its code; an interrupt is passed on to all.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import IO, NamedTuple
+
+from absl import app, flags
+
+_PROCESSES = flags.DEFINE_integer("processes", 2, "Number of processes.", lower_bound=1)
+_DEVICES = flags.DEFINE_integer(
+    "devices_per_process", 1, "Virtual devices of each process, on a CPU.", lower_bound=1
+)
+_OUTPUT = flags.DEFINE_enum(
+    "output", "all", ["all", "first"], "Whose output to show: of all, each line numbered, or of 0."
+)
+_GRACE = flags.DEFINE_float(
+    "grace", 5.0, "Seconds between asking a process to end and killing it.", lower_bound=0
+)
+
+# On Linux, has the kernel kill a child when the launcher is killed in a way that nobody can catch.
+_DIE_WITH_PARENT = """
+import ctypes, os, signal, sys
+PR_SET_PDEATHSIG = 1
+ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+_POLL_SECONDS = 0.05
+# An interrupted run may first write a checkpoint.
+_INTERRUPT_GRACE_SECONDS = 60.0
+
+
+class Failure(NamedTuple):
+    """The child that failed first."""
+
+    name: str
+    returncode: int
+
+    def __str__(self) -> str:
+        if self.returncode < 0:
+            number = -self.returncode
+            return f"{self.name} was ended by signal {number} ({signal.Signals(number).name})"
+        return f"{self.name} exited with code {self.returncode}"
+
+
+def watch(children: Mapping[str, subprocess.Popen], grace: float) -> Failure | None:
+    """Waits for all children; when one fails, ends the others.
+
+    SIGINT and SIGTERM that come in the meantime are passed on; then the children have a minute.
+
+    Args:
+      children: by name; each the leader of a process group of its own (``start_new_session``).
+      grace: seconds between asking the others to end and killing them.
+
+    Returns:
+      What failed first, or None where all ended well. No child is left running, whatever happens.
+    """
+    asked: list[int] = []
+    deadline = None
+
+    def pass_on(number, frame):
+        asked.append(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    failure = None
+    try:
+        while running := [child for child in children.values() if child.poll() is None]:
+            while asked:
+                _signal_groups(running, asked.pop())
+                deadline = deadline or time.monotonic() + _INTERRUPT_GRACE_SECONDS
+            failure = failure or _first_failure(children)
+            if failure is not None and deadline is None:
+                _signal_groups(running, signal.SIGTERM)
+                deadline = time.monotonic() + grace
+            if deadline is not None and time.monotonic() > deadline:
+                break
+            time.sleep(_POLL_SECONDS)
+        return failure or _first_failure(children)
+    finally:
+        # Grandchildren too: the group outlives its leader.
+        _signal_groups(children.values(), signal.SIGKILL)
+        for child in children.values():
+            child.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _signal_groups(children, number: int) -> None:
+    for child in children:
+        try:
+            os.killpg(child.pid, number)
+        except ProcessLookupError:
+            continue  # All of the group have ended.
+
+
+def _first_failure(children: Mapping[str, subprocess.Popen]) -> Failure | None:
+    failed = [Failure(name, c.returncode) for name, c in children.items() if c.returncode]
+    # Those that a dead peer brought down exit with an error: the signal came first.
+    return min(failed, key=lambda f: f.returncode > 0, default=None)
+
+
+def start(command: list[str], processes: int, devices: int) -> dict[str, subprocess.Popen]:
+    """Starts the processes, their output in pipes."""
+    # Free now; whoever takes it in between makes the first process fail with a clear message.
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    if sys.platform == "linux":
+        command = [sys.executable, "-c", _DIE_WITH_PARENT, *command]
+    children = {}
+    for index in range(processes):
+        environment = {
+            **os.environ,
+            "METAMF_COORDINATOR": f"127.0.0.1:{port}",
+            "METAMF_NUM_PROCESSES": str(processes),
+            "METAMF_PROCESS_ID": str(index),
+            "METAMF_DEVICES_PER_PROCESS": str(devices),
+        }
+        children[f"process {index} of {processes}"] = subprocess.Popen(
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return children
+
+
+def _show(pipe: IO[bytes], prefix: str | None) -> None:
+    with pipe:
+        for line in pipe:
+            # Gloo tells of every connection it makes, and cannot be told not to.
+            if prefix is not None and not line.startswith(b"[Gloo] Rank"):
+                sys.stdout.write(prefix + line.decode(errors="replace"))
+                sys.stdout.flush()
+
+
+def run(command: list[str], processes: int, devices: int, output: str, grace: float) -> int:
+    """Runs the command as several processes; returns the exit code."""
+    children = start(command, processes, devices)
+    threads = []
+    for index, child in enumerate(children.values()):
+        prefix = f"[{index}] " if output == "all" else "" if index == 0 else None
+        threads.append(threading.Thread(target=_show, args=(child.stdout, prefix), daemon=True))
+        threads[-1].start()
+    failure = watch(children, grace)
+    for thread in threads:
+        thread.join()
+    if failure is None:
+        return 0
+    print(f"error: {failure}; the others were ended", file=sys.stderr)
+    return failure.returncode if failure.returncode > 0 else 128 - failure.returncode
+
+
+def main(argv: list[str]) -> None:
+    command = argv[1:]
+    if not command:
+        print(
+            "error: expected a command after --, as in: python -m launch.local_hosts --processes=2"
+            " -- python -m experiments.factorize --workdir=DIR",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    sys.exit(run(command, _PROCESSES.value, _DEVICES.value, _OUTPUT.value, _GRACE.value))
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,61 @@
+"""Cells chunk by chunk, for matrices that are too large to be held in memory as a table."""
+
+import os
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from metamf_jax.data import sources, synthetic
+from metamf_jax.types import Entries, Table
+
+_CHUNK = 1 << 20
+
+
+class CellStream(NamedTuple):
+    """A matrix to be read once.
+
+    Attributes:
+      chunks: its cells.
+      shape: (N, M).
+      ids: names of rows [N] and columns [M], or None for their numbers.
+    """
+
+    chunks: Iterator[Entries]
+    shape: tuple[int, int]
+    ids: tuple[np.ndarray, np.ndarray] | None
+
+
+def open_stream(
+    name_or_path: str | os.PathLike, data_dir: str | os.PathLike | None = None, seed: int = 0
+) -> CellStream:
+    """A stream of `sources.load`'s table, or of a synthetic matrix of any size.
+
+    Args:
+      name_or_path: as for `sources.load`, which holds the table in memory; or
+        ``synthetic:ROWSxCOLUMNSxCELLS``, CELLS in each row, drawn as they are asked for.
+      data_dir: likewise.
+      seed: of synthetic matrices.
+
+    Raises:
+      ValueError: as `sources.load`, or sizes that are none.
+    """
+    name = os.fspath(name_or_path)
+    if not name.startswith("synthetic:"):
+        table = sources.load(name, data_dir, seed)
+        return CellStream(_parts(table), table.entries.shape, (table.row_ids, table.column_ids))
+    sizes = re.fullmatch(r"synthetic:(\d+)x(\d+)x(\d+)", name)
+    if sizes is None:
+        raise ValueError(f"expected synthetic:ROWSxCOLUMNSxCELLS_PER_ROW, got {name!r}")
+    rows, columns, cells = map(int, sizes.groups())
+    return CellStream(
+        synthetic.low_rank_stream(seed, rows, columns, cells, chunk=_CHUNK), (rows, columns), None
+    )
+
+
+def _parts(table: Table) -> Iterator[Entries]:
+    cells = table.entries
+    for begin in range(0, len(cells.values), _CHUNK):
+        part = slice(begin, begin + _CHUNK)
+        yield Entries(cells.rows[part], cells.columns[part], cells.values[part], cells.shape)

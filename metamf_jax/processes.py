@@ -1,0 +1,218 @@
+"""Several processes of one program, on one host or many: who they are, and what they agree on.
+
+Every process runs the same program; `parallel` spreads arrays over the devices of all of them.
+The first one (number 0) alone reads and writes the run's folder and prints.
+
+Processes find one another in one of three ways, tried in this order:
+
+==================  ================================================================================
+explicit address    ``METAMF_COORDINATOR=HOST:PORT`` (of the first process),
+                    ``METAMF_NUM_PROCESSES`` and ``METAMF_PROCESS_ID``; `launch.local_hosts` sets
+                    them. ``METAMF_DEVICES_PER_PROCESS`` makes so many virtual devices on a CPU.
+SLURM               a job step (``srun``) of more than one task
+TPU pod             ``TPU_WORKER_HOSTNAMES`` names more than one host, or ``METAMF_CLUSTER=tpu_pod``
+==================  ================================================================================
+
+``METAMF_CLUSTER=none`` keeps the tasks of a job apart: each is then a program of its own.
+"""
+
+import inspect
+import os
+import pickle
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+import numpy as np
+
+_CLUSTERS = ("none", "slurm", "tpu_pod")
+
+# A peer that dies silently, its host with it, is noticed after so long. Left at 100 the others went
+# on waiting for 95 s.
+_HEARTBEAT_SECONDS = 10
+# The first process scores and draws plots while the others wait for it to leave.
+_SHUTDOWN_SECONDS = 24 * 3600
+
+_count = 1
+
+
+class Cluster(NamedTuple):
+    """The processes as the environment describes them; None where JAX itself is to find out.
+
+    Attributes:
+      name: how they were found.
+      coordinator: ``HOST:PORT`` of the first process.
+      count: number of processes.
+      index: number of this one.
+      local_device_ids: of this process, where several share a host's accelerators.
+      devices_per_process: virtual devices to make on a CPU.
+    """
+
+    name: str
+    coordinator: str | None = None
+    count: int | None = None
+    index: int | None = None
+    local_device_ids: list[int] | None = None
+    devices_per_process: int | None = None
+
+
+def detect(environ: Mapping[str, str]) -> Cluster | None:
+    """The processes that this one belongs to, or None where it is alone.
+
+    Args:
+      environ: environment variables.
+
+    Raises:
+      ValueError: variables that are missing, are no numbers, or contradict one another.
+    """
+    wanted = environ.get("METAMF_CLUSTER")
+    if wanted is not None and wanted not in _CLUSTERS:
+        raise ValueError(f"expected METAMF_CLUSTER among {', '.join(_CLUSTERS)}, got {wanted!r}")
+    if wanted == "none":
+        return None
+    if wanted is None and "METAMF_COORDINATOR" in environ:
+        return _explicit(environ)
+    if wanted == "slurm" or (wanted is None and int(environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1):
+        return _slurm(environ)
+    if wanted == "tpu_pod" or "," in environ.get("TPU_WORKER_HOSTNAMES", ""):
+        return Cluster("a TPU pod")
+    return None
+
+
+def _numbers(environ: Mapping[str, str], names: tuple[str, ...], found: str) -> list[int]:
+    for name in names:
+        if not environ.get(name, "").isdecimal():
+            raise ValueError(
+                f"{found}: expected a number in {name}, got {environ.get(name)!r}; set"
+                f" {', '.join(names)} for every process"
+            )
+    count, index = (int(environ[name]) for name in names)
+    if not index < count:
+        raise ValueError(f"{found}: expected {names[1]} from 0 to {count - 1}, got {index}")
+    return [count, index]
+
+
+def _explicit(environ: Mapping[str, str]) -> Cluster:
+    coordinator = environ["METAMF_COORDINATOR"]
+    if not re.fullmatch(r".+:\d+", coordinator):
+        raise ValueError(f"expected METAMF_COORDINATOR as HOST:PORT, got {coordinator!r}")
+    count, index = _numbers(
+        environ, ("METAMF_NUM_PROCESSES", "METAMF_PROCESS_ID"), f"METAMF_COORDINATOR={coordinator}"
+    )
+    devices = environ.get("METAMF_DEVICES_PER_PROCESS")
+    return Cluster(
+        f"the address {coordinator}",
+        coordinator,
+        count,
+        index,
+        devices_per_process=None if devices is None else int(devices),
+    )
+
+
+def _slurm(environ: Mapping[str, str]) -> Cluster:
+    count, index = _numbers(environ, ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"), "SLURM")
+    nodes = environ.get("SLURM_STEP_NODELIST", "")
+    # "a7", "a[7-9,12],b1" or "a[07-09]-ib": the first host.
+    first = re.match(r"([^\[,]+)(?:\[([^\],-]+)[^\]]*\]([^\[,]*))?", nodes)
+    if first is None:
+        raise ValueError(
+            f"SLURM: expected the names of hosts in SLURM_STEP_NODELIST, got {nodes!r}"
+        )
+    # Jobs that share a host differ in this number; the range is that of ephemeral ports.
+    port = 61440 + int(environ.get("SLURM_JOB_ID", 0)) % 4096
+    # Tasks that share a host and all see its accelerators part them evenly.
+    visible = [x for x in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if x]
+    on_host = int(re.split(r"[(,]", environ.get("SLURM_STEP_TASKS_PER_NODE", "1"))[0])
+    share = None
+    if 1 < on_host <= len(visible):
+        each, local = len(visible) // on_host, int(environ.get("SLURM_LOCALID", 0))
+        share = list(range(local * each, (local + 1) * each))
+    host = "".join(part for part in first.groups() if part is not None)
+    return Cluster("SLURM", f"{host}:{port}", count, index, share)
+
+
+def initialize() -> None:
+    """Joins the other processes, if the environment tells of any; before the first array is made.
+
+    Prints one line, from the first process, on what was found; nothing where this process is alone.
+
+    Raises:
+      ValueError: as `detect`, or the others cannot be reached.
+    """
+    global _count
+    cluster = detect(os.environ)
+    if cluster is None:
+        return
+    if cluster.devices_per_process is not None:
+        jax.config.update("jax_num_cpu_devices", cluster.devices_per_process)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # It would swallow SIGTERM, by which a run is asked to end.
+    jax.config.update("jax_enable_preemption_service", False)
+    known: dict[str, Any] = {}
+    if cluster.coordinator is not None:
+        known = {
+            "coordinator_address": cluster.coordinator,
+            "num_processes": cluster.count,
+            "process_id": cluster.index,
+            "local_device_ids": cluster.local_device_ids,
+            "cluster_detection_method": "deactivate",
+        }
+    waits: dict[str, Any] = {
+        "heartbeat_timeout_seconds": _HEARTBEAT_SECONDS,
+        "shutdown_timeout_seconds": _SHUTDOWN_SECONDS,
+    }
+    there = inspect.signature(jax.distributed.initialize).parameters
+    try:
+        jax.distributed.initialize(**known, **{k: v for k, v in waits.items() if k in there})
+    except RuntimeError as error:
+        raise ValueError(
+            f"the processes found by {cluster.name} could not join: {error}; start all of them, and"
+            " see that they reach the first one's address"
+        ) from error
+    _count = cluster.count or jax.process_count()
+    if is_first():
+        print(f"{_count} processes, found by {cluster.name}", flush=True)
+
+
+def count() -> int:
+    """Number of processes."""
+    return _count
+
+
+def index() -> int:
+    """Number of this process, from 0."""
+    return jax.process_index() if _count > 1 else 0
+
+
+def is_first() -> bool:
+    """Whether this process reads and writes the run's folder, and prints."""
+    return index() == 0
+
+
+def from_first(value: Any) -> Any:
+    """The first process's `value` (anything that pickles) in every process; all must call."""
+    if _count == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    data = np.frombuffer(pickle.dumps(value) if is_first() else b"", np.uint8)
+    # Lengths beyond 32 bits: JAX has no wider integers here.
+    size = multihost_utils.broadcast_one_to_all(np.array(divmod(len(data), 2**30), np.int32))
+    length = int(size[0]) * 2**30 + int(size[1])
+    data = data if is_first() else np.zeros(length, np.uint8)
+    return pickle.loads(np.asarray(multihost_utils.broadcast_one_to_all(data)).tobytes())
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this process after a failure.
+
+    One of several ends at once: to take leave of the others would mean to wait for them, who wait
+    for this one's part of the work.
+    """
+    if _count > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

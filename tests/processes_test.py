@@ -1,0 +1,74 @@
+"""What the environment tells of other processes."""
+
+import pytest
+
+from metamf_jax import processes
+from metamf_jax.processes import Cluster, detect
+
+EXPLICIT = {
+    "METAMF_COORDINATOR": "h:1",
+    "METAMF_NUM_PROCESSES": "4",
+    "METAMF_PROCESS_ID": "3",
+}
+SLURM = {
+    "SLURM_STEP_NUM_TASKS": "6",
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1",
+    "SLURM_JOB_ID": "4097",
+    "SLURM_STEP_NODELIST": "node[007-008,12]-ib,b1",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x3)",
+}
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, None),
+        # A job of one task; a shell within an allocation, which is no step.
+        ({"SLURM_JOB_ID": "1", "SLURM_STEP_NUM_TASKS": "1"}, None),
+        ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, None),
+        ({**SLURM, **EXPLICIT, "METAMF_CLUSTER": "none"}, None),
+        ({**SLURM, **EXPLICIT}, Cluster("the address h:1", "h:1", 4, 3)),
+        (
+            {**EXPLICIT, "METAMF_DEVICES_PER_PROCESS": "2"},
+            Cluster("the address h:1", "h:1", 4, 3, None, 2),
+        ),
+        (SLURM, Cluster("SLURM", "node007-ib:61441", 6, 5)),
+        (
+            {**SLURM, "CUDA_VISIBLE_DEVICES": "0,1,2,3"},
+            Cluster("SLURM", "node007-ib:61441", 6, 5, [2, 3]),
+        ),
+        ({**SLURM, "SLURM_STEP_NODELIST": "a,b"}, Cluster("SLURM", "a:61441", 6, 5)),
+        ({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"}, Cluster("a TPU pod")),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
+        ({"METAMF_CLUSTER": "tpu_pod"}, Cluster("a TPU pod")),
+    ],
+)
+def test_detection(environ, expected):
+    assert detect(environ) == expected
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        ({**EXPLICIT, "METAMF_PROCESS_ID": "4"}, "METAMF_PROCESS_ID from 0 to 3, got 4"),
+        ({"METAMF_COORDINATOR": "h:1"}, "a number in METAMF_NUM_PROCESSES, got None"),
+        ({**EXPLICIT, "METAMF_COORDINATOR": "h"}, "as HOST:PORT, got 'h'"),
+        ({"METAMF_CLUSTER": "slum"}, "among none, slurm, tpu_pod, got 'slum'"),
+        ({"METAMF_CLUSTER": "slurm"}, "a number in SLURM_STEP_NUM_TASKS, got None"),
+    ],
+)
+def test_mistakes(environ, message):
+    with pytest.raises(ValueError, match=message):
+        detect(environ)
+
+
+def test_alone_nothing_happens(capfd, monkeypatch):
+    for name in (*EXPLICIT, *SLURM, "METAMF_CLUSTER", "TPU_WORKER_HOSTNAMES"):
+        monkeypatch.delenv(name, raising=False)
+    processes.initialize()
+    assert processes.count() == 1
+    assert processes.is_first()
+    value = object()
+    assert processes.from_first(value) is value
+    assert capfd.readouterr() == ("", "")
