@@ -176,7 +176,7 @@ def main() -> None:
         write_libmf(_LIBMF_OUTPUT.value, *table, _LIBMF_NUMBERS.value)
     elif PAIRS.value is not None:
         write_pairs(output, *table, *tables.read_pairs(PAIRS.value))
-    else:
+    elif _TOP.value is not None:
         write_top(
             output,
             *table,

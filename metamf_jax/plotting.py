@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 
 def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
@@ -257,8 +257,8 @@ def panels(path: str | os.PathLike, contents: Sequence[Panel], title: str = "") 
         for name, (x, y) in panel.curves.items():
             number = names.index(name)
             # After ten the colours come again, with dashes.
-            style = {"color": f"C{number % 10}", "linestyle": "--" if number >= 10 else "-"}
-            axes.plot(x, y, label=name, marker="o", markersize=3, linewidth=1.4, **style)
+            (line,) = axes.plot(x, y, label=name, marker="o", markersize=3, linewidth=1.4)
+            line.set(color=f"C{number % 10}", linestyle="--" if number >= 10 else "-")
             marked.update(x)
         for name, level in panel.levels.items():
             axes.axhline(level, color=f"C{names.index(name) % 10}", linestyle=":", linewidth=1)
@@ -268,8 +268,12 @@ def panels(path: str | os.PathLike, contents: Sequence[Panel], title: str = "") 
                 getattr(axes, f"set_{axis}scale")("log", **base)
             if scale == "log":
                 # 0.9 and not 9 x 10^-1; between the powers of ten only where there is room.
-                getattr(axes, f"{axis}axis").set_major_formatter(LogFormatter())
-                getattr(axes, f"{axis}axis").set_minor_formatter(LogFormatter())
+                low, high = getattr(axes, f"get_{axis}lim")()
+                plain = StrMethodFormatter("{x:g}")
+                getattr(axes, f"{axis}axis").set_major_formatter(plain)
+                getattr(axes, f"{axis}axis").set_minor_formatter(
+                    plain if high < 10 * low else NullFormatter()
+                )
         if panel.x_scale == "log2":
             axes.set_xticks(sorted(marked), [f"{x:g}" for x in sorted(marked)], minor=False)
             axes.minorticks_off()

@@ -104,6 +104,21 @@ class DsgdTest(parameterized.TestCase):
         assert all(one == reached[0] for one in reached)
         assert len({value for value, _ in reached[0][0]}) == 5
 
+    def test_penalties_round_alike_on_any_number_of_devices(self):
+        # At this size XLA's own sums differed between one device and two.
+        rng = np.random.default_rng(0)
+        cells = rng.choice(203 * 157, 4000, replace=False)
+        ids = map(np.int32, np.divmod(cells, 157))
+        entries = Entries(*ids, rng.normal(size=4000).astype("f"), (203, 157))
+        objective = Objective("squared", "weighted_l2", 0.05)
+        terms = make_terms(objective, entries)
+        start = solver.initial_factors(objective, entries, terms, 16, np.random.default_rng(0))
+        found = []
+        for num_devices in (1, 2, 8):
+            method = dsgd.make_solver(objective, entries, DsgdConfig(P, num_devices), width=16)
+            found.append(method.objective(method.init(start)))
+        assert found[0] == found[1] == found[2]
+
     @parameterized.parameters(("xla", "squared", True, 4), ("numba", "gkl", False, 8))
     def test_sharded_epochs_equal_serial_numpy(self, backend, loss, per_row, num_devices):
         objective = Objective(loss, "prior", biases=True)

@@ -429,8 +429,8 @@ def solve_blocks(
         def penalties_of(side, name):
             # Of each row, to be added in float64: a sum over rows is compiled otherwise, and rounds
             # otherwise, for another number of blocks on the device.
-            by_row = jax.vmap(lambda f, t: objectives.penalty(objective, f, t, name))
-            return sgd.in_series(by_row, side.squares, side.factors, side.terms)
+            by_row = jax.vmap(lambda f, t: objectives.penalty_parts(objective, f, t, name))
+            return objectives.sum_in_order(jax.vmap(by_row)(side.factors, side.terms))
 
         penalties = penalties_of(u, "u"), penalties_of(v, "v")
         return penalties, (cell_sums_of(u.factors), cell_sums_of(v.factors))

@@ -397,9 +397,24 @@ def local_gradient(
 
 def penalty(objective: Objective, factor: Array, terms: SideTerms, side: str) -> Array:
     """Penalty of one row's ``u_n`` (``side="u"``) or one column's ``v_m`` ("v"), [K] -> scalar."""
+    return penalty_parts(objective, factor, terms, side).sum()
+
+
+def penalty_parts(objective: Objective, factor: Array, terms: SideTerms, side: str) -> Array:
+    """The K numbers whose sum is `penalty`."""
     mask = trainable(objective, factor.shape[-1])["uv".index(side)]
     offset = factor if terms.mean is None else factor - terms.mean
-    return terms.weight * jnp.where(mask, offset**2, 0).sum()
+    return terms.weight * jnp.where(mask, offset**2, 0)
+
+
+def sum_in_order(x: Array) -> Array:
+    """Sums over the last axis, one after the other: the same bits whatever the other axes.
+
+    XLA's own sum over an axis is compiled otherwise for other shapes, and products that feed it are
+    fused into it or not; the steps of a loop over arrays in memory only add.
+    """
+    columns = jnp.moveaxis(jnp.asarray(x), -1, 0)
+    return jax.lax.scan(lambda sums, column: (sums + column, None), columns[0], columns[1:])[0]
 
 
 def point_losses(

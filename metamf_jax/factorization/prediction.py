@@ -45,11 +45,12 @@ def predict(factors: Factors, rows: np.ndarray, columns: np.ndarray) -> np.ndarr
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def _best(u: Array, v: Array, excluded: Array, count: int) -> list[Array]:
+def _best(u: Array, v: Array, excluded: Array, count: int) -> tuple[Array, Array]:
     values = jnp.matmul(u, v.T, precision=jax.lax.Precision.HIGHEST)
     # Excluded columns are numbers; M, one past the end, fills the table up.
     values = values.at[jnp.arange(len(u))[:, None], excluded].set(-jnp.inf, mode="drop")
-    return jax.lax.top_k(values, count)
+    best, columns = jax.lax.top_k(values, count)
+    return best, columns
 
 
 def top_columns(

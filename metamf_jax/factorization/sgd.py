@@ -15,7 +15,6 @@ Rows and columns without points take the whole of it in one step at its start.
 `run_in_order` is what the faster backends of `block_update` must equal.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -116,30 +115,6 @@ def step_without_points(
 def take(tree: Any, index: Array) -> Any:
     """Entry `index` of every array's leading axis."""
     return jax.tree.map(lambda x: x[index], tree)
-
-
-def in_series(function: Callable[..., Array], like: Array, *trees: Any) -> Array:
-    """Maps over the leading axis in a loop, so that rounding does not depend on its length.
-
-    XLA would unroll a loop of known length one, and compiles batches of different sizes with
-    different orders of summation (on CPUs, sums over 16 columns of blocks on 2 and on 4 devices).
-
-    Args:
-      function: of one entry of each tree.
-      like: [B, R], of the shape of the result, non-negative or NaN.
-      trees: arrays with leading axis B.
-
-    Returns:
-      The results, [B, R].
-    """
-    length = like.shape[0]
-    # Hidden from the compiler; for NaN too it is the length.
-    length = jnp.where(like[0, 0] < 0, 0, length)
-
-    def one(b, results):
-        return results.at[b].set(function(*(take(tree, b) for tree in trees)))
-
-    return jax.lax.fori_loop(0, length, one, like)
 
 
 def run_in_order(

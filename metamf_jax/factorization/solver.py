@@ -96,22 +96,22 @@ def advance(
         return progress._replace(state=state, epoch=epoch, step_size=value, seconds=seconds)
     objective = solver.objective(state)
     previous = progress.finite_objective
-    finite = math.isfinite(objective)
+    sound = math.isfinite(objective)
     if step_size.name == "bold_driver":
         # Seen with `gkl` on MovieLens-100K: on the way to NaN an epoch may end at 1e33, from where
         # no smaller step leads back.
-        finite = finite and objective <= previous + _LARGEST_RISE * abs(previous)
-    elif not finite:
+        sound = sound and objective <= previous + _LARGEST_RISE * abs(previous)
+    elif not sound:
         raise ValueError(
             f"the objective is {objective} after epoch {epoch}: the steps diverged at step size"
             f" {progress.step_size:g}; take a smaller one, or bold_driver, which recovers"
         )
     return Progress(
-        state if finite else progress.state,
+        state if sound else progress.state,
         epoch,
         step_size.after(epoch, progress.step_size, previous, objective),
         objective,
-        objective if finite else previous,
+        objective if sound else previous,
         seconds,
     )
 

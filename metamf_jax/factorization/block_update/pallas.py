@@ -92,7 +92,7 @@ def _update_kernel(objective, per_row, width, points, ends, step, terms, sums, o
             factors[at, :] = sgd.project(objective, own - moved)
         return carry
 
-    _for_each_point(*ends, visit, 0)
+    _for_each_point(ends, visit, 0)
 
 
 def _losses_kernel(objective, points, ends, u, v, sums):
@@ -104,11 +104,12 @@ def _losses_kernel(objective, points, ends, u, v, sums):
         fitted = (x * y).sum(axis=1, keepdims=True)
         return total + objectives.point_loss(objective, value, fitted)
 
-    sums[...] = _for_each_point(*ends, visit, jnp.zeros((1, 1), jnp.float32))
+    sums[...] = _for_each_point(ends, visit, jnp.zeros((1, 1), jnp.float32))
 
 
-def _for_each_point(first, last, visit, carry):
+def _for_each_point(ends, visit, carry):
     """Runs ``carry = visit(t, carry)`` for the points of each sub-block, [1, Q] ends, in order."""
+    first, last = ends
 
     def sub_block(q, carry):
         return jax.lax.fori_loop(first[0, q], last[0, q], visit, carry)
@@ -116,7 +117,7 @@ def _for_each_point(first, last, visit, carry):
     return jax.lax.fori_loop(0, first.shape[1], sub_block, carry)
 
 
-def _options():
+def _options() -> tuple[dict[str, Any], Any]:
     """What differs between platforms: (arguments of `pallas_call`, where integers lie)."""
     platform = _platform()
     if platform == "gpu":
