@@ -94,7 +94,7 @@ def error_by_method(
     path: str | os.PathLike, errors: dict[str, tuple[float, float]], reference: str
 ) -> None:
     """Each method's (mean error, standard error), the best on top; a line at the reference's."""
-    figure, (axes,) = _figure(6.4, 1.2 + 0.22 * len(errors))
+    figure, (axes,) = _figure(6.4, max(2.4, 1.2 + 0.22 * len(errors)))
     names = sorted(errors, key=lambda name: -errors[name][0])
     means, bars = np.array([errors[name] for name in names]).T
     colors = ["C1" if name == reference else "C0" for name in names]
