@@ -12,7 +12,9 @@ import pytest
 
 from experiments import factorize
 from launch import local_hosts
+from metamf_jax import parallel
 from metamf_jax.run_log import read_metrics
+from tests import training_program
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -69,3 +71,17 @@ def test_killed_factorization_goes_on_to_the_bytes_of_one_process(tmp_path):
         assert [x[name] for x in read_metrics(two)] == [x[name] for x in read_metrics(one)]
     factors = [(folder / "factors.safetensors").read_bytes() for folder in (one, two)]
     assert factors[0] == factors[1]
+
+
+def test_training_over_two_processes_gives_the_bytes_of_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "_devices", None)
+    parallel.use_devices(4)
+    one, two = tmp_path / "one", tmp_path / "two"
+    training_program.meta_train(str(one), 6)
+    # What one process began, two end.
+    training_program.meta_train(str(two), 2)
+    begun = (two / "model.safetensors").read_bytes()
+    command = [sys.executable, "-m", "tests.training_program", str(two), "6"]
+    assert local_hosts.run(command, 2, 2, "first", 2) == 0
+    assert (two / "model.safetensors").read_bytes() != begun
+    assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
