@@ -15,7 +15,6 @@ import os
 import pathlib
 from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
 
@@ -238,41 +237,40 @@ def run(
         log.print(f"step size {rule.value:g}, chosen on a sample")
 
     progress = solver.start(method, factors, rule)
-    checkpointer = Checkpointer(workdir)
-    leaves, structure = jax.tree.flatten(progress)
-    restored = checkpointer.restore(leaves)
+    checkpointer = Checkpointer(workdir, log.print)
+    restored = checkpointer.restore(progress)
     if restored is not None:
-        progress = jax.tree.unflatten(structure, restored)
-        progress = progress._replace(
-            epoch=int(progress.epoch),
-            step_size=float(progress.step_size),
-            objective=float(progress.objective),
-            finite_objective=float(progress.finite_objective),
-            seconds=float(progress.seconds),
+        progress = restored._replace(
+            epoch=int(restored.epoch),
+            step_size=float(restored.step_size),
+            objective=float(restored.objective),
+            finite_objective=float(restored.finite_objective),
+            seconds=float(restored.seconds),
         )
     log.resume_at(progress.epoch)
     log.start_progress(config.epochs, progress.epoch, "epoch")
-    while progress.epoch < config.epochs:
-        used, before = progress.step_size, progress.finite_objective
-        progress = solver.advance(method, rule, progress)
-        scored = solver.add_mean(objective, method.factors(progress.state), mean)
-        errors = {"train_rmse": _rmse(scored, train.entries), "test_rmse": _rmse(scored, test)}
-        log.metrics(
-            progress.epoch,
-            {
-                "objective": progress.objective,
-                **{name: value for name, value in errors.items() if value is not None},
-                "step_size": used,
-                "epoch_seconds": progress.seconds,
-                "updates_per_second": len(entries.values) / max(progress.seconds, 1e-9),
-            },
-        )
-        checkpointer.save(progress.epoch, jax.tree.leaves(progress))
-        log.advance()
-        fall = before - progress.objective
-        if config.early_stopping is not None and 0 <= fall < config.early_stopping * before:
-            break
-    checkpointer.close()
+    with common.until_checkpoint() as leave_if_asked:
+        while progress.epoch < config.epochs:
+            used, before = progress.step_size, progress.finite_objective
+            progress = solver.advance(method, rule, progress)
+            scored = solver.add_mean(objective, method.factors(progress.state), mean)
+            errors = {"train_rmse": _rmse(scored, train.entries), "test_rmse": _rmse(scored, test)}
+            log.metrics(
+                progress.epoch,
+                {
+                    "objective": progress.objective,
+                    **{name: value for name, value in errors.items() if value is not None},
+                    "step_size": used,
+                    "epoch_seconds": progress.seconds,
+                    "updates_per_second": len(entries.values) / max(progress.seconds, 1e-9),
+                },
+            )
+            checkpointer.save(progress.epoch, progress)
+            leave_if_asked()
+            log.advance()
+            fall = before - progress.objective
+            if config.early_stopping is not None and 0 <= fall < config.early_stopping * before:
+                break
 
     factors = solver.add_mean(objective, method.factors(progress.state), mean)
     path = pathlib.Path(workdir) / "factors.safetensors"

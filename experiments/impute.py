@@ -97,7 +97,8 @@ def _needed(flag: flags.FlagHolder[str | None]) -> str:
 
 
 def main() -> None:
-    run(_needed(_CHECKPOINT), _needed(INPUT), _needed(_OUTPUT), _PAIRS.value)
+    with common.profiled(common.WORKDIR.value):
+        run(_needed(_CHECKPOINT), _needed(INPUT), _needed(_OUTPUT), _PAIRS.value)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,12 @@ from metamf_jax.types import Entries
 _SPLIT_SEED = flags.DEFINE_integer(
     "split_seed", 0, "Seed of the split of rows and columns, and of the fixed scored matrices."
 )
+_OVERRIDE = flags.DEFINE_multi_string(
+    "override",
+    [],
+    "Changes one value of the preset, as in model.inner.steps=5; may be given several times. "
+    "config.json has the names.",
+)
 
 # Keep the draws of meta-training, validation and test apart.
 _TRAIN, _VALIDATION, _TEST = range(3)
@@ -87,7 +93,7 @@ def run(
 
     params = model.init(jax.random.key(config.seed))
     state = training.init_state(params, training.make_optimizer(config.training))
-    checkpointer = Checkpointer(workdir)
+    checkpointer = Checkpointer(workdir, log.print)
     state = checkpointer.restore(state) or state
     log.resume_at(int(state.step))
     values = table.entries.values
@@ -107,9 +113,10 @@ def run(
                 pathlib.Path(workdir) / "model.safetensors", state.best_params, metadata(learned)
             )
         checkpointer.save(step, state)
+        leave_if_asked()
 
     log.start_progress(config.training.max_steps, int(state.step), "step")
-    with common.profiled(workdir):
+    with common.profiled(workdir), common.until_checkpoint() as leave_if_asked:
         state = training.meta_train(
             loss,
             state,
@@ -119,7 +126,6 @@ def run(
             on_evaluation,
             lambda step: log.advance(),
         )
-    checkpointer.close()
 
     test_errors = training.make_evaluate(loss)(state.best_params, test)
     settings = {name: tuning.tune(name, validation) for name in tuning.BASELINES}
@@ -138,6 +144,7 @@ def run(
     results = {
         "test_mse": mse,
         "test_mse_stderr": stderr,
+        "validation_mse": float(state.best_validation),
         **{f"{name}_mse": float(errors[name].mean(dtype=np.float64)) for name in settings},
         "test_matrices": config.scored_matrices,
         "support_per_matrix": float(support_counts.mean()),
@@ -207,7 +214,7 @@ def config_from_flags() -> Config:
         preset=common.PRESET.value,
         seed=common.SEED.value,
         split_seed=_SPLIT_SEED.value,
-        **presets.TRAIN[common.PRESET.value],
+        **presets.overridden(presets.TRAIN[common.PRESET.value], _OVERRIDE.value),
     )
 
 

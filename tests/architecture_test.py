@@ -19,7 +19,9 @@ BASE = {
     "bias_model",
     "parallel",
     "checkpoint",
+    "compilation_cache",
     "metrics",
+    "resources",
     "run_log",
 }
 # What the modules of a package may import from metamf_jax besides their own package.
