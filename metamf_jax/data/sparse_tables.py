@@ -8,6 +8,8 @@ import io
 import itertools
 import math
 import re
+import struct
+import tokenize
 import zipfile
 import zlib
 
@@ -132,7 +134,8 @@ def read_npz(source: Source) -> Table:
             "write it by scipy.sparse.save_npz(path, scipy.sparse.coo_array(matrix))",
         )
 
-    kind = arrays.get("format", np.array("")).item()
+    stored = arrays.get("format", np.array(""))
+    kind = stored.item() if stored.size == 1 else ""
     kind = kind.decode("latin1") if isinstance(kind, bytes) else str(kind)
     names = {"coo": ("row", "col"), "csr": ("indices", "indptr"), "csc": ("indices", "indptr")}
     if kind not in names:
@@ -205,7 +208,21 @@ def _npz_arrays(source: Source) -> dict[str, np.ndarray]:
                     raise ValueError(f"{member.filename} claims {claimed} bytes and holds {left}")
                 array = np.frombuffer(data.read(), kind).reshape(shape)
                 arrays[member.filename.removesuffix(".npy")] = array
-    except (ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
+    # What zipfile and NumPy raise at damaged headers, encryption and the like.
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        OverflowError,
+        RecursionError,
+        RuntimeError,
+        OSError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+        struct.error,
+        tokenize.TokenError,
+    ) as error:
         raise mistake(
             source.path,
             None,

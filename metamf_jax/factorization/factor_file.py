@@ -44,14 +44,37 @@ def load_factors(path: str | os.PathLike) -> tuple[Factors, np.ndarray, np.ndarr
         raise ValueError(f"{path} does not exist: expected factors as a factorization leaves them")
     try:
         arrays = safetensors.numpy.load_file(path)
-        ids = []
-        for name in ("row_ids", "column_ids"):
-            stored = arrays[name]
-            if stored.dtype == np.uint8:
-                names = json.loads(stored.tobytes())
-                stored = np.empty(len(names), object)
-                stored[:] = names
-            ids.append(stored)
-        return Factors(arrays["u"], arrays["v"]), ids[0], ids[1]
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        factors = Factors(arrays["u"], arrays["v"])
+        ids = _ids(arrays["row_ids"], len(factors.u)), _ids(arrays["column_ids"], len(factors.v))
+        for name, factor in zip("uv", factors, strict=True):
+            if factor.ndim != 2 or factor.dtype != np.float32 or not np.isfinite(factor).all():
+                raise ValueError(
+                    f"expected {name} as a matrix of finite float32, got {factor.dtype} of shape "
+                    f"{factor.shape}"
+                )
+        if factors.u.shape[1] != factors.v.shape[1]:
+            raise ValueError(f"u has rank {factors.u.shape[1]}, v {factors.v.shape[1]}")
+        return factors, *ids
+    except (
+        safetensors.SafetensorError,
+        OSError,
+        KeyError,
+        TypeError,
+        ValueError,
+        RecursionError,
+    ) as error:
         raise ValueError(f"{path} does not hold factors of this package: {error!r}") from error
+
+
+def _ids(stored: np.ndarray, count: int) -> np.ndarray:
+    if stored.dtype == np.uint8:
+        names = json.loads(stored.tobytes())
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("expected a list of strings as ids")
+        stored = np.empty(len(names), object)
+        stored[:] = names
+    elif stored.dtype != np.int64:
+        raise ValueError(f"expected ids as text or int64, got {stored.dtype}")
+    if stored.shape != (count,):
+        raise ValueError(f"expected {count} ids, got shape {stored.shape}")
+    return stored
