@@ -160,7 +160,7 @@ def _series(plot: Plot, rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[Any
 def draw(plot: Plot, rows: Sequence[Mapping[str, Any]]) -> str:
     """The plot as SVG; empty where no point has both numbers.
 
-    Lines join the means; every point is a dot. Words on the x axis stand side by side.
+    Lines join the means; every point is a dot.
     """
     series = _series(plot, rows)
     if not series:
@@ -181,10 +181,11 @@ def draw(plot: Plot, rows: Sequence[Mapping[str, Any]]) -> str:
         at = {x: places.index(x) if words else x for x in xs}
         color = f"C{number % 10}"
         means = [statistics.fmean(values[x]) for x in xs]
-        axes.plot([at[x] for x in xs], means, "-" if not words else "", color=color, lw=1.5)
+        # Words have no order that a line could follow: a bar stands at each mean.
+        axes.plot([at[x] for x in xs], means, "_" if words else "-", color=color, lw=1.5, ms=16)
         for x in xs:
             axes.plot([at[x]] * len(values[x]), values[x], "o", color=color, ms=4, alpha=0.7)
-        axes.plot([], [], "-o", color=color, label=name)
+        axes.plot([], [], "o" if words else "-o", color=color, ms=4, label=name)
     if plot.log_x and not words:
         axes.set_xscale("log", base=2)
         axes.set_xticks(places, [str(x) for x in places], minor=False)
