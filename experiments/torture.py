@@ -8,7 +8,7 @@ same flags ends with the same parameters, metrics and results, to the last bit.
 
 Each run is killed once or twice, the first kills spread evenly over the duration of the undisturbed
 run; the last line is ``50 of 50 runs ended bit-identical``, the exit code 1 if one did not. It
-takes about 1.6 times as long as so many undisturbed runs, which are 5 s each.
+takes about 1.6 times as long as so many undisturbed runs.
 """
 
 import json

@@ -10,6 +10,7 @@ import math
 import re
 import struct
 import tokenize
+import warnings
 import zipfile
 import zlib
 
@@ -199,7 +200,10 @@ def _npz_arrays(source: Source) -> dict[str, np.ndarray]:
                 version = np.lib.format.read_magic(data)
                 if version != (1, 0):
                     raise ValueError(f"{member.filename} has NumPy format {version}")
-                shape, fortran, kind = np.lib.format.read_array_header_1_0(data)
+                with warnings.catch_warnings():
+                    # It tells that a file of Python 2 takes longer to read.
+                    warnings.simplefilter("ignore", UserWarning)
+                    shape, fortran, kind = np.lib.format.read_array_header_1_0(data)
                 claimed = math.prod(shape) * kind.itemsize
                 left = member.file_size - data.tell()
                 if kind.hasobject:
