@@ -19,8 +19,8 @@ from metamf_jax.data import tables
 from tests import fuzz_workers
 from tests.experiments_test import launch
 
-# The two that take long for each file are left to the binary, but for a few.
-SLOW = ("prior", "run_state")
+# It takes long for each file.
+SLOW = ("prior",)
 _seeds = {}
 
 
@@ -38,8 +38,7 @@ def seeds_of(name):
 @pytest.mark.parametrize("name", fuzz.READERS)
 def test_valid_files_are_read(name):
     outcomes = [outcome_of(name, data) for data in seeds_of(name)]
-    if name != "run_state":
-        assert "read" in {outcome.kind for outcome in outcomes}
+    assert "read" in {outcome.kind for outcome in outcomes}
     assert {outcome.kind for outcome in outcomes} <= {"read", "refused"}
 
 
@@ -136,7 +135,10 @@ def test_nothing_is_unpickled(name, tmp_path):
     single = io.BytesIO()
     np.save(single, hostile, allow_pickle=True)
     for data in (pickle.dumps(Hostile(made)), archive.getvalue(), single.getvalue()):
-        assert outcome_of(name, data).kind == "refused"
+        outcome = outcome_of(name, data)
+        # To the reader of metrics one line that does not end is none yet.
+        cut = name == "metrics" and b"\n" not in data
+        assert outcome.kind == ("read" if cut else "refused")
     assert not made.exists()
     pickle.loads(pickle.dumps(Hostile(made)))
     assert made.exists()
