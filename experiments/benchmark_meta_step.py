@@ -306,7 +306,8 @@ def main() -> None:
         ours += [f"--step_form={_STEP_FORM.value}", f"--repeats={config.repeats}"]
         ours += [f"--preset={common.PRESET.value}", f"--seed={config.seed}"]
         comparison = compare(_PEER.value, ours, _ROUNDS.value)
-    run(config, common.WORKDIR.value, comparison)
+    with common.profiled(common.WORKDIR.value):
+        run(config, common.WORKDIR.value, comparison)
 
 
 if __name__ == "__main__":

@@ -146,7 +146,8 @@ def main() -> None:
         seed=common.SEED.value,
         runs=_RUNS.value,
     )
-    run(config, common.WORKDIR.value, common.DATA_DIR.value)
+    with common.profiled(common.WORKDIR.value):
+        run(config, common.WORKDIR.value, common.DATA_DIR.value)
 
 
 if __name__ == "__main__":

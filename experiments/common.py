@@ -1,7 +1,13 @@
-"""Flags that every binary has, and what follows from them before the first array is made."""
+"""Flags that every binary has, and what follows from them before the first array is made.
+
+Exit codes: 0, done; 1, a mistake or a disk that cannot be written, told in one line; 2, a mistake
+in the flags' grammar; 75 (`TERMINATED`), ended by SIGTERM with its state on disk: the same flags
+resume the run.
+"""
 
 import contextlib
 import os
+import signal
 import sys
 import time
 import traceback
@@ -11,7 +17,10 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 
-from metamf_jax import parallel, processes
+from metamf_jax import compilation_cache, parallel, processes
+
+# EX_TEMPFAIL of sysexits.h: try again later.
+TERMINATED = 75
 
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for the run's files; a folder that holds a run resumes it."
@@ -36,6 +45,25 @@ DEVICES = flags.DEFINE_integer(
     lower_bound=1,
 )
 PROFILE = flags.DEFINE_bool("profile", False, "Writes a jax.profiler trace to WORKDIR/profile.")
+_COMPILATION_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    None,
+    "Folder that keeps compiled programs for later runs, or `off`. Default: the variable "
+    f"{compilation_cache.VARIABLE}, else metamf_jax in the user's cache folder.",
+)
+
+
+class _Termination:
+    """What became of SIGTERM: asked for or not, and whether it must wait for a checkpoint."""
+
+    asked = False
+    waits = False
+
+
+def _on_sigterm(number, frame) -> None:
+    if _Termination.asked or not _Termination.waits:
+        raise SystemExit(TERMINATED)
+    _Termination.asked = True
 
 
 def needed(flag: flags.FlagHolder[str | None]) -> str:
@@ -50,11 +78,36 @@ def needed(flag: flags.FlagHolder[str | None]) -> str:
 
 
 @contextlib.contextmanager
-def profiled(workdir: os.PathLike | str) -> Iterator[None]:
-    """Traces its body when --profile is given; of several processes the first."""
+def until_checkpoint() -> Iterator[Callable[[], None]]:
+    """A body that SIGTERM ends only right after a checkpoint; a second SIGTERM ends it at once.
+
+    Gives a function to call after each checkpoint.
+    """
+
+    def leave_if_asked() -> None:
+        if _Termination.asked:
+            raise SystemExit(TERMINATED)
+
+    _Termination.waits = True
+    try:
+        yield leave_if_asked
+    finally:
+        _Termination.waits = False
+    leave_if_asked()
+
+
+@contextlib.contextmanager
+def profiled(workdir: os.PathLike | str | None) -> Iterator[None]:
+    """Traces its body when --profile is given; of several processes the first.
+
+    Raises:
+      ValueError: it is given without a workdir.
+    """
     if not PROFILE.value or not processes.is_first():
         yield
         return
+    if workdir is None:
+        raise ValueError("--profile needs --workdir: the trace goes to WORKDIR/profile")
     with jax.profiler.trace(os.path.join(workdir, "profile")):
         yield
 
@@ -90,7 +143,7 @@ def temporary_bytes(compiled: jax.stages.Compiled) -> int:
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Runs a binary: a user's mistake ends in one line on stderr and exit code 1.
+    """Runs a binary; see above for the exit codes.
 
     Where the environment tells of several processes, joins them first (`processes.initialize`).
     """
@@ -99,21 +152,31 @@ def run_main(main: Callable[[], None]) -> None:
         if len(argv) > 1:
             print(f"error: unexpected arguments {argv[1:]}", file=sys.stderr)
             sys.exit(2)
-        # absl.app shows INFO, at which orbax tells of each file; -v=1 brings it back.
+        # absl.app shows INFO of all libraries; -v=1 brings it back.
         if flags.FLAGS.verbosity == logging.INFO:
             logging.set_verbosity(logging.WARNING)
+        previous = signal.signal(signal.SIGTERM, _on_sigterm)
         try:
             processes.initialize()
             if DEVICES.value is not None:
                 parallel.use_devices(DEVICES.value)
+            compilation_cache.use(_COMPILATION_CACHE.value)
             main()
         except (ValueError, OSError, FloatingPointError) as error:
             print(f"error: {error}", file=sys.stderr)
             processes.leave(1)
+        except SystemExit as end:
+            if end.code != TERMINATED:
+                raise
+            print("terminated; the same flags resume the run", file=sys.stderr)
+            processes.leave(TERMINATED)
         except Exception:
             if processes.count() == 1:
                 raise
             traceback.print_exc()
             processes.leave(1)
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+            _Termination.asked = False
 
     app.run(guarded)

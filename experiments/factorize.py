@@ -385,50 +385,49 @@ def run(
 
     progress = solver.start(method, factors, rule)
     del factors
-    checkpointer = Checkpointer(workdir)
-    leaves, structure = jax.tree.flatten(progress)
-    restored = checkpointer.restore(leaves)
+    checkpointer = Checkpointer(workdir, log.print)
+    restored = checkpointer.restore(progress)
     if restored is not None:
-        progress = jax.tree.unflatten(structure, restored)
-        progress = progress._replace(
-            epoch=int(progress.epoch),
-            step_size=float(progress.step_size),
-            objective=float(progress.objective),
-            finite_objective=float(progress.finite_objective),
-            seconds=float(progress.seconds),
+        progress = restored._replace(
+            epoch=int(restored.epoch),
+            step_size=float(restored.step_size),
+            objective=float(restored.objective),
+            finite_objective=float(restored.finite_objective),
+            seconds=float(restored.seconds),
         )
     log.resume_at(progress.epoch)
     log.start_progress(config.epochs, progress.epoch, "epoch")
     every = config.evaluate_every or config.epochs
     before, seconds = progress.finite_objective, []
-    while progress.epoch < config.epochs:
-        used = progress.step_size
-        due = (progress.epoch + 1) % every == 0 or progress.epoch + 1 == config.epochs
-        progress = solver.advance(method, rule, progress, evaluate=due)
-        seconds.append(progress.seconds)
-        log.advance()
-        if not due:
-            continue
-        errors = dict(zip(("train_rmse", "test_rmse"), errors_of(progress.state), strict=True))
-        log.metrics(
-            progress.epoch,
-            {
-                "objective": progress.objective,
-                **{name: value for name, value in errors.items() if value is not None},
-                "step_size": used,
-                "epoch_seconds": sum(seconds) / len(seconds),
-                "epochs": len(seconds),
-                "updates_per_second": matrix.num_points / max(min(seconds), 1e-9),
-            },
-        )
-        checkpointer.save(progress.epoch, jax.tree.leaves(progress))
-        fall = before - progress.objective
-        before, seconds = progress.finite_objective, []
-        if config.early_stopping is not None and 0 <= fall < config.early_stopping * (
-            progress.objective + fall
-        ):
-            break
-    checkpointer.close()
+    with common.until_checkpoint() as leave_if_asked:
+        while progress.epoch < config.epochs:
+            used = progress.step_size
+            due = (progress.epoch + 1) % every == 0 or progress.epoch + 1 == config.epochs
+            progress = solver.advance(method, rule, progress, evaluate=due)
+            seconds.append(progress.seconds)
+            log.advance()
+            if not due:
+                continue
+            errors = dict(zip(("train_rmse", "test_rmse"), errors_of(progress.state), strict=True))
+            log.metrics(
+                progress.epoch,
+                {
+                    "objective": progress.objective,
+                    **{name: value for name, value in errors.items() if value is not None},
+                    "step_size": used,
+                    "epoch_seconds": sum(seconds) / len(seconds),
+                    "epochs": len(seconds),
+                    "updates_per_second": matrix.num_points / max(min(seconds), 1e-9),
+                },
+            )
+            checkpointer.save(progress.epoch, progress)
+            leave_if_asked()
+            fall = before - progress.objective
+            before, seconds = progress.finite_objective, []
+            if config.early_stopping is not None and 0 <= fall < config.early_stopping * (
+                progress.objective + fall
+            ):
+                break
 
     train_rmse, test_rmse = errors_of(progress.state)
     factors = solver.add_mean(objective, method.factors(progress.state), mean)

@@ -88,12 +88,13 @@ def _write_pairs(
 
 
 def main() -> None:
-    run(
-        common.needed(_CHECKPOINT),
-        common.needed(INPUT),
-        common.needed(OUTPUT),
-        PAIRS.value,
-    )
+    with common.profiled(common.WORKDIR.value):
+        run(
+            common.needed(_CHECKPOINT),
+            common.needed(INPUT),
+            common.needed(OUTPUT),
+            PAIRS.value,
+        )
 
 
 if __name__ == "__main__":

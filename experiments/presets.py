@@ -1,4 +1,9 @@
-"""The named sizes of meta-training."""
+"""The named sizes of meta-training, and how flags change single ones."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from metamf_jax.meta_learning.encoder import EncoderConfig
 from metamf_jax.meta_learning.episodes import EpisodeConfig
@@ -89,3 +94,47 @@ FIGURES = {
     },
 }
 FIGURES["best"] = {**FIGURES["paper"], **TRAIN["best"]}
+
+
+def overridden(settings: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A preset with some of its values changed.
+
+    Args:
+      settings: a preset.
+      overrides: such as ``model.inner.steps=5`` or ``episodes.rows=[20,60]``: values are written
+        as JSON, words without quotes.
+
+    Raises:
+      ValueError: there is no such value, or this one is of another kind or not allowed.
+    """
+    changed = dict(settings)
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals:
+            raise ValueError(f"expected an override as NAME=VALUE, got {override!r}")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        first, *rest = path.split(".")
+        if first not in changed:
+            raise ValueError(f"{override}: no {first!r} among {', '.join(changed)}")
+        changed[first] = _replaced(changed[first], rest, value, override)
+    return changed
+
+
+def _replaced(old: Any, path: list[str], value: Any, override: str) -> Any:
+    if path:
+        held: Any = old if dataclasses.is_dataclass(old) else None
+        names = [] if held is None else [field.name for field in dataclasses.fields(held)]
+        if path[0] not in names:
+            raise ValueError(f"{override}: no {path[0]!r} among {', '.join(names) or 'no more'}")
+        new = _replaced(getattr(held, path[0]), path[1:], value, override)
+        return dataclasses.replace(held, **{path[0]: new})
+    if isinstance(old, tuple) and isinstance(value, list) and len(value) == len(old):
+        return tuple(_replaced(o, [], v, override) for o, v in zip(old, value, strict=True))
+    if isinstance(old, float) and type(value) is int:
+        return float(value)
+    if type(value) is not type(old):
+        raise ValueError(f"{override}: expected a value like {old!r}, got {value!r}")
+    return value

@@ -33,6 +33,12 @@ from metamf_jax.run_log import RunLog, open_run_log, read_metrics
 _SPLIT_SEED = flags.DEFINE_integer(
     "split_seed", 0, "Seed of the split of rows and columns, and of the fixed scored matrices."
 )
+_OVERRIDE = flags.DEFINE_multi_string(
+    "override",
+    [],
+    "Changes one value of the preset, as in model.inner.steps=5; may be given several times. "
+    "config.json has the names.",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +94,7 @@ def run(
 
     params = model.init(jax.random.key(config.seed))
     state = training.init_state(params, training.make_optimizer(config.training))
-    checkpointer = Checkpointer(workdir)
+    checkpointer = Checkpointer(workdir, log.print)
     state = checkpointer.restore(state) or state
     log.resume_at(int(state.step))
     values = table.entries.values
@@ -108,9 +114,10 @@ def run(
                 pathlib.Path(workdir) / "model.safetensors", state.best_params, metadata(learned)
             )
         checkpointer.save(step, state)
+        leave_if_asked()
 
     log.start_progress(config.training.max_steps, int(state.step), "step")
-    with common.profiled(workdir):
+    with common.profiled(workdir), common.until_checkpoint() as leave_if_asked:
         state = training.meta_train(
             loss,
             state,
@@ -120,7 +127,6 @@ def run(
             on_evaluation,
             lambda step: log.advance(),
         )
-    checkpointer.close()
     if not processes.is_first():
         return log.finish({"best_step": int(state.best_step), "steps": int(state.step)})
 
@@ -142,6 +148,7 @@ def run(
     results = {
         "test_mse": mse,
         "test_mse_stderr": stderr,
+        "validation_mse": float(state.best_validation),
         **{f"{name}_mse": float(errors[name].mean(dtype=np.float64)) for name in settings},
         "test_matrices": config.scored_matrices,
         "support_per_matrix": float(support_counts.mean()),
@@ -214,7 +221,7 @@ def config_from_flags() -> Config:
         preset=common.PRESET.value,
         seed=common.SEED.value,
         split_seed=_SPLIT_SEED.value,
-        **presets.TRAIN[common.PRESET.value],
+        **presets.overridden(presets.TRAIN[common.PRESET.value], _OVERRIDE.value),
     )
 
 

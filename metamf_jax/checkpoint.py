@@ -1,8 +1,11 @@
-"""Run states through orbax, and the learned parameters as one safetensors file."""
+"""Run states and learned parameters, each as one safetensors file."""
 
+import contextlib
 import json
 import os
 import pathlib
+import zlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -11,84 +14,145 @@ import safetensors
 import safetensors.numpy
 
 from metamf_jax import parallel, processes
-from metamf_jax.files import written_aside
+from metamf_jax.files import remove_parts, written_aside
+
+_KEPT = 2
 
 
 class Checkpointer:
-    """Keeps the newest two states of a run under ``workdir/checkpoints``.
+    """Keeps the newest two states of a run as ``workdir/checkpoints/STEP.safetensors``.
 
-    Orbax writes aside and renames, in the background: whatever moment a run is killed at, the
-    newest complete state is found. Of several processes the first alone reads and writes; the
-    others give it their shares of a state, and take what it read.
+    A state is written aside and renamed: whatever moment a run is killed at, the newest complete
+    one is found. Each carries a checksum, so that one which a failing disk damaged is passed over.
+    Of several processes the first alone reads and writes; the others give it their shares of a
+    state, and take what it read.
+
+    Orbax, which is made for states that many hosts write at once, gave up when the clock jumped
+    (its waits are measured in the time of day), and left threads behind when the disk was full.
+
+    Args:
+      workdir: the run's folder.
+      say: is told, in one line, which damaged state was passed over.
     """
 
-    def __init__(self, workdir: str | os.PathLike):
-        self._manager = None
-        if not processes.is_first():
-            return
-        # Orbax takes a second and a half to import, which programs that only impute need not pay.
-        import orbax.checkpoint as ocp
-
-        self._ocp = ocp
-        alone = {}
-        if processes.count() > 1:
-            # Or orbax would wait for the others at every step. It then does not make the folder.
-            alone["multiprocessing_options"] = ocp.options.MultiprocessingOptions(
-                primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
-            )
-        folder = pathlib.Path(workdir).resolve() / "checkpoints"
-        folder.mkdir(parents=True, exist_ok=True)
-        self._manager = ocp.CheckpointManager(
-            folder,
-            options=ocp.CheckpointManagerOptions(max_to_keep=2, create=not alone, **alone),
-        )
+    def __init__(self, workdir: str | os.PathLike, say: Callable[[str], None] = print):
+        self._folder = pathlib.Path(workdir) / "checkpoints"
+        self._say = say
 
     def save(self, step: int, state: Any) -> None:
-        """Starts writing a state (a tree of arrays); of several processes all must call."""
-        arrays = parallel.to_host(state)
-        if self._manager is not None:
-            self._manager.save(step, args=self._ocp.args.StandardSave(arrays))
+        """Writes a state (a tree of arrays); of several processes all must call.
+
+        Raises:
+          OSError: it cannot be written.
+        """
+        arrays = _contiguous(parallel.to_host(state))
+        if not processes.is_first():
+            return
+        header = {"metamf_jax": "state", "checksum": str(_checksum(arrays))}
+        try:
+            self._folder.mkdir(exist_ok=True)
+            remove_parts(self._folder)
+            with written_aside(self._path(step)) as aside:
+                safetensors.numpy.save_file(arrays, aside, metadata=header)
+            for old in self.steps()[:-_KEPT]:
+                self._path(old).unlink()
+        except (OSError, safetensors.SafetensorError) as error:
+            raise OSError(
+                f"no checkpoint can be written under {self._folder} ({error}); when that is mended,"
+                " the same flags resume the run"
+            ) from error
 
     def restore(self, like: Any) -> Any | None:
-        """The newest state, or None where there is none.
+        """The newest state that can be read, or None where there is none at all.
+
+        States that are newer and damaged are removed, since the run will write them again.
 
         Args:
           like: a state of the same structure, shapes and types.
 
         Raises:
-          ValueError: the stored state has another structure.
+          ValueError: no stored state can be read, or they have another structure.
         """
         like = parallel.to_host(like)
-        return processes.from_first(None if self._manager is None else self._read(like))
+        return processes.from_first(self._read_newest(like) if processes.is_first() else None)
 
-    def _read(self, like: Any) -> Any | None:
-        assert self._manager is not None
-        step = self._manager.latest_step()
-        if step is None:
-            return None
-        try:
-            state = self._manager.restore(step, args=self._ocp.args.StandardRestore(like))
-            # Orbax itself gives arrays of the stored shape, whatever was asked for.
-            named, _ = _names_and_leaves(like)
-            for (name, expected), got in zip(named.items(), jax.tree.leaves(state), strict=True):
-                if expected.shape != got.shape:
-                    raise ValueError(f"{name} has shape {got.shape}, expected {expected.shape}")
-        except (KeyError, TypeError, ValueError) as error:
+    def _read_newest(self, like: Any) -> Any | None:
+        failures: dict[int, ValueError] = {}
+        for step in reversed(self.steps()):
+            try:
+                state = self._fit(self.read(step), like)
+            except ValueError as error:
+                failures[step] = error
+                continue
+            for damaged, error in failures.items():
+                self._say(
+                    f"checkpoint {damaged} cannot be read ({error}); "
+                    f"going on from checkpoint {step}"
+                )
+                self._path(damaged).unlink()
+            return state
+        if failures:
+            step, error = next(iter(failures.items()))
             raise ValueError(
-                f"checkpoint {step} under {self._manager.directory} does not fit this run: {error}"
+                f"checkpoint {step} under {self._folder} does not fit this run, or is damaged: "
+                f"{error}; nor is there an earlier one. Give another --workdir, or remove that "
+                "folder to start anew"
             ) from error
-        return state
+        return None
 
-    def close(self) -> None:
-        """Waits until what was saved is on disk."""
-        if self._manager is not None:
-            self._manager.wait_until_finished()
-            self._manager.close()
+    def steps(self) -> list[int]:
+        """The steps of which there are states, rising."""
+        found = self._folder.glob("*.safetensors") if self._folder.is_dir() else ()
+        return sorted(int(path.stem) for path in found if path.stem.isdecimal())
+
+    def read(self, step: int) -> dict[str, np.ndarray]:
+        """The arrays of a state by name.
+
+        Raises:
+          ValueError: it is damaged.
+        """
+        path = self._path(step)
+        with _foreign(path, "a state of a run"):
+            arrays = safetensors.numpy.load_file(path)
+            with safetensors.safe_open(path, framework="numpy") as file:
+                written = (file.metadata() or {})["checksum"]
+            if written != str(_checksum(arrays)):
+                raise ValueError("its checksum differs from what was written")
+        return arrays
+
+    def _fit(self, arrays: dict[str, np.ndarray], like: Any) -> Any:
+        expected, structure = _names_and_leaves(jax.tree.map(np.asarray, like))
+        for name in sorted(arrays.keys() | expected.keys()):
+            shapes = [tree[name].shape if name in tree else None for tree in (arrays, expected)]
+            if shapes[0] != shapes[1]:
+                raise ValueError(f"{name} has shape {shapes[0]}, expected {shapes[1]}")
+        leaves = [np.asarray(arrays[name], array.dtype) for name, array in expected.items()]
+        return jax.tree.unflatten(structure, leaves)
+
+    def _path(self, step: int) -> pathlib.Path:
+        return self._folder / f"{step}.safetensors"
+
+
+def _checksum(arrays: dict[str, np.ndarray]) -> int:
+    """CRC-32 of all arrays, with their names, types and shapes."""
+    checksum = 0
+    for name, array in sorted(arrays.items()):
+        checksum = zlib.crc32(f"{name} {array.dtype}{array.shape}".encode(), checksum)
+        # reshape: an array of rank 0 gives no view of other size.
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+        checksum = zlib.crc32(data, checksum)
+    return checksum
 
 
 def _names_and_leaves(tree: Any) -> tuple[dict[str, Any], Any]:
     paths, structure = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in paths}, structure
+
+
+def _contiguous(tree: Any) -> dict[str, np.ndarray]:
+    """The leaves by name; scalars and transposed views in the order that the format needs."""
+    named, _ = _names_and_leaves(tree)
+    return {name: np.array(leaf, order="C") for name, leaf in named.items()}
 
 
 def save_params(path: str | os.PathLike, params: Any, metadata: dict[str, Any]) -> None:
@@ -99,11 +163,10 @@ def save_params(path: str | os.PathLike, params: Any, metadata: dict[str, Any]) 
       params: the tree.
       metadata: stored as JSON in the file's header.
     """
-    named, _ = _names_and_leaves(params)
-    # Scalars and transposed views must be made contiguous for the format.
-    arrays = {name: np.array(leaf, order="C") for name, leaf in named.items()}
     with written_aside(path) as aside:
-        safetensors.numpy.save_file(arrays, aside, metadata={"metamf_jax": json.dumps(metadata)})
+        safetensors.numpy.save_file(
+            _contiguous(params), aside, metadata={"metamf_jax": json.dumps(metadata)}
+        )
 
 
 def read_params_metadata(path: str | os.PathLike) -> dict[str, Any]:
@@ -114,11 +177,8 @@ def read_params_metadata(path: str | os.PathLike) -> dict[str, Any]:
     """
     if not pathlib.Path(path).exists():
         raise ValueError(f"{path} does not exist: expected the parameters of a meta-training run")
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            return json.loads((file.metadata() or {})["metamf_jax"])
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} does not hold parameters of this package: {error!r}") from error
+    with _foreign(path), safetensors.safe_open(path, framework="numpy") as file:
+        return dict(json.loads((file.metadata() or {})["metamf_jax"]))
 
 
 def load_params(path: str | os.PathLike, like: Any) -> Any:
@@ -126,22 +186,42 @@ def load_params(path: str | os.PathLike, like: Any) -> Any:
 
     Args:
       path: the file.
-      like: a tree of arrays or shapes with the expected names and shapes.
+      like: a tree of arrays or shapes with the expected names, shapes and dtypes.
 
     Raises:
-      ValueError: the file holds another architecture; the message names the first difference.
+      ValueError: the file holds another architecture, or numbers that are not finite; the message
+        names the first difference.
     """
     named, structure = _names_and_leaves(like)
-    try:
+    with _foreign(path):
         arrays = safetensors.numpy.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{path} does not hold parameters of this package: {error!r}") from error
     for name in sorted(named.keys() | arrays.keys()):
-        expected = tuple(named[name].shape) if name in named else None
-        got = arrays[name].shape if name in arrays else None
+        expected, got = _described(named.get(name)), _described(arrays.get(name))
         if expected != got:
             raise ValueError(
-                f"{path} holds another architecture: {name} has shape {got} there, and "
+                f"{path} holds another architecture: {name} has {got} there, and "
                 f"{expected} in the configured model"
             )
+        if not np.isfinite(arrays[name]).all():
+            raise ValueError(f"{path}: {name} holds numbers that are not finite; train again")
     return jax.tree.unflatten(structure, [arrays[name] for name in named])
+
+
+def _described(array: Any) -> str:
+    return "no values" if array is None else f"shape {tuple(array.shape)} of {array.dtype}"
+
+
+@contextlib.contextmanager
+def _foreign(path: str | os.PathLike, what: str = "parameters of this package") -> Iterator[None]:
+    """Turns what reading a damaged or foreign file raises into a ValueError."""
+    try:
+        yield
+    except (
+        safetensors.SafetensorError,
+        OSError,
+        KeyError,
+        TypeError,
+        ValueError,
+        RecursionError,
+    ) as error:
+        raise ValueError(f"{path} does not hold {what}: {error!r}") from error

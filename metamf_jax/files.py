@@ -1,10 +1,21 @@
-"""Files that are never left half written."""
+"""Files that are never left half written, and folders that one process has to itself."""
 
 import contextlib
+import errno
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks.
+    fcntl = None
+
+LOCK = "lock"
+# The file descriptors of the locks that this process holds, by the path of the folder.
+_held: dict[str, int] = {}
 
 
 @contextlib.contextmanager
@@ -52,3 +63,56 @@ def folder_written_aside(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(aside, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def lock_folder(folder: str | os.PathLike) -> None:
+    """Keeps other processes out of a folder, by a lock on the file ``lock`` in it.
+
+    The lock ends with `unlock_folder` or with the process, whatever ends that; the file stays. A
+    process may take a lock again that it has. File systems without locks are not guarded.
+
+    Raises:
+      ValueError: another process has it; the message tells which.
+      OSError: the file cannot be written.
+    """
+    key = os.path.realpath(folder)
+    descriptor = os.open(Path(folder) / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    if key in _held:
+        if os.path.samestat(os.fstat(descriptor), os.fstat(_held[key])):
+            os.close(descriptor)
+            return
+        # The folder was removed, and made again.
+        unlock_folder(folder)
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(descriptor, 200).decode(errors="replace")
+        os.close(descriptor)
+        raise ValueError(
+            f"{folder} is in use by {holder.strip() or 'another process'}; wait for its end, or "
+            "give another --workdir"
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP):
+            os.close(descriptor)
+            raise
+    _held[key] = descriptor
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+
+
+def unlock_folder(folder: str | os.PathLike) -> None:
+    """Lets others in again; does nothing where this process holds no lock."""
+    descriptor = _held.pop(os.path.realpath(folder), None)
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+def remove_parts(folder: str | os.PathLike) -> None:
+    """Removes what killed processes left of `written_aside`; the caller holds the folder's lock."""
+    for part in Path(folder).glob(".*.part"):
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)

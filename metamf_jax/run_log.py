@@ -2,9 +2,11 @@
 
 ``config.json`` (the resolved configuration, with versions and git commit), ``metrics.jsonl`` (a
 line a log step), TensorBoard events, ``summary.json`` (the result), ``plots/`` and
-``checkpoints/``. A workdir that holds a run is resumed, or refused where the configuration differs.
+``checkpoints/``. A workdir that holds a run is resumed, or refused where the configuration differs
+or where the run is still under way.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -19,7 +21,7 @@ from typing import Any
 
 import tqdm
 
-from metamf_jax import parallel, processes
+from metamf_jax import files, parallel, processes, resources
 from metamf_jax.files import write_text
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
@@ -60,6 +62,45 @@ def _versions() -> dict[str, str]:
     return versions
 
 
+class _Events:
+    """TensorBoard events, written at once.
+
+    tensorboardX's own SummaryWriter writes in a thread, which a full disk ends: the program would
+    then wait for it for ever.
+    """
+
+    def __init__(self, folder: pathlib.Path, first_step: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.summary import scalar
+
+        # Generated code: its names are not in the source.
+        proto: Any = event_pb2
+        self._event, self._scalar = proto.Event, scalar
+        # Names count in seconds; with the process they differ even where a clock is set back.
+        self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}")
+        # TensorBoard forgets what an earlier run has from there on.
+        start = proto.SessionLog(status=proto.SessionLog.START)
+        self._writer.write_event(proto.Event(step=first_step, session_log=start))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            # Of NaN and infinity TensorBoard draws nothing, and tensorboardX warns.
+            if not math.isfinite(value):
+                continue
+            summary = self._scalar(name, value)
+            self._writer.write_event(self._event(step=step, summary=summary, wall_time=time.time()))
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def __del__(self):
+        # A run that ended early; where the disk is full, that was told before.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            self._writer.close()
+
+
 class RunLog:
     """Writes a run's files and shows its progress.
 
@@ -69,20 +110,14 @@ class RunLog:
       config: a dataclass; everything that changes the result.
 
     Raises:
-      ValueError: the workdir cannot be made, or holds a run of another configuration, named in the
-        message.
+      ValueError: the workdir holds a run of another configuration, named in the message; another
+        process is at work there; or it cannot be written to.
     """
 
     def __init__(self, workdir: str | os.PathLike, experiment: str, config: Any):
         self.workdir = pathlib.Path(workdir)
         self.experiment = experiment
         self.config = plain(config)
-        try:
-            self.workdir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(
-                f"the workdir {self.workdir} cannot be made ({error.strerror}); give a folder"
-            ) from error
         path = self.workdir / "config.json"
         if path.exists():
             held = read_config(self.workdir)
@@ -94,24 +129,34 @@ class RunLog:
                     f"({'; '.join(differences)}). Give another --workdir, or the same flags to "
                     "resume that run"
                 )
-        else:
+        self._take_workdir()
+        if not path.exists():
             held = {"experiment": experiment, "config": self.config, "versions": _versions()}
             write_text(path, json.dumps(held, indent=2) + "\n")
         self._metrics = self.workdir / "metrics.jsonl"
         self._events = None
         self._bar = None
         self._started = time.monotonic()
+        self._compiled = resources.compile_seconds()
+
+    def _take_workdir(self) -> None:
+        try:
+            self.workdir.mkdir(parents=True, exist_ok=True)
+            files.lock_folder(self.workdir)
+        except OSError as error:
+            raise ValueError(
+                f"{self.workdir} cannot be written to ({error.strerror}); give another --workdir"
+            ) from error
+        files.remove_parts(self.workdir)
 
     def resume_at(self, step: int) -> None:
         """Forgets metrics logged after ``step`` (by a run cut between logging and checkpoint).
 
         Seconds go on from those that the run had taken by then.
         """
-        from tensorboardX import SummaryWriter
-
         kept = [line for line in read_metrics(self.workdir) if line["step"] <= step]
         write_text(self._metrics, "".join(json.dumps(line) + "\n" for line in kept))
-        self._events = SummaryWriter(str(self.workdir), purge_step=step + 1)
+        self._events = _Events(self.workdir, step + 1)
         self._started = time.monotonic() - (kept[-1]["seconds"] if kept else 0.0)
 
     def start_progress(self, total: int, first: int, unit: str) -> None:
@@ -131,10 +176,7 @@ class RunLog:
         with self._metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         if self._events is not None:
-            for name, value in values.items():
-                # Of NaN and infinity TensorBoard draws nothing, and tensorboardX warns.
-                if math.isfinite(value):
-                    self._events.add_scalar(name, value, step)
+            self._events.write(step, values)
         shown = "  ".join(f"{name} {value:.5g}" for name, value in values.items())
         self.print(f"step {step}  {shown}")
 
@@ -150,7 +192,11 @@ class RunLog:
         return folder / f"{name}.png"
 
     def finish(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Writes ``summary.json`` and returns what it holds."""
+        """Writes ``summary.json`` and returns what it holds; others may then use the workdir.
+
+        Besides the results it tells ``seconds`` (of all the run's processes),
+        ``compile_seconds`` and ``peak_memory_bytes`` (of this one; see `resources`).
+        """
         if self._bar is not None:
             self._bar.close()
         if self._events is not None:
@@ -160,9 +206,12 @@ class RunLog:
             "config": self.config,
             "results": results,
             "seconds": round(time.monotonic() - self._started, 3),
+            "compile_seconds": round(resources.compile_seconds() - self._compiled, 3),
+            "peak_memory_bytes": resources.peak_memory_bytes(parallel.devices()),
             "devices": [device.device_kind for device in parallel.devices()],
         }
         write_text(self.workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+        files.unlock_folder(self.workdir)
         return summary
 
 
@@ -210,15 +259,33 @@ def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
         raise ValueError(f"{workdir} holds no run: {path} is missing")
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
-        return {"experiment": held["experiment"], "config": dict(held["config"])}
-    except (ValueError, KeyError, TypeError) as error:
+        return {"experiment": str(held["experiment"]), "config": dict(held["config"])}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is not a run's configuration: {error}") from error
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict[str, float]]:
-    """The lines of ``metrics.jsonl``; a last line cut short by a kill is dropped."""
+    """The lines of ``metrics.jsonl``; a last line cut short by a kill is dropped.
+
+    Raises:
+      ValueError: another line is damaged; the message names it.
+    """
     path = pathlib.Path(workdir) / "metrics.jsonl"
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    lines = path.read_bytes().split(b"\n")
+    return [_metrics_line(path, number, line) for number, line in enumerate(lines[:-1], 1)]
+
+
+def _metrics_line(path: pathlib.Path, number: int, text: bytes) -> dict[str, float]:
+    try:
+        line = json.loads(text)
+        if not isinstance(line, dict) or not {"step", "seconds"} <= line.keys():
+            raise ValueError("expected a step and seconds")
+        if not all(isinstance(value, int | float) for value in line.values()):
+            raise ValueError("expected numbers")
+        return line
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path}, line {number}: no line of metrics ({error}); remove it to go on"
+        ) from error

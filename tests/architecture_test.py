@@ -20,7 +20,9 @@ BASE = {
     "parallel",
     "processes",
     "checkpoint",
+    "compilation_cache",
     "metrics",
+    "resources",
     "run_log",
 }
 # What the modules of a package may import from metamf_jax besides their own package.

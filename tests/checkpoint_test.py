@@ -49,22 +49,20 @@ def saved(workdir, *states):
     checkpointer = Checkpointer(workdir)
     for one in states:
         checkpointer.save(int(one.step), one)
-    checkpointer.close()
 
 
 def restored(workdir, like):
-    checkpointer = Checkpointer(workdir)
-    try:
-        return checkpointer.restore(like)
-    finally:
-        checkpointer.close()
+    return Checkpointer(workdir).restore(like)
 
 
 def test_the_newest_state_comes_back_bit_for_bit(tmp_path):
     saved(tmp_path, state(5), state(10), state(15))
     assert_same_bits(restored(tmp_path, state(0)), state(15))
     # Only two are kept.
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["10", "15"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "10.safetensors",
+        "15.safetensors",
+    ]
 
 
 def test_an_empty_workdir_has_no_state(tmp_path):
@@ -73,21 +71,26 @@ def test_an_empty_workdir_has_no_state(tmp_path):
 
 def test_a_half_written_state_is_passed_over(tmp_path):
     saved(tmp_path, state(5))
-    # What a kill leaves: orbax writes under such a name and renames at the end.
-    (tmp_path / "checkpoints" / "10.orbax-checkpoint-tmp").mkdir()
+    # What a kill leaves.
+    part = tmp_path / "checkpoints" / ".10.safetensors.123.part"
+    part.write_bytes(b"half")
     assert_same_bits(restored(tmp_path, state(0)), state(5))
+    saved(tmp_path, state(10))
+    assert not part.exists()
 
 
 @pytest.mark.parametrize(
     ("other", "message"),
     [
         (state(0, shape=(2, 4)), r"params/layer/w has shape \(2, 3\), expected \(2, 4\)"),
-        (state(0, name="kernel"), "this run"),
+        (state(0, name="kernel"), r"params/layer/kernel has shape None, expected \(2, 3\)"),
     ],
 )
 def test_a_state_of_another_structure_is_refused(tmp_path, other, message):
     saved(tmp_path, state(5))
-    with pytest.raises(ValueError, match=rf"(?s)checkpoint 5 under .* does not fit.*{message}"):
+    with pytest.raises(
+        ValueError, match=rf"(?s)checkpoint 5 under .* does not fit this run.*{message}"
+    ):
         restored(tmp_path, other)
 
 
@@ -124,9 +127,16 @@ def test_others_can_read_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda p: p["encoder"].update(kernel=np.zeros((3, 4))), r"kernel has shape \(3, 2\)"),
-        (lambda p: p["encoder"].pop("bias"), r"encoder/bias has shape \(0,\) there, and None"),
-        (lambda p: p.update(more=np.zeros(2)), r"more has shape None there, and \(2,\)"),
+        (
+            lambda p: p["encoder"].update(kernel=np.zeros((3, 4), np.float32)),
+            r"kernel has shape \(3, 2\) of float32 there, and shape \(3, 4\) of float32",
+        ),
+        (lambda p: p["encoder"].pop("bias"), r"encoder/bias has shape \(0,\) .* and no values"),
+        (
+            lambda p: p.update(more=np.zeros(2, np.int32)),
+            r"more has no values there, and shape \(2,\) of int32",
+        ),
+        (lambda p: p.update(scale=np.int32(1)), r"scale .* of float32 there, .* \(\) of int32"),
     ],
 )
 def test_another_architecture_is_refused(tmp_path, change, message):
@@ -134,6 +144,12 @@ def test_another_architecture_is_refused(tmp_path, change, message):
     change(like)
     with pytest.raises(ValueError, match=r"another architecture: .*" + message):
         checkpoint.load_params(written(tmp_path), like)
+
+
+def test_parameters_that_are_not_finite_are_refused(tmp_path):
+    path = written(tmp_path, {**PARAMS, "scale": np.float32(np.nan)})
+    with pytest.raises(ValueError, match=r"model.safetensors: scale holds numbers that are not"):
+        checkpoint.load_params(path, PARAMS)
 
 
 def test_missing_and_foreign_files_are_named(tmp_path):

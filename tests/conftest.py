@@ -3,6 +3,8 @@
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The tests leave no traces in a home; those that need the cache give it a folder.
+os.environ["METAMF_COMPILATION_CACHE"] = "off"
 
 import jax
 

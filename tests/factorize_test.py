@@ -122,7 +122,7 @@ CELLS = "user,item,rating\n" + "".join(f"u{n},i{n % 3},{1 + n % 5}\n" for n in r
         ("", "", ("--blocks=4",), "a number of blocks from 1 to 3, the smaller side of a matrix"),
         ("", "", ("--blocks=3", "--devices=2"), "a multiple of the 2 devices, got 3"),
         ("", "", ("--regularization=-1",), "a finite regularization of at least 0, got -1"),
-        ("", "", ("--workdir=in.csv",), "the workdir in.csv cannot be made (File exists)"),
+        ("", "", ("--workdir=in.csv",), "in.csv cannot be written to (File exists)"),
         ("", "", ("--workdir=in.csv/run",), "in.csv/run cannot be made (Not a directory)"),
     ],
 )

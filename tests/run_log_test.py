@@ -101,10 +101,22 @@ def test_summary(tmp_path):
     log.advance()
     summary = log.finish({"test_mse": 0.5})
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
-    assert summary.keys() == {"experiment", "config", "results", "seconds", "devices"}
+    assert summary.keys() == {
+        "experiment",
+        "config",
+        "results",
+        "seconds",
+        "compile_seconds",
+        "peak_memory_bytes",
+        "devices",
+    }
     assert summary["results"] == {"test_mse": 0.5}
     assert summary["devices"] == ["cpu"] * 8
-    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "summary.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "config.json",
+        "lock",
+        "summary.json",
+    }
 
 
 def test_plot_path(tmp_path):

@@ -37,7 +37,6 @@ def meta_train(workdir, steps):
         config,
         lambda state, metrics: checkpointer.save(int(state.step), state),
     )
-    checkpointer.close()
     if processes.is_first():
         save_params(f"{workdir}/model.safetensors", state, {"devices": len(parallel.devices())})
 

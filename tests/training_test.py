@@ -267,10 +267,8 @@ class TrainingTest(parameterized.TestCase):
 
         with pytest.raises(Cut):
             self.train(config, on_evaluation=save_and_cut)
-        checkpointer.close()
         checkpointer = Checkpointer(workdir)
         state = checkpointer.restore(start(Toy().params, config))
-        checkpointer.close()
         assert int(state.step) == 8
         got, evaluations = self.train(config, state=state)
         assert [step for step, _, _ in evaluations] == [12]

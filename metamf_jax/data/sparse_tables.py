@@ -8,6 +8,9 @@ import io
 import itertools
 import math
 import re
+import struct
+import tokenize
+import warnings
 import zipfile
 import zlib
 
@@ -132,7 +135,8 @@ def read_npz(source: Source) -> Table:
             "write it by scipy.sparse.save_npz(path, scipy.sparse.coo_array(matrix))",
         )
 
-    kind = arrays.get("format", np.array("")).item()
+    stored = arrays.get("format", np.array(""))
+    kind = stored.item() if stored.size == 1 else ""
     kind = kind.decode("latin1") if isinstance(kind, bytes) else str(kind)
     names = {"coo": ("row", "col"), "csr": ("indices", "indptr"), "csc": ("indices", "indptr")}
     if kind not in names:
@@ -196,7 +200,10 @@ def _npz_arrays(source: Source) -> dict[str, np.ndarray]:
                 version = np.lib.format.read_magic(data)
                 if version != (1, 0):
                     raise ValueError(f"{member.filename} has NumPy format {version}")
-                shape, fortran, kind = np.lib.format.read_array_header_1_0(data)
+                with warnings.catch_warnings():
+                    # It tells that a file of Python 2 takes longer to read.
+                    warnings.simplefilter("ignore", UserWarning)
+                    shape, fortran, kind = np.lib.format.read_array_header_1_0(data)
                 claimed = math.prod(shape) * kind.itemsize
                 left = member.file_size - data.tell()
                 if kind.hasobject:
@@ -205,7 +212,21 @@ def _npz_arrays(source: Source) -> dict[str, np.ndarray]:
                     raise ValueError(f"{member.filename} claims {claimed} bytes and holds {left}")
                 array = np.frombuffer(data.read(), kind).reshape(shape)
                 arrays[member.filename.removesuffix(".npy")] = array
-    except (ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
+    # What zipfile and NumPy raise at damaged headers, encryption and the like.
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        OverflowError,
+        RecursionError,
+        RuntimeError,
+        OSError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+        struct.error,
+        tokenize.TokenError,
+    ) as error:
         raise mistake(
             source.path,
             None,

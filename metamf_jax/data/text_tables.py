@@ -42,7 +42,11 @@ def sniff(source: Source) -> tuple[str, str, list[list[str]]]:
         if end == 0:
             break
     head = source.data[: end or None].decode("utf-8")
-    line = next(line for line in head.split("\n") if line.strip())
+    if not head.strip():  # That many blank lines, or white space that ASCII does not have.
+        head = source.data.decode("utf-8")
+    line = next((line for line in head.split("\n") if line.strip()), None)
+    if line is None:
+        raise no_cell(source)
     name = source.format
     if name == "text":
         name = next(
@@ -55,6 +59,8 @@ def sniff(source: Source) -> tuple[str, str, list[list[str]]]:
     except ValueError:  # The head may end within a quoted id; then the whole file knows better.
         whole = _split(source.path, source.data.decode("utf-8"), delimiter)
         records = [record for _, record in itertools.islice(whole, _HEAD_RECORDS)]
+    if not records:
+        raise no_cell(source)
     return name, delimiter, records
 
 
@@ -195,7 +201,7 @@ def _time(source: Source, line: int, token: str) -> int:
             if moment.tzinfo is None:
                 moment = moment.replace(tzinfo=datetime.UTC)
             return math.floor(moment.timestamp())
-    except ValueError:
+    except (ValueError, OverflowError):
         pass  # Told below, with file and line.
     raise mistake(
         source.path,

@@ -152,7 +152,7 @@ class BlockStore:
         found = []
         for side, size in zip(("row", "column"), self.shape, strict=True):
             path = self.folder / f"{side}_ids.npy"
-            found.append(decode_ids(np.load(path)) if path.exists() else np.arange(size))
+            found.append(decode_ids(np.load(path), size) if path.exists() else np.arange(size))
         return found[0], found[1]
 
 

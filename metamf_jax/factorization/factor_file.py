@@ -20,14 +20,23 @@ def encode_ids(ids: np.ndarray) -> np.ndarray:
     return np.frombuffer(json.dumps([str(x) for x in ids.tolist()]).encode(), np.uint8)
 
 
-def decode_ids(stored: np.ndarray) -> np.ndarray:
-    """Undoes `encode_ids`."""
-    if stored.dtype != np.uint8:
-        return stored
-    names = json.loads(stored.tobytes())
-    ids = np.empty(len(names), object)
-    ids[:] = names
-    return ids
+def decode_ids(stored: np.ndarray, count: int) -> np.ndarray:
+    """Undoes `encode_ids` for so many ids.
+
+    Raises:
+      ValueError: these are no ids, or not as many.
+    """
+    if stored.dtype == np.uint8:
+        names = json.loads(stored.tobytes())
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("expected a list of strings as ids")
+        stored = np.empty(len(names), object)
+        stored[:] = names
+    elif stored.dtype != np.int64:
+        raise ValueError(f"expected ids as text or int64, got {stored.dtype}")
+    if stored.shape != (count,):
+        raise ValueError(f"expected {count} ids, got shape {stored.shape}")
+    return stored
 
 
 def save_factors(
@@ -57,7 +66,24 @@ def load_factors(path: str | os.PathLike) -> tuple[Factors, np.ndarray, np.ndarr
         raise ValueError(f"{path} does not exist: expected factors as a factorization leaves them")
     try:
         arrays = safetensors.numpy.load_file(path)
-        ids = [decode_ids(arrays[name]) for name in ("row_ids", "column_ids")]
-        return Factors(arrays["u"], arrays["v"]), ids[0], ids[1]
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        factors = Factors(arrays["u"], arrays["v"])
+        sides = (("row_ids", factors.u), ("column_ids", factors.v))
+        ids = [decode_ids(arrays[name], len(factor)) for name, factor in sides]
+        for name, factor in zip("uv", factors, strict=True):
+            if factor.ndim != 2 or factor.dtype != np.float32 or not np.isfinite(factor).all():
+                raise ValueError(
+                    f"expected {name} as a matrix of finite float32, got {factor.dtype} of shape "
+                    f"{factor.shape}"
+                )
+        if factors.u.shape[1] != factors.v.shape[1]:
+            raise ValueError(f"u has rank {factors.u.shape[1]}, v {factors.v.shape[1]}")
+        return factors, ids[0], ids[1]
+    except (
+        safetensors.SafetensorError,
+        OSError,
+        KeyError,
+        TypeError,
+        ValueError,
+        RecursionError,
+    ) as error:
         raise ValueError(f"{path} does not hold factors of this package: {error!r}") from error

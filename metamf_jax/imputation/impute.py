@@ -75,6 +75,15 @@ def load_prior(workdir: str | os.PathLike) -> LearnedPrior:
         standardization = Standardization(**held["standardization"])
         low, high = held["value_range"]
         rows, columns = held["sides"]
+        encoder = config.encoder
+        for size in (encoder.channels, encoder.rank, config.inner.steps, 100 * encoder.layers):
+            # A model is built layer by layer before it is compared with the file.
+            if type(size) is not int or size > 10_000:
+                raise ValueError(f"expected sizes up to 10000, and 100 layers, got {encoder}")
+        if not all(type(side) is int for side in (rows, columns)):
+            raise ValueError(f"expected two sides, got {held['sides']}")
+        if not np.isfinite([low, high, *standardization]).all() or standardization.deviation <= 0:
+            raise ValueError("expected a finite scale")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} was written by another version of this package ({error}); train again"

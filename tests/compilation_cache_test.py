@@ -1,0 +1,111 @@
+"""Compiled programs on disk: found again by another process, kernels by name, damaged or not."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from metamf_jax import compilation_cache
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# A program with a compiled kernel, which each process has at another address.
+_PROGRAM = """
+import jax, numpy as np
+hits = []
+jax.monitoring.register_event_listener(lambda event, **_: hits.append(event))
+from metamf_jax import compilation_cache
+from metamf_jax.numba_ffi import NumbaKernel
+compilation_cache.use()
+
+def twice(x, out):
+    for n in range(x.shape[0]):
+        out[n] = 2 * x[n]
+
+kernel = NumbaKernel(twice, arguments=("float32[:]",), results=("float32[:]",))
+f = jax.jit(lambda x: jax.numpy.sin(kernel(x, shapes=[x.shape])[0]))
+got = np.asarray(f(np.arange(5, dtype="f")))
+kernel._register()
+print(got.tobytes().hex(), hits.count("/jax/compilation_cache/cache_hits") > 0)
+print(kernel._handler.address)
+"""
+
+
+def run(folder):
+    (folder / "program.py").write_text(_PROGRAM)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache")}
+    del environment[compilation_cache.VARIABLE]
+    ran = subprocess.run(
+        [sys.executable, str(folder / "program.py")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout.split(), ran.stderr
+
+
+def test_programs_with_kernels_are_found_again_by_another_process(tmp_path):
+    (first, hit, address), _ = run(tmp_path)
+    assert hit == "False"
+    entries = list((tmp_path / "cache" / "metamf_jax").glob("*/*-cache"))
+    assert entries
+    (second, hit, other_address), _ = run(tmp_path)
+    assert (second, hit) == (first, "True")
+    # Otherwise this would show nothing.
+    assert address != other_address
+    for entry in entries:
+        os.truncate(entry, entry.stat().st_size // 2)
+    (third, hit, _), told = run(tmp_path)
+    assert (third, hit) == (first, "False")
+    assert "Error reading persistent compilation cache entry" in told
+
+
+@pytest.fixture
+def unset(monkeypatch):
+    """JAX as it is before the cache is turned on, afterwards too."""
+    changed = {}
+    monkeypatch.setattr(compilation_cache.jax.config, "update", changed.__setitem__)
+    monkeypatch.setattr(compilation_cache.lru_cache.LRUCache, "put", compilation_cache._put)
+    return changed
+
+
+def test_where_it_goes(unset, tmp_path, monkeypatch):
+    monkeypatch.delenv(compilation_cache.VARIABLE)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    folder = compilation_cache.use()
+    assert folder.parent == tmp_path / "xdg" / "metamf_jax"
+    assert unset["jax_compilation_cache_dir"] == str(folder)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert compilation_cache.use().parent == tmp_path / "home" / ".cache" / "metamf_jax"
+    monkeypatch.setenv(compilation_cache.VARIABLE, str(tmp_path / "told"))
+    assert compilation_cache.use().parent == tmp_path / "told"
+    assert compilation_cache.use(tmp_path / "flag").parent == tmp_path / "flag"
+    unset.clear()
+    assert compilation_cache.use("off") is None
+    (tmp_path / "file").write_text("")
+    assert compilation_cache.use(tmp_path / "file") is None
+    assert not unset
+
+
+def test_it_does_not_grow_without_end(unset, tmp_path, monkeypatch):
+    folder = compilation_cache.use(tmp_path)
+    for number in range(5):
+        (folder / f"{number}-cache").write_bytes(bytes(100))
+        os.utime(folder / f"{number}-cache", (number, number))
+    monkeypatch.setattr(compilation_cache, "MOST_BYTES", 250)
+    compilation_cache.use(tmp_path)
+    assert sorted(path.name for path in folder.iterdir()) == ["3-cache", "4-cache"]
+
+
+def test_entries_are_written_aside(unset, tmp_path):
+    cache = compilation_cache.lru_cache.LRUCache(str(tmp_path), max_size=-1)
+    compilation_cache.use(tmp_path / "elsewhere")
+    cache.put("key", b"program")
+    cache.put("key", b"another")
+    assert cache.get("key") == b"program"
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["key-cache"]
