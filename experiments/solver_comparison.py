@@ -337,7 +337,7 @@ def _losses(runs, config, cells):
         curves[loss] = [line for line in relative if line["objective"] < _MOST_DRAWN]
         missing |= len(curves[loss]) < len(lines)
     fallen = {loss: lines[-1]["objective"] for loss, lines in curves.items()}
-    note = " (diverged epochs left out)" if missing else ""
+    note = "\n(diverged epochs left out)" if missing else ""
     label = f"objective / objective at the start{note}"
     return _convergence(curves, y_label=label), {"fallen_to": fallen}
 
