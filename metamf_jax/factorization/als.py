@@ -312,7 +312,10 @@ def make_half_step(
         pad = als_numba.padded(width) - width
         gram = jnp.pad(base[0], (0, pad)) if len(base[0]) else base[0]
         design = jnp.pad(design, ((0, 0), (0, pad)))
-        found = als_numba.solve_rows(*work, design, offset, gram, base[1], weight, mean, current)
+        starts, columns, values = work
+        found = als_numba.solve_rows(
+            starts, columns, values, design, offset, gram, base[1], weight, mean, current
+        )
         return parallel.as_varying(found)[None]
 
     program = parallel.sharded(mesh, body, (SPLIT, REPLICATED, SPLIT, SPLIT, SPLIT), SPLIT)
