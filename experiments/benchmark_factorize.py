@@ -1,7 +1,7 @@
 """Times the factorization of one large matrix beside other programs, as whole processes.
 
-Claim: on a CPU an epoch of SGD takes less time than LIBMF's, and an iteration of ALS less than the
-conjugate gradients and Cholesky solves of the packages implicit and cmfrec.
+Claim: on a CPU an epoch of SGD takes less time than LIBMF's. Iterations of ALS, exact here, stand
+beside those of the packages implicit and cmfrec, by conjugate gradients and by Cholesky.
 
     python -m experiments.benchmark_factorize --dataset=ml1m --data_dir=DIR --devices=2 \
         --libmf=PATH_OF_MF_TRAIN --peers_python=PYTHON_WITH_IMPLICIT_OR_CMFREC
