@@ -1,15 +1,17 @@
 """Times the factorization of one large matrix beside other programs, as whole processes.
 
-Claim: on a CPU an epoch of SGD takes less time than LIBMF's, and an iteration of ALS less than the
-conjugate gradients and Cholesky solves of the packages implicit and cmfrec.
+Claim: on a CPU an epoch of SGD takes less time than LIBMF's. Iterations of ALS, exact here, stand
+beside those of the packages implicit and cmfrec, by conjugate gradients and by Cholesky.
 
     python -m experiments.benchmark_factorize --dataset=ml1m --data_dir=DIR --devices=2 \
         --libmf=PATH_OF_MF_TRAIN --peers_python=PYTHON_WITH_IMPLICIT_OR_CMFREC
 
 Every program runs as a user would run it, with few and with many epochs, in turn, so that all see
 the same machine. From the least time of each follows the time of an epoch: start-up, reading and
-compilation cancel. The share of the limit is that of 16 K bytes moved and 8 K operations an update
-in the time of the slower of the two, at the bandwidth and the speed measured here.
+compilation cancel, if the many are many enough to stand out (else a dash is printed). The share of
+the limit is that of 16 K bytes moved and 8 K operations an update in the time of the slower of the
+two, at the bandwidth and the speed measured here; it exceeds one where the caches serve what a copy
+in main memory cannot.
 """
 
 import dataclasses
@@ -228,20 +230,29 @@ def run(config: Config, workdir: str | None = None, data_dir: str | None = None)
         f"{'epochs':>8}{'s to ' + format(config.target, 'g'):>11}{'x LIBMF':>9}"
     )
     for row in rows:
-        row["updates_per_second"] = len(train.entries.values) / row["seconds"]
-        limit = max(16 * row["rank"] / bandwidth, 8 * row["rank"] / speed)
-        row["of_limit"] = limit * row["updates_per_second"] if _is_sgd(row["method"]) else None
-        theirs = [r for r in rows if r["method"] == "libmf" and r["rank"] == row["rank"]]
-        row["times_libmf"] = theirs[0]["seconds"] / row["seconds"] if theirs else None
-        reached = row["epochs_to_target"]
-        row["seconds_to_target"] = reached and reached * row["seconds"]
+        same = [r["seconds"] for r in rows if r["rank"] == row["rank"] and r["method"] == "libmf"]
+        row.update(
+            dict.fromkeys(
+                ("updates_per_second", "of_limit", "times_libmf", "seconds_to_target", "ms")
+            )
+        )
+        if row["seconds"]:
+            row["ms"] = 1e3 * row["seconds"]
+            row["updates_per_second"] = len(train.entries.values) / row["seconds"]
+            limit = max(16 * row["rank"] / bandwidth, 8 * row["rank"] / speed)
+            row["of_limit"] = limit * row["updates_per_second"] if _is_sgd(row["method"]) else None
+            row["times_libmf"] = same[0] / row["seconds"] if same and same[0] else None
+            reached = row["epochs_to_target"]
+            row["seconds_to_target"] = reached and reached * row["seconds"]
+        millions = row["updates_per_second"] and row["updates_per_second"] / 1e6
 
         def shown(name, form, row=row):
             return "-" if row[name] is None else format(row[name], form)
 
         print(
-            f"{row['method']:<18}{row['rank']:>5}{1e3 * row['seconds']:>10.1f}"
-            f"{row['updates_per_second'] / 1e6:>13.1f}{shown('of_limit', '.0%'):>10}"
+            f"{row['method']:<18}{row['rank']:>5}{shown('ms', '.1f'):>10}"
+            f"{'-' if millions is None else format(millions, '.1f'):>13}"
+            f"{shown('of_limit', '.0%'):>10}"
             f"{shown('epochs_to_target', 'd'):>8}{shown('seconds_to_target', '.2f'):>11}"
             f"{shown('times_libmf', '.2f'):>9}"
         )
@@ -267,8 +278,9 @@ def _time(config: Config, commands: dict, rank: int) -> list[dict[str, Any]]:
             told = commands[method](rank, min(_CURVE, config.sgd_epochs[1]), True)
             errors = errors_told(method, told, _run(told)[1])
             reached = next((n for n, x in enumerate(errors, 1) if x <= config.target), None)
-        # A machine with other work may show less time for more epochs.
-        seconds = max(min(many) - min(few), 1e-9) / (counts[1] - counts[0])
+        # On a machine with other work, too few more epochs may seem to take no time.
+        longer = min(many) - min(few)
+        seconds = longer / (counts[1] - counts[0]) if longer > 0 else None
         rows.append(
             {
                 "method": method,

@@ -7,7 +7,9 @@ import pytest
 
 from experiments import factorize
 from metamf_jax.data import sources, synthetic
+from metamf_jax.factorization import solver
 from metamf_jax.factorization.factor_file import load_factors, save_factors
+from metamf_jax.factorization.objective import Objective, make_terms
 from metamf_jax.run_log import read_metrics
 from metamf_jax.types import Entries, Factors, Table
 from tests.experiments_test import launch
@@ -169,3 +171,14 @@ def test_factor_file_round_trip_and_refusal(tmp_path):
         load_factors(tmp_path / "y")
     with pytest.raises(ValueError, match="does not exist"):
         load_factors(tmp_path / "z")
+
+
+def test_positive_start():
+    rows, columns = (x.astype("i") for x in np.nonzero(np.ones((4, 5))))
+    entries = Entries(rows, columns, np.ones(20, "f"), (4, 5))
+    objective = Objective("squared", "l2", 0.1)
+    terms = make_terms(objective, entries)
+    rng = np.random.default_rng(0)
+    start = solver.initial_factors(objective, entries, terms, 3, rng, "positive", 0.5)
+    for factor in start:
+        assert 0 < factor.min() < 0.25 < factor.max() < 0.5

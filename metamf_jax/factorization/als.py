@@ -289,7 +289,7 @@ def make_half_step(
     free = objectives.trainable(objective, width)["uv".index(side)]
     frozen = np.where(free, 0.0, 1.0).astype(np.float32)
 
-    def body(work, fixed, weight, mean, current):
+    def body(work, fixed, *own):
         # A frozen column of ones adds its partner to the fit: taken off, then no unknown.
         design = jnp.where(free[None, :], fixed, 0)
         offset = (fixed * frozen[None, :]).sum(axis=1)
@@ -300,16 +300,22 @@ def make_half_step(
                 -jnp.matmul(design.T, offset, precision=_FULL_FLOAT32),
             )
             offset = jnp.zeros_like(offset)
-        work, own = jax.tree.map(lambda x: x[0], (work, (weight, mean, current)))
+        work, (weight, mean, current) = jax.tree.map(lambda x: x[0], (work, own))
         if not compiled:
-            found = _half_step_xla(conjugate_steps, Runs(*work), design, offset, *base, *own)
+            runs = Runs(*work)
+            found = _half_step_xla(
+                conjugate_steps, runs, design, offset, *base, weight, mean, current
+            )
             return parallel.as_varying(found)[None]
         from metamf_jax.factorization import als_numba
 
         pad = als_numba.padded(width) - width
         gram = jnp.pad(base[0], (0, pad)) if len(base[0]) else base[0]
         design = jnp.pad(design, ((0, 0), (0, pad)))
-        found = als_numba.solve_rows(*work, design, offset, gram, base[1], *own)
+        starts, columns, values = work
+        found = als_numba.solve_rows(
+            starts, columns, values, design, offset, gram, base[1], weight, mean, current
+        )
         return parallel.as_varying(found)[None]
 
     program = parallel.sharded(mesh, body, (SPLIT, REPLICATED, SPLIT, SPLIT, SPLIT), SPLIT)
@@ -363,9 +369,10 @@ def make_solver(
     @functools.cache
     def half_steps(width):
         common = width, conjugate_steps, num_devices, backend
+        num_rows, num_columns = entries.shape
         return (
-            make_half_step(objective, "u", points, entries.shape, *common),
-            make_half_step(objective, "v", flipped, entries.shape[::-1], *common),
+            make_half_step(objective, "u", points, (num_rows, num_columns), *common),
+            make_half_step(objective, "v", flipped, (num_columns, num_rows), *common),
         )
 
     half_steps(width)

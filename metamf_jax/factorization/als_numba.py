@@ -5,6 +5,9 @@ over the row's points and the trailing updates of the blocked Cholesky factoriza
 outer products, `numba_vectors.add_products`. `als` decides when this is used.
 """
 
+# Numba calls an intrinsic without its first parameter, the typing context.
+# pyright: reportCallIssue=false
+
 import numpy as np
 
 from metamf_jax.numba_ffi import NumbaKernel

@@ -5,6 +5,9 @@ There are two kernels. `_make_plain_update` serves the objectives whose gradient
 each point. `_update` serves all others: prior means, all-cell terms and projections.
 """
 
+# Numba calls an intrinsic without its first parameter, the typing context.
+# pyright: reportCallIssue=false
+
 import functools
 
 import jax.numpy as jnp
