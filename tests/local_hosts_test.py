@@ -10,6 +10,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 
+LAUNCH = [sys.executable, "-m", "launch.local_hosts"]
+
 # Process 1 does as it is told; the others start a child of their own and wait.
 PROGRAM = """
 import os, signal, subprocess, sys
@@ -26,9 +28,7 @@ child.wait()
 def _launch(order, *flags):
     return subprocess.Popen(
         [
-            sys.executable,
-            "-m",
-            "launch.local_hosts",
+            *LAUNCH,
             "--processes=3",
             "--grace=1",
             *flags,
@@ -91,9 +91,7 @@ def test_signals_are_passed_on(number):
 def test_all_well_and_nothing_to_run():
     done = subprocess.run(
         [
-            sys.executable,
-            "-m",
-            "launch.local_hosts",
+            *LAUNCH,
             "--output=first",
             "--",
             sys.executable,
@@ -105,9 +103,7 @@ def test_all_well_and_nothing_to_run():
         text=True,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
-    done = subprocess.run(
-        [sys.executable, "-m", "launch.local_hosts"], cwd=ROOT, capture_output=True, text=True
-    )
+    done = subprocess.run(LAUNCH, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert "expected a command after --" in done.stderr
 
@@ -116,9 +112,7 @@ def test_all_well_and_nothing_to_run():
 def test_no_process_is_left_when_the_launcher_is_killed():
     launcher = subprocess.Popen(
         [
-            sys.executable,
-            "-m",
-            "launch.local_hosts",
+            *LAUNCH,
             "--",
             sys.executable,
             "-c",
