@@ -30,7 +30,10 @@ class Shrinkage(NamedTuple):
 
 
 def fit_effects(observations: cells.Observations, shrinkage: Shrinkage, sweeps: int) -> Effects:
-    """Fits the model by sweeps of coordinate descent from zero: mean, rows, columns.
+    """Fits the model by sweeps of coordinate descent from zero: mean, columns, rows.
+
+    Rows come last, so that the effect of a row is a function of its own cells, the mean and the
+    column effects: `fold_in_rows` gives the same.
 
     Args:
       observations: the observed cells of one matrix.
@@ -50,13 +53,32 @@ def fit_effects(observations: cells.Observations, shrinkage: Shrinkage, sweeps: 
     def sweep(effects, _):
         mean, rows, columns = effects
         mean = mean_weight * residual_sums(jnp.zeros_like(mean), rows, columns)[0].sum()
-        rows = row_weights * residual_sums(mean, jnp.zeros_like(rows), columns)[0]
         columns = column_weights * residual_sums(mean, rows, jnp.zeros_like(columns))[1]
+        rows = row_weights * residual_sums(mean, jnp.zeros_like(rows), columns)[0]
         return Effects(mean, rows, columns), None
 
-    start = Effects(jnp.zeros(()), jnp.zeros_like(row_weights), jnp.zeros_like(column_weights))
+    zeros = jnp.zeros_like(row_weights), jnp.zeros_like(column_weights)
+    start = Effects(jnp.zeros((), values.dtype), *zeros)
     (mean, rows, columns), _ = jax.lax.scan(sweep, start, None, length=sweeps)
     return Effects(mean, rows[:, 0], columns[:, 0])
+
+
+def fold_in_rows(
+    observations: cells.Observations, effects: Effects, shrinkage: Shrinkage
+) -> Effects:
+    """The effects of other rows over the same columns, whose effects and mean stay.
+
+    Args:
+      observations: the observed cells of the other rows.
+      effects: of the fitted matrix; ``effects.rows`` is not read.
+      shrinkage: as it was fitted with.
+    """
+    row_counts, _ = cells.counts(observations)
+    values = cells.observed_values(observations)[..., None]
+    rows = jnp.broadcast_to(effects.mean, row_counts.shape)[:, None]
+    fitted = cells.spread(observations, rows, effects.columns[:, None])
+    sums, _ = cells.pool(observations, values - fitted)
+    return effects._replace(rows=sums[:, 0] / (row_counts + shrinkage.rows))
 
 
 def residuals(observations: cells.Observations, effects: Effects) -> cells.Observations:
