@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 
 from experiments import common
-from metamf_jax.checkpoint import Checkpointer, save_params
+from metamf_jax.checkpoint import Checkpointer, load_params, save_params
 from metamf_jax.data.families import draw_matrix
 from metamf_jax.imputation import scaling, zero_shot
 from metamf_jax.meta_learning import meta_loss, padding, training
@@ -31,6 +31,7 @@ from metamf_jax.run_log import RunLog
 from metamf_jax.types import Entries
 
 _OUTPUT = flags.DEFINE_string("output", None, "Where the weights go besides the workdir.")
+_START = flags.DEFINE_string("start", None, "Weights to start from: an earlier run's output.")
 _STEPS = flags.DEFINE_integer("steps", None, "Steps, instead of the preset's.", lower_bound=1)
 
 
@@ -73,13 +74,14 @@ _ALL = (
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One run: seed, model, training, and how many of the size classes."""
+    """One run: seed, model, training, size classes, and the weights that it starts from."""
 
     preset: str
     seed: int
     model: meta_loss.ModelConfig
     training: training.TrainingConfig
     classes: tuple[SizeClass, ...]
+    start: str | None = None
 
 
 _BEST = Config(
@@ -195,6 +197,8 @@ def run(
     middle = config.classes[min(3, len(config.classes) - 1)]
     validation = draw_batch(np.random.default_rng([config.seed, 2**31]), middle._replace(batch=100))
     params = meta_loss.make_model(config.model).init(jax.random.key(config.seed))
+    if config.start is not None:
+        params = load_params(config.start, params)
     state = training.init_state(params, training.make_optimizer(config.training))
     checkpointer = Checkpointer(workdir)
     state = checkpointer.restore(state) or state
@@ -223,7 +227,9 @@ def run(
 
 
 def main() -> None:
-    config = dataclasses.replace(PRESETS[common.PRESET.value], seed=common.SEED.value)
+    config = dataclasses.replace(
+        PRESETS[common.PRESET.value], seed=common.SEED.value, start=_START.value
+    )
     if _STEPS.value is not None:
         steps = dataclasses.replace(config.training, max_steps=_STEPS.value)
         config = dataclasses.replace(config, training=steps)
