@@ -22,13 +22,14 @@ import jax
 import numpy as np
 import scipy.optimize
 
+from metamf_jax import cells
 from metamf_jax.bias_model import Effects
 from metamf_jax.imputation import posterior, scaling, zero_shot
 from metamf_jax.imputation.posterior import Posterior, Side
 from metamf_jax.imputation.scaling import Scaling
 from metamf_jax.meta_learning.encoder import Context
 from metamf_jax.meta_learning.meta_loss import MetaParams, ModelConfig
-from metamf_jax.meta_learning.padding import bucket_size, stack_entries
+from metamf_jax.meta_learning.padding import bucket_size, pad_dense, stack_entries
 from metamf_jax.types import Entries, PaddedMatrices
 
 ANSWERS = ("bias", "learned", "posterior")
@@ -43,6 +44,8 @@ _WEIGHT_STRENGTH = 6.0
 _START_INFLATION, _INFLATION_WEIGHT = 1.15, 10
 _COVERAGE = 0.9
 _NORMAL_QUANTILE = 1.6448536  # Of that coverage, two-sided.
+# Cells, observed or not, of a matrix that is kept dense.
+_MOST_DENSE = 2**15
 # Cells of a dense block of rows folded in at once.
 _BLOCK_CELLS = 2**17
 
@@ -345,7 +348,16 @@ def _sweeps(entries: Entries) -> int:
 
 
 def _fit(prior: GeneralPrior, batch: Entries, sweeps: int) -> tuple[zero_shot.Adapted, Posterior]:
-    return _fit_compiled(prior.config, sweeps, prior.params, batch)
+    if not _is_small(batch.shape):
+        return _fit_compiled(prior.config, sweeps, prior.params, batch)
+    with cells.using_backend("xla"):
+        return _fit_compiled(prior.config, sweeps, prior.params, pad_dense(batch))
+
+
+def _is_small(shape: tuple[int, int]) -> bool:
+    """Whether dense arrays serve best, through XLA alone: the kernels for lists take longer to
+    compile than a small matrix to complete."""
+    return shape[0] * shape[1] <= _MOST_DENSE
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -402,7 +414,10 @@ def _check(prior: GeneralPrior, entries: Entries, way: str, seed: int) -> _Check
     places = stack_entries(
         [_select(entries, out) for out in held], batch.shape, _bucket(per_fold, 32)
     )
-    found = np.asarray(_answers_compiled(adapted, post, places.rows, places.columns), np.float64)
+    backend = "xla" if _is_small(batch.shape) else "auto"
+    with cells.using_backend(backend):
+        found = _answers_compiled(adapted, post, places.rows, places.columns)
+    found = np.asarray(found, np.float64)
     answers = np.concatenate([found[f, :, : len(out)] for f, out in enumerate(held)], axis=1)
     centers, deviations = (
         np.concatenate(
@@ -410,10 +425,10 @@ def _check(prior: GeneralPrior, entries: Entries, way: str, seed: int) -> _Check
         )
         for part in (0, 1)
     )
-    cells = np.concatenate(held)
-    truth = entries.values[cells].astype(np.float64)
+    checked = np.concatenate(held)
+    truth = entries.values[checked].astype(np.float64)
     # Errors count in units of each column's spread, so that no column drowns the others.
-    units = scaling.fit_scaling(entries, "columns").scales[entries.columns[cells]]
+    units = scaling.fit_scaling(entries, "columns").scales[entries.columns[checked]]
     candidates = answers[:3] * (deviations / units) + centers / units
     target = truth / units
     weights = _weigh(candidates, target)
@@ -421,7 +436,7 @@ def _check(prior: GeneralPrior, entries: Entries, way: str, seed: int) -> _Check
     bars = np.sqrt(answers[3]) * deviations / units
     inflation, coverage = _inflation(np.abs(left) / bars)
     check = Check(
-        len(cells),
+        len(checked),
         float(np.sqrt(((left * units) ** 2).mean())),
         float(np.sqrt((((target - candidates[0]) * units) ** 2).mean())),
         coverage,
