@@ -51,24 +51,14 @@ class SizeClass(NamedTuple):
 
 
 _SMALL = (
-    SizeClass((5, 16), (5, 16), 192, 32),
-    SizeClass((12, 48), (12, 48), 256, 24),
-    SizeClass((12, 48), (12, 48), 1024, 12),
+    SizeClass((5, 24), (5, 24), 192, 16),
+    SizeClass((12, 64), (12, 64), 512, 10),
 )
 _ALL = (
     *_SMALL,
-    SizeClass((30, 120), (30, 120), 768, 12),
-    SizeClass((30, 120), (30, 120), 4096, 4),
-    SizeClass((100, 300), (100, 300), 2048, 6),
-    SizeClass((100, 300), (100, 300), 8192, 2),
-    SizeClass((300, 1000), (300, 1000), 6144, 3),
-    SizeClass((300, 1000), (300, 1000), 20480, 1),
-    SizeClass((60, 600), (4, 32), 1024, 10),
-    SizeClass((60, 600), (4, 32), 6144, 3),
-    SizeClass((4, 32), (60, 600), 2048, 6),
-    SizeClass((200, 1000), (40, 200), 4096, 4),
-    SizeClass((200, 1000), (40, 200), 12288, 1),
-    SizeClass((40, 200), (200, 1000), 6144, 3),
+    SizeClass((40, 200), (40, 200), 2048, 4),
+    SizeClass((60, 400), (4, 40), 1536, 4),
+    SizeClass((150, 1000), (100, 600), 6144, 2),
 )
 
 
@@ -93,10 +83,10 @@ _BEST = Config(
     ),
     # The batch follows from the size class.
     training=training.TrainingConfig(
-        max_steps=24000,
+        max_steps=6000,
         learning_rate=2e-3,
         schedule="cosine",
-        evaluate_every=400,
+        evaluate_every=250,
         patience=10**9,
         keep="last",
     ),
@@ -121,7 +111,7 @@ PRESETS = {
         classes=_SMALL[:1],
     ),
     "tiny": _shorter("tiny", 600, classes=_SMALL),
-    "paper": _shorter("paper", 4000),
+    "paper": _shorter("paper", 2000),
     "best": _BEST,
 }
 
@@ -194,8 +184,8 @@ def run(
         rng = np.random.default_rng([config.seed, step])
         return draw_batch(rng, config.classes[rng.integers(len(config.classes))])
 
-    middle = config.classes[min(3, len(config.classes) - 1)]
-    validation = draw_batch(np.random.default_rng([config.seed, 2**31]), middle._replace(batch=100))
+    middle = config.classes[min(2, len(config.classes) - 1)]
+    validation = draw_batch(np.random.default_rng([config.seed, 2**31]), middle._replace(batch=50))
     params = meta_loss.make_model(config.model).init(jax.random.key(config.seed))
     if config.start is not None:
         params = load_params(config.start, params)
