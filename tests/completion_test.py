@@ -75,20 +75,16 @@ def test_a_table_of_unlike_columns_is_standardised_by_column(split):
 def test_lists_and_dense_arrays_give_the_same_fit(split):
     train = scaling.standardize(split[0], scaling.fit_scaling(split[0], "matrix"))
     batch = jax.tree.map(lambda x: x[0], stack_entries([train], (32, 32), 512))
-    places = batch.rows, batch.columns
 
     @jax.jit
-    def answers(observations):
+    def fit(observations):
         adapted = zero_shot.adapt(PRIOR.config, PRIOR.params, observations)
-        fitted = posterior.fit(observations, adapted.effects, adapted.factors, 5)
-        learned = zero_shot.predict(adapted.effects, adapted.factors, *places)
-        return learned, *posterior.predict(fitted, *places)
+        return adapted, posterior.fit(observations, adapted.effects, adapted.factors, 3)
 
     with cells.using_backend("xla"):
-        listed, dense = answers(batch), answers(pad_dense(batch))
-    count = len(train.rows)
-    for one, other in zip(listed, dense, strict=True):
-        np.testing.assert_allclose(one[:count], other[:count], atol=2e-3)
+        listed, dense = fit(batch), fit(pad_dense(batch))
+    for one, other in zip(jax.tree.leaves(listed), jax.tree.leaves(dense), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-3, rtol=2e-3)
 
 
 def test_few_cells_are_answered_without_a_check():

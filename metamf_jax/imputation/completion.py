@@ -46,7 +46,7 @@ _COVERAGE = 0.9
 NORMAL_QUANTILE = 1.6448536  # Of that coverage, two-sided.
 # Up to so many observed cells: how many times a part is held out, and what share. Interval widths
 # from 360 held-out cells of Jester covered 0.856 to 0.923 of others, so small parts are too few.
-_FOLDS = ((400, 5, 0.2), (2500, 4, 0.2), (20_000, 2, 0.2), (200_000, 1, 0.1), (None, 1, 0.05))
+_FOLDS = ((2500, 5, 0.2), (20_000, 2, 0.2), (200_000, 1, 0.1), (None, 1, 0.05))
 # Cells, observed or not, of a matrix that is kept dense.
 _MOST_DENSE = 2**15
 # Cells of a dense block of rows folded in at once.
@@ -154,15 +154,9 @@ def complete(
     _require_valid(entries)
     dense, row_places, column_places = _occupied(entries)
     ways = scaling.SCALINGS if scaling.columns_differ(dense) else scaling.SCALINGS[:1]
-    checked = []
-    for tried in ways if way is None else (way,):
-        progress(f"held-out check, standardised by {tried}")
-        checked.append(_check(prior, dense, tried, seed))
-    best = min(checked, key=lambda found: found.error)
-    progress("all cells")
-    fitted = scaling.fit_scaling(dense, best.way)
-    adapted, post = _fit(prior, _padded([scaling.standardize(dense, fitted)]), _sweeps(dense))
-    adapted, post = jax.tree.map(lambda leaf: np.asarray(leaf)[0], (adapted, post))
+    fits = [_fit(prior, dense, tried, seed, progress) for tried in (ways if way is None else [way])]
+    best = min(fits, key=lambda found: found.error)
+    fitted, adapted, post = best.scaling, best.adapted, best.posterior
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((adapted, post))):
         raise ValueError(
             f"the factors of this {entries.shape[0]} x {entries.shape[1]} matrix with "
@@ -264,7 +258,7 @@ def _fold_block(completion, values, observed):
     places = completion.column_places[columns]
     held = completion.scaling
     dtype = values.dtype if values.dtype == np.float64 else np.float32
-    size = _bucket(len(values), 8), completion.columns.v.shape[0]
+    size = _bucket(len(values), 32), completion.columns.v.shape[0]
     dense = PaddedMatrices(np.zeros(size, dtype), np.zeros(size, bool))
     dense.values[rows, places] = (values[rows, columns] - held.centers[places]) / held.scales[
         places
@@ -338,33 +332,38 @@ def _bucket(size: int, least: int) -> int:
     return bucket_size(size)
 
 
-def _padded(matrices: list[Entries]) -> Entries:
-    """Lists of cells in one batch; a padding row and column remain for whatever is empty."""
-    num_rows, num_columns = matrices[0].shape
-    shape = _bucket(num_rows + 1, 32), _bucket(num_columns + 1, 32)
-    return stack_entries(matrices, shape, _bucket(max(len(m.rows) for m in matrices), 128))
-
-
-def _sweeps(entries: Entries) -> int:
-    count = len(entries.rows)
+def _sweeps(count: int) -> int:
     return 30 if count <= 20_000 else 15 if count <= 200_000 else 6
 
 
-def _fit(prior: GeneralPrior, batch: Entries, sweeps: int) -> tuple[zero_shot.Adapted, Posterior]:
-    if not _is_small(batch.shape):
-        return _fit_compiled(prior.config, sweeps, prior.params, batch)
+def _adapt(
+    prior: GeneralPrior, matrices: list[Entries], sweeps: int
+) -> list[tuple[zero_shot.Adapted, Posterior]]:
+    """Fits matrices of one shape, standardised; small ones in one batch, large ones in turn."""
+    num_rows, num_columns = matrices[0].shape
+    # A padding row and column remain for whatever is empty.
+    shape = _bucket(num_rows + 1, 32), _bucket(num_columns + 1, 32)
+    length = _bucket(max(len(matrix.rows) for matrix in matrices), 128)
+    if shape[0] * shape[1] > _MOST_DENSE:
+        fitted = []
+        for matrix in matrices:
+            batch = stack_entries([matrix], shape, length)
+            fitted += _unstack(_adapt_compiled(prior.config, sweeps, prior.params, batch), 1)
+        return fitted
+    # Through XLA alone: the kernels for lists take longer to compile than this to compute.
     with cells.using_backend("xla"):
-        return _fit_compiled(prior.config, sweeps, prior.params, pad_dense(batch))
+        batch = pad_dense(stack_entries(matrices, shape, length))
+        fitted = _adapt_compiled(prior.config, sweeps, prior.params, batch)
+    return _unstack(fitted, len(matrices))
 
 
-def _is_small(shape: tuple[int, int]) -> bool:
-    """Whether dense arrays serve best, through XLA alone: the kernels for lists take longer to
-    compile than a small matrix to complete."""
-    return shape[0] * shape[1] <= _MOST_DENSE
+def _unstack(batch, count: int) -> list:
+    batch = jax.tree.map(np.asarray, batch)
+    return [jax.tree.map(lambda leaf, n=n: leaf[n], batch) for n in range(count)]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _fit_compiled(config, sweeps, params, batch):
+def _adapt_compiled(config, sweeps, params, batch):
     def one(observations):
         adapted = zero_shot.adapt(config, params, observations)
         return adapted, posterior.fit(observations, adapted.effects, adapted.factors, sweeps)
@@ -372,32 +371,27 @@ def _fit_compiled(config, sweeps, params, batch):
     return jax.vmap(one)(batch)
 
 
-@jax.jit
-def _answers_compiled(adapted, post, rows, columns):
-    def one(adapted, post, rows, columns):
-        nothing = jax.tree.map(lambda leaf: 0 * leaf, adapted.factors)
-        bias = zero_shot.predict(adapted.effects, nothing, rows, columns)
-        learned = zero_shot.predict(adapted.effects, adapted.factors, rows, columns)
-        values, variances = posterior.predict(post, rows, columns)
-        return jax.numpy.stack([bias, learned, values, variances])
+class _Fit(NamedTuple):
+    """A matrix fitted under one standardisation, and what the held-out check said of that."""
 
-    return jax.vmap(one)(adapted, post, rows, columns)
-
-
-class _Checked(NamedTuple):
     way: str
+    scaling: Scaling
+    adapted: zero_shot.Adapted
+    posterior: Posterior
     weights: np.ndarray
     inflation: float
     error: float
     check: Check
 
 
-def _check(prior: GeneralPrior, entries: Entries, way: str, seed: int) -> _Checked:
-    """Weights, inflation and error of one standardisation, from held-out cells."""
+def _fit(
+    prior: GeneralPrior,
+    entries: Entries,
+    way: str,
+    seed: int,
+    progress: Callable[[str], None],
+) -> _Fit:
     count = len(entries.rows)
-    if count < _FEWEST_CHECKED:
-        nothing = Check(0, math.nan, math.nan, math.nan)
-        return _Checked(way, _START_WEIGHTS, _START_INFLATION, 0.0, nothing)
     folds, share = next(
         (folds, share) for most, folds, share in _FOLDS if most is None or count <= most
     )
@@ -408,43 +402,53 @@ def _check(prior: GeneralPrior, entries: Entries, way: str, seed: int) -> _Check
     for out in held:
         inside = np.ones(count, bool)
         inside[out] = False
-        kept.append(_select(entries, inside))
-    scales = [scaling.fit_scaling(part, way) for part in kept]
-    batch = _padded(
-        [scaling.standardize(part, fitted) for part, fitted in zip(kept, scales, strict=True)]
+        # Of a handful of cells none is held out; they go through the same compiled program.
+        kept.append(_select(entries, inside) if count >= _FEWEST_CHECKED else entries)
+    matrices = [entries, *kept]
+    scales = [scaling.fit_scaling(matrix, way) for matrix in matrices]
+    progress(f"fitting {len(matrices)} times, standardised by {way}")
+    whole, *parts = _adapt(
+        prior,
+        [scaling.standardize(m, fitted) for m, fitted in zip(matrices, scales, strict=True)],
+        _sweeps(count),
     )
-    adapted, post = _fit(prior, batch, _sweeps(entries))
-    places = stack_entries(
-        [_select(entries, out) for out in held], batch.shape, _bucket(per_fold, 32)
-    )
-    backend = "xla" if _is_small(batch.shape) else "auto"
-    with cells.using_backend(backend):
-        found = _answers_compiled(adapted, post, places.rows, places.columns)
-    found = np.asarray(found, np.float64)
-    answers = np.concatenate([found[f, :, : len(out)] for f, out in enumerate(held)], axis=1)
-    centers, deviations = (
-        np.concatenate(
-            [fitted[part][entries.columns[out]] for fitted, out in zip(scales, held, strict=True)]
-        )
-        for part in (0, 1)
-    )
+    if count < _FEWEST_CHECKED:
+        nothing = Check(0, math.nan, math.nan, math.nan)
+        return _Fit(way, scales[0], *whole, _START_WEIGHTS, _START_INFLATION, 0.0, nothing)
     checked = np.concatenate(held)
-    truth = entries.values[checked].astype(np.float64)
+    found = [
+        _answers(part, fitted, entries.rows[out], entries.columns[out])
+        for part, fitted, out in zip(parts, scales[1:], held, strict=True)
+    ]
+    answers, bars = (np.concatenate(part, axis=-1) for part in zip(*found, strict=True))
     # Errors count in units of each column's spread, so that no column drowns the others.
     units = scaling.fit_scaling(entries, "columns").scales[entries.columns[checked]]
-    candidates = answers[:3] * (deviations / units) + centers / units
-    target = truth / units
+    target, candidates = entries.values[checked].astype(np.float64) / units, answers / units
     weights = _weigh(candidates, target)
     left = target - weights @ candidates
-    bars = np.sqrt(answers[3]) * deviations / units
-    inflation, coverage = _inflation(np.abs(left) / bars)
+    inflation, coverage = _inflation(np.abs(left) / (bars / units))
     check = Check(
         len(checked),
         float(np.sqrt(((left * units) ** 2).mean())),
         float(np.sqrt((((target - candidates[0]) * units) ** 2).mean())),
         coverage,
     )
-    return _Checked(way, weights, inflation, float((left**2).mean()), check)
+    error = float((left**2).mean())
+    return _Fit(way, scales[0], *whole, weights, inflation, error, check)
+
+
+def _answers(fit, fitted: Scaling, rows, columns) -> tuple[np.ndarray, np.ndarray]:
+    """The three `ANSWERS` [3, P] at cells, and the posterior's error bars [P], in units."""
+    adapted, post = fit
+    kept = Columns(adapted.context, adapted.factors.v, post)
+    answers = []
+    for weights in np.eye(3):
+        u, p = _rows(weights, kept, adapted.effects, adapted.factors.u, post.rows)
+        v, r, noise = _columns(weights, kept)
+        answers.append(np.einsum("pk,pk->p", u[rows], v[columns]))
+    variances = np.einsum("pk,pk->p", p[rows], r[columns]) + noise[columns]
+    scales = fitted.scales[columns]
+    return fitted.centers[columns] + scales * np.array(answers), scales * np.sqrt(variances)
 
 
 def _select(entries: Entries, which: np.ndarray) -> Entries:
@@ -501,11 +505,13 @@ def _bounds(entries: Entries, way: str, padded: int) -> tuple[np.ndarray, np.nda
     np.minimum.at(lows, entries.columns, values)
     np.maximum.at(highs, entries.columns, values)
     counts = np.bincount(entries.columns, minlength=padded)
-    margin = np.where(counts > 1, 2 * (highs - lows) / (counts + 1), np.inf)
     # One value tells of no range.
-    return np.where(counts > 1, lows - margin, -np.inf), np.where(
-        counts > 1, highs + margin, np.inf
-    )
+    lows[counts < 2], highs[counts < 2] = -np.inf, np.inf
+    several = counts > 1
+    margin = 2 * (highs[several] - lows[several]) / (counts[several] + 1)
+    lows[several] -= margin
+    highs[several] += margin
+    return lows, highs
 
 
 def _rows(weights, columns: Columns, effects: Effects, u, side: Side):

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metamf_jax import bias_model, cells
+from metamf_jax import bias_model, cells, ridge
 from metamf_jax.bias_model import Effects
 from metamf_jax.types import Array, Entries, Factors
 
@@ -150,18 +150,9 @@ def solve_rows(observations: cells.Observations, posterior: Posterior) -> Side:
     )
 
 
-def predict(posterior: Posterior, rows: Array, columns: Array) -> tuple[jax.Array, jax.Array]:
-    """Values and their variances, noise included, at cells ``(rows, columns)``; each [E]."""
-    places = Entries(rows, columns, jnp.zeros_like(posterior.mean), (0, 0))
-    left, right = posterior.rows, posterior.columns
-    values = posterior.mean + cells.predict(Factors(left.mean, right.mean), rows, columns)
-    noise = posterior.noise[jnp.minimum(columns, len(posterior.noise) - 1)]
-    return values, noise + _product_variances(places, left, right)
-
-
 def _free(rank: int) -> tuple[jax.Array, jax.Array]:
-    """Which columns of ``(u, b, 1)`` and of ``(v, 1, c)`` are not one by definition; bool [K]."""
-    place = jnp.arange(rank + 2)
+    """Which columns of ``(u, b, 1)`` and ``(v, 1, c)`` are not one by definition; bool [1, K]."""
+    place = jnp.arange(rank + 2)[None, :]
     return place != rank + 1, place != rank
 
 
@@ -186,7 +177,7 @@ def _solve(observations, mean, others, own_weights, weights, old, free, fixed):
     Args:
       own_weights: [N] noise precisions that go with rows, weights: [M] that go with columns.
       old: whose precision counts, and whose value at the ``fixed`` factor stays.
-      free: [K]; fixed: the position of the factor that is one by definition: its partner in
+      free: [1, K]; fixed: the position of the factor that is one by definition: its partner in
         ``others`` is taken off the values.
     """
     roots = jnp.sqrt(weights)[:, None]
@@ -202,18 +193,17 @@ def _solve(observations, mean, others, own_weights, weights, old, free, fixed):
     uncertain = cells.pool(
         observations,
         cells.spread(
-            observations, jnp.zeros((len(own_weights), len(free)), gram.dtype), spread_variances
+            observations, jnp.zeros((len(own_weights), free.shape[1]), gram.dtype), spread_variances
         ),
     )[0]
     gram, uncertain = own_weights[:, None, None] * gram, own_weights[:, None] * uncertain
-    diagonal = uncertain + jnp.where(free, old.precision, 1.0)
-    matrix = gram + diagonal[:, :, None] * jnp.eye(len(free), dtype=gram.dtype)
-    with jax.default_matmul_precision("highest"):
-        factor = jnp.linalg.cholesky(matrix)
-        identity = jnp.broadcast_to(jnp.eye(len(free), dtype=gram.dtype), matrix.shape)
-        inverse_root = jax.scipy.linalg.solve_triangular(factor, identity, lower=True)
-        inverse = jnp.einsum("njk,njl->nkl", inverse_root, inverse_root)
-        solved = jnp.einsum("nkl,nl->nk", inverse, own_weights[:, None] * moment)
+    diagonal = uncertain + jnp.where(free, old.precision[None, :], 1.0)
+    identity = jnp.broadcast_to(jnp.eye(free.shape[1], dtype=gram.dtype), gram.shape)
+    matrix = gram + diagonal[:, :, None] * identity
+    inverse = ridge.inverse(matrix)
+    solved = jnp.einsum(
+        "nkl,nl->nk", inverse, own_weights[:, None] * moment, precision=jax.lax.Precision.HIGHEST
+    )
     variance = jnp.where(free, jnp.diagonal(inverse, axis1=1, axis2=2), 0)
     return Side(jnp.where(free, solved, old.mean), variance, old.precision)
 
@@ -224,4 +214,4 @@ def _with_precision(side, counts, free):
     squares = jnp.where(seen, side.mean**2 + side.variance, 0).sum(axis=0)
     number = seen.sum()
     precision = (number + _PRECISION_WEIGHT) / (squares + _PRECISION_WEIGHT * _START_SQUARE)
-    return side._replace(precision=jnp.where(free, precision, 1.0))
+    return side._replace(precision=jnp.where(free[0], precision, 1.0))

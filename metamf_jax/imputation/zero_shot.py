@@ -11,10 +11,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metamf_jax import bias_model, cells
+from metamf_jax import bias_model, cells, ridge
 from metamf_jax.bias_model import Effects
 from metamf_jax.meta_learning.encoder import Context, make_encoder
-from metamf_jax.meta_learning.map_estimation import map_estimate, solve_rows
+from metamf_jax.meta_learning.map_estimation import map_estimate
 from metamf_jax.meta_learning.meta_loss import MetaParams, ModelConfig
 from metamf_jax.types import Array, FactorPrior, Factors
 
@@ -47,7 +47,7 @@ def adapt(config: ModelConfig, params: MetaParams, observations: cells.Observati
     assert effects is not None
     residuals = bias_model.residuals(observations, effects)
     v = map_estimate(residuals, prior, jnp.exp(params.log_step_size), config.inner).v
-    u = solve_rows(residuals, v, prior.u_precision, prior.u_mean)
+    u = _solve_rows(residuals, v, prior)
     return Adapted(effects, Factors(u, v), prior, context)
 
 
@@ -72,9 +72,14 @@ def fold_in(
     prior, effects, _ = encode(params.encoder, observations, context)
     assert effects is not None
     residuals = bias_model.residuals(observations, effects)
-    return effects, solve_rows(residuals, v, prior.u_precision, prior.u_mean), prior
+    return effects, _solve_rows(residuals, v, prior), prior
 
 
-def predict(effects: Effects, factors: Factors, rows: Array, columns: Array) -> jax.Array:
-    """Values at cells ``(rows, columns)``, each [E] int32; [E]."""
-    return cells.predict(bias_model.append(factors, effects), rows, columns)
+def _solve_rows(residuals: cells.Observations, v: Array, prior: FactorPrior) -> jax.Array:
+    """The row factors [N, K] of least energy given the column factors."""
+    gram, moment = cells.row_normal_equations(residuals, v)
+    identity = jnp.broadcast_to(jnp.eye(v.shape[1], dtype=gram.dtype), gram.shape)
+    inverse = ridge.inverse(gram + prior.u_precision[:, None, None] * identity)
+    exact = jax.lax.Precision.HIGHEST
+    left = moment - jnp.einsum("nkl,nl->nk", gram, prior.u_mean, precision=exact)
+    return prior.u_mean + jnp.einsum("nkl,nl->nk", inverse, left, precision=exact)
