@@ -94,7 +94,7 @@ _BEST = Config(
 
 
 def _shorter(preset: str, steps: int, **changes) -> Config:
-    every = max(steps // 4, 1)
+    every = max(steps // 10, 1)
     shorter = dataclasses.replace(_BEST.training, max_steps=steps, evaluate_every=every)
     return dataclasses.replace(_BEST, preset=preset, training=shorter, **changes)
 
@@ -109,7 +109,7 @@ PRESETS = {
         ),
         classes=_SMALL[:1],
     ),
-    "tiny": _shorter("tiny", 600, classes=_SMALL),
+    "tiny": _shorter("tiny", 1200, classes=(SizeClass((5, 80), (5, 80), 768, 10),)),
     "paper": _shorter("paper", 2000),
     "best": _BEST,
 }
