@@ -78,7 +78,7 @@ _BEST = Config(
     seed=0,
     model=meta_loss.ModelConfig(
         EncoderConfig(channels=32, layers=3, rank=16, precision="per_row", effects=True),
-        MapConfig(steps=8, step_form="curvature"),
+        MapConfig(steps=8, step_form="scaled"),
     ),
     # The batch follows from the size class.
     training=training.TrainingConfig(
@@ -105,7 +105,7 @@ PRESETS = {
         4,
         model=meta_loss.ModelConfig(
             EncoderConfig(channels=4, layers=1, rank=3, precision="per_row", effects=True),
-            MapConfig(steps=2, step_form="curvature"),
+            MapConfig(steps=2, step_form="scaled"),
         ),
         classes=_SMALL[:1],
     ),
