@@ -167,7 +167,10 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             return Entries(*(np.asarray(a) for a in (X.rows, X.columns, X.values)), X.shape)
         X = self._validated(X, reset=True)
         if scipy.sparse.issparse(X):
-            listed = scipy.sparse.coo_array(X)
+            # In the order of a dense array, so that the same cells are held out.
+            by_row = scipy.sparse.csr_array(X)
+            by_row.sort_indices()
+            listed = scipy.sparse.coo_array(by_row)
             rows, columns = listed.coords
             kept = ~np.isnan(listed.data)
             return Entries(
