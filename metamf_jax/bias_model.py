@@ -34,7 +34,8 @@ def fit_effects(observations: cells.Observations, shrinkage: Shrinkage, sweeps: 
 
     What rows (or columns) have in common then moves to the mean as far as the penalties want it:
     coordinate descent alone takes hundreds of sweeps for that where the shrinkage is weak. Rows
-    come last, so that a row's effect is a function of its own cells, the mean and the columns.
+    come last, so that a row's effect is a function of its own cells, the mean and the columns:
+    `fold_in_rows` gives the same.
 
     Args:
       observations: the observed cells of one matrix.
@@ -69,9 +70,28 @@ def fit_effects(observations: cells.Observations, shrinkage: Shrinkage, sweeps: 
         mean, columns = recentre(mean, columns, column_counts, shrinkage.columns)
         return Effects(mean, rows, columns), None
 
-    start = Effects(jnp.zeros(()), jnp.zeros_like(row_weights), jnp.zeros_like(column_weights))
+    zeros = jnp.zeros_like(row_weights), jnp.zeros_like(column_weights)
+    start = Effects(jnp.zeros((), values.dtype), *zeros)
     (mean, _, columns), _ = jax.lax.scan(sweep, start, None, length=sweeps)
     return Effects(mean, solve_rows(mean, columns)[:, 0], columns[:, 0])
+
+
+def fold_in_rows(
+    observations: cells.Observations, effects: Effects, shrinkage: Shrinkage
+) -> Effects:
+    """The effects of other rows over the same columns, whose effects and mean stay.
+
+    Args:
+      observations: the observed cells of the other rows.
+      effects: of the fitted matrix; ``effects.rows`` is not read.
+      shrinkage: as it was fitted with.
+    """
+    row_counts, _ = cells.counts(observations)
+    values = cells.observed_values(observations)[..., None]
+    rows = jnp.broadcast_to(effects.mean, row_counts.shape)[:, None]
+    fitted = cells.spread(observations, rows, effects.columns[:, None])
+    sums, _ = cells.pool(observations, values - fitted)
+    return effects._replace(rows=sums[:, 0] / (row_counts + shrinkage.rows))
 
 
 def residuals(observations: cells.Observations, effects: Effects) -> cells.Observations:

@@ -2,12 +2,14 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
+
+from metamf_jax.types import Entries
 
 
 def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
@@ -303,4 +305,66 @@ def pictures(path: str | os.PathLike, rows: Mapping[str, Mapping[str, np.ndarray
             axes.set_title(title, fontsize=9)
             axes.set_xticks([])
             axes.set_yticks([])
+    _save(figure, path)
+
+
+def completed_matrix(
+    path: str | os.PathLike,
+    entries: Entries,
+    rows: Callable[[int, int], tuple[np.ndarray, np.ndarray]],
+    most: int = 300,
+) -> None:
+    """Observed cells, all cells, and standard errors of the fullest rows and columns, as images.
+
+    Columns of different units are drawn in units of each column's observed deviation only where
+    their deviations differ tenfold.
+
+    Args:
+      path: the file.
+      entries: the observed cells.
+      rows: ``rows(first, last) -> (values, errors)``, each [last - first, M].
+      most: rows and columns drawn; the fullest where there are more.
+    """
+    places = [
+        np.sort(np.argsort(-np.bincount(part, minlength=size), kind="stable")[:most])
+        for part, size in zip((entries.rows, entries.columns), entries.shape, strict=True)
+    ]
+    drawn = [rows(n, n + 1) for n in places[0].tolist()]
+    values, errors = (np.concatenate(part)[:, places[1]] for part in zip(*drawn, strict=True))
+    at_row, at_column = (np.full(size, -1) for size in entries.shape)
+    at_row[places[0]], at_column[places[1]] = np.arange(len(places[0])), np.arange(len(places[1]))
+    inside = (at_row[entries.rows] >= 0) & (at_column[entries.columns] >= 0)
+    index = at_row[entries.rows[inside]], at_column[entries.columns[inside]]
+    seen = np.full(values.shape, np.nan)
+    seen[index] = entries.values[inside]
+    values[index], errors[index] = entries.values[inside], 0
+    unit = ""
+    deviations = values.std(axis=0)
+    if deviations.max() > 10 * max(np.median(deviations), 1e-30) or (
+        np.ptp(values.mean(axis=0)) > 10 * np.median(deviations)
+    ):
+        means, deviations = values.mean(axis=0), np.where(deviations > 0, deviations, 1)
+        seen, values, errors = (
+            (seen - means) / deviations,
+            (values - means) / deviations,
+            (errors / deviations),
+        )
+        unit = ", in deviations of each column"
+    low, high = np.quantile(values, [0.01, 0.99])
+    figure, all_axes = _figure(13.5, 4.5, 3)
+    observed_share = len(entries.rows) / (entries.shape[0] * entries.shape[1])
+    pictures = {
+        f"observed ({observed_share:.1%} of all cells)": (seen, low, high, "viridis"),
+        "completed": (values, low, high, "viridis"),
+        "standard error": (errors, 0, None, "magma"),
+    }
+    for axes, (title, (picture, least, greatest, colors)) in zip(
+        all_axes, pictures.items(), strict=True
+    ):
+        image = axes.imshow(
+            picture, vmin=least, vmax=greatest, cmap=colors, interpolation="nearest", aspect="auto"
+        )
+        axes.set(title=title, xlabel="column", ylabel="row")
+        axes.set_facecolor("0.92")
+        figure.colorbar(image, ax=axes, label=f"value{unit}" if picture is not errors else "error")
     _save(figure, path)

@@ -29,6 +29,7 @@ BASE = {
 ALLOWED = {
     "data": {"types", "files"},
     "plotting": {"types"},
+    "cli": BASE | {"data", "imputation", "plotting"},
     "meta_learning": BASE,
     "factorization": BASE,
     "imputation": BASE | {"meta_learning", "factorization"},

@@ -34,6 +34,7 @@ def write_pairs(
     *,
     times: np.ndarray | None = None,
     extra: Mapping[str, np.ndarray] | None = None,
+    names: tuple[str, str, str] = ("row", "column", "value"),
 ) -> None:
     """Writes a line for each cell: row, column, value, further columns, time.
 
@@ -47,20 +48,21 @@ def write_pairs(
       values: [P] finite numbers.
       times: [P] int64 seconds.
       extra: further columns [P] by name, for instance standard deviations.
+      names: of the first three columns.
 
     Raises:
       ValueError: if the extension is unknown, a value is not finite, or an id cannot be written.
     """
     path = Path(path)
     format = _format(path)
-    columns = {"row": row_ids, "column": column_ids, "value": values, **(extra or {})}
+    columns = dict(zip(names, (row_ids, column_ids, values), strict=True)) | dict(extra or {})
     if times is not None:
         columns["time"] = times
     if not np.isfinite(values).all():
         entry = int(np.flatnonzero(~np.isfinite(values))[0])
         raise ValueError(f"{path}: expected finite values, got {values[entry]} in entry {entry}")
-    for name in ("row", "column"):
-        _require_writable(path, name, columns[name], format)
+    for part, ids in (("row", row_ids), ("column", column_ids)):
+        _require_writable(path, part, ids, format)
     table = pa.table({name: pa.array(np.asarray(column)) for name, column in columns.items()})
     if format == "parquet":
         with written_aside(path) as aside:

@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from metamf_jax import cells
-from metamf_jax.bias_model import Effects, Shrinkage, fit_effects
+from metamf_jax.bias_model import Effects, Shrinkage, fit_effects, fold_in_rows
 from metamf_jax.meta_learning.exchangeable import (
     Counts,
     ExchangeableLayer,
+    Means,
     means_from_sums,
 )
 from metamf_jax.types import Entries, FactorPrior
@@ -27,17 +28,35 @@ from metamf_jax.types import Entries, FactorPrior
 Params: TypeAlias = Any
 
 
+class Context(NamedTuple):
+    """What a row's prior depends on besides the row's own cells.
+
+    Attributes:
+      counts: observed cells of each column [M], and of the matrix, a scalar.
+      effects: the bias model, or None; its rows are not read.
+      means: for the input and each layer, (column means [M, C], overall mean [C]).
+    """
+
+    counts: tuple[jax.Array, jax.Array]
+    effects: Effects | None
+    means: tuple[tuple[jax.Array, jax.Array], ...]
+
+
 class Encoder(NamedTuple):
     """The encoder's pure functions.
 
     Attributes:
       init: ``init(key) -> params``.
+      encode: ``encode(params, observations, context=None) -> (FactorPrior, Effects, Context)``: all
+        of the below. With the context of another matrix over the same columns, the observations are
+        rows folded in: each gets the prior that it would have had as a row of that matrix.
       apply: ``apply(params, observations) -> FactorPrior`` for one matrix, dense or an entry list.
       effects: ``effects(params, observations)``, the bias model whose residuals that prior is for,
         or None where it is for the values themselves.
     """
 
     init: Callable[[jax.Array], Params]
+    encode: Callable[..., tuple[FactorPrior, Effects | None, Context]]
     apply: Callable[[Params, cells.Observations], FactorPrior]
     effects: Callable[[Params, cells.Observations], Effects | None]
 
@@ -87,25 +106,39 @@ class _EncoderModule(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, observations: cells.Observations) -> FactorPrior:
+    def __call__(
+        self, observations: cells.Observations, context: Context | None = None
+    ) -> tuple[FactorPrior, Effects | None, Context]:
         config = self.config
         counts = Counts(*cells.counts(observations))
+        total = counts.rows.sum()
+        if context is not None:
+            counts, total = Counts(counts.rows, context.counts[0]), context.counts[1]
         values = cells.observed_values(observations)[..., None]
         effects = None
         if config.effects:
             # A start near what validation chooses on rating data.
             start = np.log([3.0, 4.0, 3.0]).astype(np.float32)
             log_shrinkage = self.param("log_shrinkage", lambda key: jnp.asarray(start))
-            effects = _effects(log_shrinkage, observations)
+            effects = _effects(log_shrinkage, observations, context)
             values = _effect_inputs(observations, values, effects, counts)
-        means = means_from_sums(*cells.pool(observations, values), counts)
+        kept = []
+
+        def in_context(means):
+            if context is not None:
+                means = Means(means.rows, *context.means[len(kept)])
+            kept.append((means.columns, means.all))
+            return means
+
+        means = in_context(means_from_sums(*cells.pool(observations, values), counts))
         for _ in range(config.layers):
             layer = ExchangeableLayer(config.channels)
             values, means = layer(observations, values, means, counts)
+            means = in_context(means)
         rows, columns, mean = means
         if effects is not None:
-            rows = _head_inputs(rows, mean, effects.rows, counts.rows)
-            columns = _head_inputs(columns, mean, effects.columns, counts.columns)
+            rows = _head_inputs(rows, mean, effects.rows, counts.rows, total)
+            columns = _head_inputs(columns, mean, effects.columns, counts.columns, total)
 
         def head(name, features, scale, inputs):
             return _Head(config.channels, features, scale, name=name)(inputs)
@@ -121,11 +154,15 @@ class _EncoderModule(nn.Module):
         if config.precision == "per_row":
             log_u += head("u_log_precision", 1, 0.01, rows)[:, 0]
             log_v += head("v_log_precision", 1, 0.01, columns)[:, 0]
-        return FactorPrior(u_mean, v_mean, jnp.exp(log_u), jnp.exp(log_v))
+        prior = FactorPrior(u_mean, v_mean, jnp.exp(log_u), jnp.exp(log_v))
+        return prior, effects, Context((counts.columns, total), effects, tuple(kept))
 
 
-def _effects(log_shrinkage, observations):
-    return fit_effects(observations, Shrinkage(*jnp.exp(log_shrinkage)), sweeps=4)
+def _effects(log_shrinkage, observations, context):
+    shrinkage = Shrinkage(*jnp.exp(log_shrinkage))
+    if context is not None:
+        return fold_in_rows(observations, context.effects, shrinkage)
+    return fit_effects(observations, shrinkage, sweeps=4)
 
 
 def _effect_inputs(observations, values, effects, counts):
@@ -138,9 +175,9 @@ def _effect_inputs(observations, values, effects, counts):
     return jnp.concatenate([residuals, of_rows, of_columns], axis=-1)
 
 
-def _head_inputs(means, overall_mean, effects, counts):
+def _head_inputs(means, overall_mean, effects, counts, total):
     everywhere = jnp.broadcast_to(
-        jnp.append(overall_mean, _log_counts(counts.sum()) / 3), (len(means), len(overall_mean) + 1)
+        jnp.append(overall_mean, _log_counts(total) / 3), (len(means), len(overall_mean) + 1)
     )
     own = jnp.stack([effects, _log_counts(counts)], axis=1)
     return jnp.concatenate([means, own, everywhere], axis=1)
@@ -158,14 +195,19 @@ def make_encoder(config: EncoderConfig) -> Encoder:
         index = jnp.zeros((1,), jnp.int32)
         return module.init(key, Entries(index, index, jnp.zeros((1,)), (1, 1)))
 
+    def encode(
+        params: Params, observations: cells.Observations, context: Context | None = None
+    ) -> tuple[FactorPrior, Effects | None, Context]:
+        encoded = module.apply(params, observations, context)
+        assert isinstance(encoded, tuple)
+        return encoded
+
     def apply(params: Params, observations: cells.Observations) -> FactorPrior:
-        prior = module.apply(params, observations)
-        assert isinstance(prior, FactorPrior)
-        return prior
+        return encode(params, observations)[0]
 
     def effects(params: Params, observations: cells.Observations) -> Effects | None:
         if not config.effects:
             return None
-        return _effects(params["params"]["log_shrinkage"], observations)
+        return _effects(params["params"]["log_shrinkage"], observations, None)
 
-    return Encoder(init, apply, effects)
+    return Encoder(init, encode, apply, effects)

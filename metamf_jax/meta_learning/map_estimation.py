@@ -95,10 +95,24 @@ def step_sizes(
     return jnp.asarray(step_size / rows), jnp.asarray(step_size / columns)
 
 
+def solve_rows(
+    observations: cells.Observations, v: Array, precision: Array, mean: Array
+) -> jax.Array:
+    """The row factors [N, K] that minimise the energy for given column factors ``v`` [M, K].
+
+    Args:
+      observations: the observed cells.
+      v: the column factors.
+      precision: [N], of the rows' prior.
+      mean: [N, K], its means.
+    """
+    gram, moment = cells.row_normal_equations(observations, v)
+    return ridge.ridge_solve(gram, moment, precision, mean)
+
+
 def ridge_step(observations: cells.Observations, factors: Factors, prior: FactorPrior) -> Factors:
     """Solves exactly for ``U`` given ``V``, then for ``V`` given the new ``U``."""
-    gram, moment = cells.row_normal_equations(observations, factors.v)
-    u = ridge.ridge_solve(gram, moment, prior.u_precision, prior.u_mean)
+    u = solve_rows(observations, factors.v, prior.u_precision, prior.u_mean)
     gram, moment = cells.row_normal_equations(cells.transpose(observations), u)
     v = ridge.ridge_solve(gram, moment, prior.v_precision, prior.v_mean)
     return Factors(u, v)

@@ -1,0 +1,315 @@
+"""The console command ``metamf``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+# NumPy, JAX and the readers are imported when a command runs: `metamf --help` answers at once.
+if TYPE_CHECKING:
+    import numpy as np
+
+    from metamf_jax.data.table_format import TableFormat
+    from metamf_jax.types import Table
+
+# Above it the answer would fill the memory: 10^8 cells take 2 GB as three columns.
+MOST_CELLS = 10**8
+# From so many cells on, what is being done is told while it is done.
+_LONG = 100_000
+
+_DESCRIPTION = """\
+Fills in the missing cells of tables of ratings, surveys, measurements or pixels, from priors that
+were learned on other matrices. Nothing is trained on yours: an answer takes seconds.
+"""
+_EXAMPLES = """\
+examples:
+  metamf impute ratings.csv --output completed.csv
+      user,item,rating in; a rating for every missing pair out
+  metamf impute survey.csv --output filled.csv --plot filled.png
+      a table with blanks in; the same table without blanks out, and a picture of both
+  metamf impute ratings.csv --output best.csv --top 10 --std
+      the ten highest predicted items of each user, with error bars
+  metamf impute ratings.csv --output asked.csv --pairs wanted.csv
+      only the pairs that wanted.csv lists, in its order
+"""
+_IMPUTE = """\
+Reads a table, measures on a part of its observed cells how well it can be imputed, and writes the
+missing cells.
+
+INPUT is a line for each observed cell (row id, column id, value), or a matrix with blanks: .csv,
+.tsv, .parquet, .libmf, MovieLens .dat, Matrix Market .mtx or scipy .npz; text may be in .gz. Its
+layout is found out. A table of pairs is answered by one with the same two id columns and a value
+column; a matrix by the same matrix without blanks.
+"""
+
+
+class Answers(NamedTuple):
+    """Where imputed values come from.
+
+    Attributes:
+      cells: ``cells(rows [P], columns [P]) -> (values [P], errors [P])``.
+      rows: ``rows(first, last) -> (values, errors)`` of all cells of these rows, [last - first, M].
+    """
+
+    cells: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+    rows: Callable[[int, int], tuple[np.ndarray, np.ndarray]]
+
+
+def describe(path: str, found: TableFormat, table: Table) -> str:
+    """What was found in a file, in two lines."""
+    num_rows, num_columns = table.entries.shape
+    cells = len(table.entries.rows)
+    return (
+        f"{path}: {found}\n{num_rows} rows, {num_columns} columns, {cells} observed cells "
+        f"({cells / (num_rows * num_columns):.2%})"
+    )
+
+
+def require_few_cells(path: str, table: Table) -> None:
+    """Refuses to write more missing cells than memory holds.
+
+    Raises:
+      ValueError: there are more than `MOST_CELLS`.
+    """
+    num_rows, num_columns = table.entries.shape
+    missing = num_rows * num_columns - len(table.entries.rows)
+    if missing > MOST_CELLS:
+        raise ValueError(
+            f"{path} has {missing} missing cells, more than {MOST_CELLS}; list those that you need "
+            "in a file and give it as --pairs"
+        )
+
+
+def write_answers(
+    output: str,
+    answers: Answers,
+    table: Table,
+    found: TableFormat,
+    *,
+    pairs: tuple[np.ndarray, np.ndarray] | None = None,
+    top: int | None = None,
+    std: bool = False,
+) -> int:
+    """Writes imputed cells; returns how many.
+
+    Args:
+      output: the file.
+      answers: the values.
+      table, found: what was read, and how it was laid out.
+      pairs: row ids and column ids of the cells to write, in this order; None for all missing.
+      top: only so many missing cells of each row, the highest first.
+      std: whether to write errors too: a column, or for a matrix a file of its own, whose name ends
+        in ``.std`` before the extension.
+
+    Raises:
+      ValueError: ``pairs`` names a row or column that the table does not have, or a file cannot be
+        written.
+    """
+    import numpy as np
+
+    from metamf_jax.data import tables, write_tables
+
+    num_rows, num_columns = table.entries.shape
+    header = found.header if not found.dense else None
+    names = (
+        tuple(header[role] for role in found.roles[:3]) if header else ("row", "column", "value")
+    )
+
+    def write(row_ids, column_ids, values, errors):
+        extra = {"error": errors} if std else None
+        write_tables.write_pairs(output, row_ids, column_ids, values, extra=extra, names=names)
+        return len(values)
+
+    if pairs is not None:
+        row_ids, column_ids = pairs
+        places = (
+            tables.positions(row_ids, table.row_ids),
+            tables.positions(column_ids, table.column_ids),
+        )
+        for kind, where, ids in zip(("row", "column"), places, pairs, strict=True):
+            unknown = np.flatnonzero(where < 0)
+            if len(unknown):
+                raise ValueError(
+                    f"--pairs asks for {kind} {ids[unknown[0]]!r} (its cell {unknown[0] + 1}), "
+                    f"which the input does not have; {len(unknown)} cells have such a {kind}. "
+                    "Remove them"
+                )
+        return write(row_ids, column_ids, *answers.cells(*places))
+    observed = np.zeros((num_rows, num_columns), bool)
+    observed[table.entries.rows, table.entries.columns] = True
+    if found.dense and top is None:
+        values, errors = answers.rows(0, num_rows)
+        values[observed] = np.nan
+        values[table.entries.rows, table.entries.columns] = table.entries.values
+        write_tables.write_dense(output, values, table.row_ids, table.column_ids, like=found)
+        if std:
+            beside = _beside(output)
+            errors[observed] = 0
+            write_tables.write_dense(beside, errors, table.row_ids, table.column_ids, like=found)
+        return int((~observed).sum())
+    parts = []
+    step = max(1, 2**22 // num_columns)
+    for first in range(0, num_rows, step):
+        last = min(first + step, num_rows)
+        values, errors = answers.rows(first, last)
+        if top is None:
+            rows, columns = np.nonzero(~observed[first:last])
+        else:
+            ranked = np.argsort(np.where(observed[first:last], np.inf, -values), axis=1)[:, :top]
+            rows = np.repeat(np.arange(last - first), ranked.shape[1])
+            columns = ranked.ravel()
+            kept = ~observed[first:last][rows, columns]
+            rows, columns = rows[kept], columns[kept]
+        parts.append((rows + first, columns, values[rows, columns], errors[rows, columns]))
+    rows, columns, values, errors = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return write(table.row_ids[rows], table.column_ids[columns], values, errors)
+
+
+def _beside(output: str) -> str:
+    """``completed.csv.gz`` to ``completed.std.csv.gz``."""
+    import pathlib
+
+    path = pathlib.Path(output)
+    suffixes = "".join(path.suffixes[-2:] if path.suffix == ".gz" else path.suffixes[-1:])
+    stem = path.name[: len(path.name) - len(suffixes)]
+    return str(path.with_name(f"{stem}.std{suffixes}"))
+
+
+def _impute(flags: argparse.Namespace) -> None:
+    from metamf_jax.data import tables
+    from metamf_jax.imputation import completion, pretrained
+
+    if flags.top is not None and flags.top < 1:
+        raise ValueError(f"--top must be at least 1, got {flags.top}")
+    if flags.top is not None and flags.pairs:
+        raise ValueError(
+            "--top and --pairs exclude each other: one picks cells, the other lists them"
+        )
+    started = time.monotonic()
+    found = tables.detect(flags.input, layout=flags.layout)
+    table = tables.read_table(flags.input, layout=flags.layout)
+    print(describe(flags.input, found, table), flush=True)
+    pairs = tables.read_pairs(flags.pairs) if flags.pairs else None
+    if pairs is None:
+        require_few_cells(flags.input, table)
+
+    def progress(stage: str) -> None:
+        if len(table.entries.rows) >= _LONG:
+            print(f"  {time.monotonic() - started:.1f} s: {stage}", file=sys.stderr, flush=True)
+
+    completed = completion.complete(
+        pretrained.load(flags.weights),
+        table.entries,
+        way=None if flags.standardize == "auto" else flags.standardize,
+        seed=flags.seed,
+        progress=progress,
+    )
+    check = completed.check
+    if check.cells:
+        print(
+            f"held-out error on {check.cells} of the observed cells: {check.rmse:.4g} (root mean "
+            f"square), {check.bias_rmse:.4g} by row and column effects alone"
+        )
+    else:
+        print("too few observed cells to hold some out: the error is not known")
+    unit = {"matrix": "one unit for all columns", "columns": "each column in its own unit"}
+    print(f"standardised with {unit[completed.way]}; weights {flags.weights}")
+    answers = Answers(
+        lambda rows, columns: completion.predict(completed, rows, columns),
+        lambda first, last: completion.predict_rows(completed, first, last),
+    )
+    count = write_answers(
+        flags.output, answers, table, found, pairs=pairs, top=flags.top, std=flags.std
+    )
+    print(f"wrote {count} imputed cells to {flags.output}")
+    if flags.std and found.dense and pairs is None and flags.top is None:
+        print(f"wrote their standard errors to {_beside(flags.output)}")
+    if flags.plot:
+        from metamf_jax import plotting
+
+        plotting.completed_matrix(flags.plot, table.entries, answers.rows)
+        print(f"wrote {flags.plot}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="metamf", description=_DESCRIPTION, epilog=_EXAMPLES, formatter_class=formatter
+    )
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
+    impute = commands.add_parser(
+        "impute",
+        help="fill in the missing cells of a table",
+        description=_IMPUTE,
+        epilog=_EXAMPLES,
+        formatter_class=formatter,
+    )
+    impute.add_argument("input", metavar="INPUT", help="the table to be completed")
+    impute.add_argument(
+        "--output", required=True, metavar="FILE", help="file to write: .csv, .tsv or .parquet"
+    )
+    impute.add_argument(
+        "--pairs", metavar="FILE", help="table of row and column ids: only these cells, in order"
+    )
+    impute.add_argument(
+        "--top", type=int, metavar="N", help="only the N highest missing cells of each row"
+    )
+    impute.add_argument(
+        "--std",
+        action="store_true",
+        help="write standard errors too (a column; for a matrix a second file): the true value "
+        "lies within 1.645 of them in nine of ten cases",
+    )
+    impute.add_argument("--plot", metavar="FILE.png", help="draw the table, before and after")
+    impute.add_argument(
+        "--weights",
+        default="general",
+        metavar="NAME",
+        help="learned prior: a name, or a .safetensors file (default: %(default)s)",
+    )
+    impute.add_argument(
+        "--standardize",
+        choices=["auto", "matrix", "columns"],
+        default="auto",
+        help="one unit for all columns, or one for each; auto tries (default)",
+    )
+    impute.add_argument(
+        "--layout", choices=["pairs", "dense"], help="of INPUT, where it is not found out right"
+    )
+    impute.add_argument(
+        "--seed", type=int, default=0, help="which observed cells are held out (default: 0)"
+    )
+    impute.set_defaults(run=_impute)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; a user's mistake ends in one line on stderr.
+
+    Args:
+      arguments: of the command line; None for the process's.
+
+    Returns:
+      The exit code: 0, 1 after a mistake in files, 2 after one in arguments.
+    """
+    parser = _parser()
+    flags = parser.parse_args(arguments)
+    if flags.command is None:
+        parser.print_help()
+        return 2
+    try:
+        flags.run(flags)
+    except (ValueError, FileNotFoundError, PermissionError) as error:
+        print(f"metamf: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("metamf: interrupted; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""`MetaMFImputer`, the scikit-learn shell around `metamf_jax.imputation.completion`."""
+
+import numbers
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+
+from metamf_jax.imputation import completion, pretrained
+from metamf_jax.imputation.scaling import SCALINGS
+from metamf_jax.types import Entries
+
+try:
+    from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
+    from sklearn.utils import check_random_state
+    from sklearn.utils.validation import check_is_fitted, validate_data
+except ImportError as error:
+    raise ImportError(
+        "MetaMFImputer needs scikit-learn: pip install 'metamf_jax[baselines]'. The command "
+        "`metamf impute` and metamf_jax.imputation.completion do without it"
+    ) from error
+
+# A dense answer of more cells would fill the memory: 10^8 take 0.8 GB.
+_MOST_CELLS = 10**8
+
+
+class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
+    """Imputes missing values from priors learned on other matrices; nothing is trained.
+
+    Rows and columns are treated alike, as those of a matrix that is a low-rank one, row and column
+    effects, and noise, more or less. Values may be of any scale; columns of different units are
+    found out and standardised each by itself.
+
+        completed = MetaMFImputer().fit_transform(X)
+        values, errors = MetaMFImputer().fit(X).transform(X, return_std=True)
+
+    Args:
+      weights: the learned prior: a name of `metamf_jax.imputation.pretrained.names()`, or the path
+        of a .safetensors file of ``experiments.pretrain``.
+      standardize: ``auto``, ``matrix`` (one unit for all cells) or ``columns``.
+      missing_values: what stands for a missing value in dense input, NaN or a number. In sparse
+        input the entries that are not stored are missing.
+      random_state: seed of the held-out check on observed cells, which weights the answers and
+        scales the error bars; an integer, None (0), or a ``numpy.random.RandomState``.
+
+    Attributes:
+      completion_: the fitted `metamf_jax.imputation.completion.Completion`.
+      check_: what was found on held-out cells, a `metamf_jax.imputation.completion.Check`.
+      n_features_in_, feature_names_in_: as everywhere in scikit-learn.
+    """
+
+    def __init__(
+        self,
+        *,
+        weights: str = "general",
+        standardize: str = "auto",
+        missing_values: float = np.nan,
+        random_state: Any = None,
+    ):
+        self.weights = weights
+        self.standardize = standardize
+        self.missing_values = missing_values
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any = None) -> "MetaMFImputer":
+        """Completes the matrix X.
+
+        Args:
+          X: [N, M] array or data frame with missing values, a scipy.sparse matrix whose stored
+            entries are the observed ones, or `metamf_jax.types.Entries`.
+          y: not used.
+
+        Raises:
+          ValueError: X has no observed cell, an infinite one, or text.
+        """
+        if self.standardize not in ("auto", *SCALINGS):
+            raise ValueError(
+                f"standardize must be auto, {' or '.join(SCALINGS)}, got {self.standardize!r}"
+            )
+        prior = pretrained.load(self.weights)
+        self.completion_ = completion.complete(
+            prior,
+            self._entries(X),
+            way=None if self.standardize == "auto" else self.standardize,
+            seed=self._seed(),
+        )
+        self.check_ = self.completion_.check
+        return self
+
+    def transform(self, X: Any, return_std: bool = False) -> Any:
+        """X with its missing cells imputed; observed cells come back as they are.
+
+        Each row is folded in by itself, given what was fitted of the columns.
+
+        Args:
+          X: as for `fit`, with the same columns; its rows may be others.
+          return_std: whether to give standard errors too, zero at observed cells: an imputed value
+            lies within 1.645 of them in nine of ten cases.
+
+        Returns:
+          The completed matrix [N', M], of X's floating dtype; or (matrix, standard errors).
+        """
+        values, observed = self._checked(X)
+        fitted, errors = completion.fold_in(self.completion_, values, observed)
+        completed = np.where(observed, values, fitted).astype(values.dtype)
+        if return_std:
+            return completed, np.where(observed, 0, errors).astype(values.dtype)
+        return completed
+
+    def predict(self, rows: Any, columns: Any = None, return_std: bool = False) -> Any:
+        """Values at cells of the fitted matrix, observed or not.
+
+        Args:
+          rows: [P] row numbers; or, without ``columns``, a matrix X as for `transform`, of which
+            every cell is answered by the model's value, observed ones too.
+          columns: [P] column numbers.
+          return_std: whether to give standard errors too.
+
+        Returns:
+          [P] values, or [N', M]; or (values, standard errors).
+        """
+        if columns is not None:
+            check_is_fitted(self)
+            found = completion.predict(self.completion_, np.asarray(rows), np.asarray(columns))
+            return found if return_std else found[0]
+        if scipy.sparse.issparse(rows):
+            raise ValueError(
+                "predict of a sparse matrix would be dense: use transform or predict(rows, columns)"
+            )
+        values, observed = self._checked(rows)
+        fitted, errors = completion.fold_in(self.completion_, values, observed)
+        fitted, errors = fitted.astype(values.dtype), errors.astype(values.dtype)
+        return (fitted, errors) if return_std else fitted
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.input_tags.sparse = True
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+    def _seed(self) -> int:
+        if self.random_state is None:
+            return 0
+        if isinstance(self.random_state, numbers.Integral):
+            return int(self.random_state)
+        return int(check_random_state(self.random_state).randint(2**31))
+
+    def _validated(self, X, reset: bool):
+        """An array with NaN at the missing cells, or a scipy.sparse matrix."""
+        missing_nan = isinstance(self.missing_values, float) and np.isnan(self.missing_values)
+        X = validate_data(
+            self,
+            X,
+            reset=reset,
+            accept_sparse=("csr", "csc", "coo"),
+            dtype=(np.float64, np.float32),
+            ensure_all_finite="allow-nan",
+        )
+        if scipy.sparse.issparse(X) or missing_nan:
+            return X
+        return np.where(np.equal(X, self.missing_values), np.nan, X).astype(X.dtype)
+
+    def _entries(self, X) -> Entries:
+        if isinstance(X, Entries):
+            self.n_features_in_ = X.shape[1]
+            return Entries(*(np.asarray(a) for a in (X.rows, X.columns, X.values)), X.shape)
+        X = self._validated(X, reset=True)
+        if scipy.sparse.issparse(X):
+            # In the order of a dense array, so that the same cells are held out.
+            by_row = scipy.sparse.csr_array(X)
+            by_row.sort_indices()
+            listed = scipy.sparse.coo_array(by_row)
+            rows, columns = listed.coords
+            kept = ~np.isnan(listed.data)
+            return Entries(
+                rows[kept].astype(np.int32),
+                columns[kept].astype(np.int32),
+                listed.data[kept],
+                X.shape,
+            )
+        rows, columns = np.nonzero(~np.isnan(X))
+        return Entries(rows.astype(np.int32), columns.astype(np.int32), X[rows, columns], X.shape)
+
+    def _checked(self, X) -> tuple[np.ndarray, np.ndarray]:
+        """Values [N', M] and which of them are observed."""
+        check_is_fitted(self)
+        if isinstance(X, Entries):
+            X = scipy.sparse.coo_array(
+                (np.asarray(X.values), (np.asarray(X.rows), np.asarray(X.columns))), shape=X.shape
+            )
+        X = self._validated(X, reset=False)
+        if X.shape[0] * X.shape[1] > _MOST_CELLS:
+            raise ValueError(
+                f"the completed matrix {X.shape[0]} x {X.shape[1]} would have more than "
+                f"{_MOST_CELLS} cells; ask for those that you need: predict(rows, columns)"
+            )
+        if not scipy.sparse.issparse(X):
+            return X, ~np.isnan(X)
+        listed = scipy.sparse.coo_array(X)
+        values = np.full(X.shape, np.nan, X.dtype)
+        values[listed.coords] = listed.data
+        return values, ~np.isnan(values)

@@ -1,0 +1,125 @@
+"""``metamf`` as a user types it."""
+
+import csv
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from metamf_jax import cli
+from metamf_jax.data import synthetic
+
+LINES = [
+    f"u{n},i{m},{value:g}"
+    for n, m, value in zip(
+        *(lambda e: (e.rows.tolist(), e.columns.tolist(), e.values.tolist()))(
+            synthetic.synthetic_ratings(1, 14, 9, 0.6).entries
+        ),
+        strict=True,
+    )
+]
+
+
+@pytest.fixture
+def ratings(tmp_path):
+    path = tmp_path / "ratings.csv"
+    path.write_text("user,item,rating\n" + "\n".join(LINES) + "\n")
+    return path
+
+
+def read(path):
+    with open(path, newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_pairs_are_answered_by_pairs(ratings, tmp_path, capsys):
+    output = tmp_path / "completed.csv"
+    assert cli.main(["impute", str(ratings), f"--output={output}", "--std"]) == 0
+    out = capsys.readouterr().out
+    assert "14 rows, 9 columns" in out
+    assert f"{len(LINES)} observed cells" in out
+    assert "held-out error on" in out
+    assert "by row and column effects alone" in out
+    header, *lines = read(output)
+    assert header == ["user", "item", "rating", "error"]
+    assert len(lines) == 14 * 9 - len(LINES)
+    given = {tuple(line.split(",")[:2]) for line in LINES}
+    assert not given & {tuple(line[:2]) for line in lines}
+    numbers = np.array([line[2:] for line in lines], float)
+    assert (numbers > 0).all()
+    assert (numbers[:, 0] < 6).all()
+
+
+def test_asked_pairs_come_in_their_order(ratings, tmp_path):
+    asked, output = tmp_path / "asked.csv", tmp_path / "out.csv"
+    asked.write_text("item,user\ni3,u5\ni1,u2\ni3,u0\n")
+    assert cli.main(["impute", str(ratings), f"--output={output}", f"--pairs={asked}"]) == 0
+    header, *lines = read(output)
+    assert header == ["user", "item", "rating"]
+    assert [line[:2] for line in lines] == [["u5", "i3"], ["u2", "i1"], ["u0", "i3"]]
+
+
+def test_top(ratings, tmp_path):
+    whole, output = tmp_path / "whole.csv", tmp_path / "top.csv"
+    cli.main(["impute", str(ratings), f"--output={whole}"])
+    assert cli.main(["impute", str(ratings), f"--output={output}", "--top=2"]) == 0
+    best = {}
+    for user, item, value in read(whole)[1:]:
+        best.setdefault(user, []).append((-float(value), item))
+    expected = [(user, item) for user, found in best.items() for _, item in sorted(found)[:2]]
+    assert sorted(tuple(line[:2]) for line in read(output)[1:]) == sorted(expected)
+
+
+def test_a_matrix_is_answered_by_a_matrix(tmp_path, capsys):
+    path, output, plot = (tmp_path / name for name in ("m.csv", "full.csv", "plot.png"))
+    rng = np.random.default_rng(0)
+    values = np.outer(rng.normal(size=12), [1, 2, 3, 4]) + rng.normal(size=(12, 4))
+    texts = [[f"{value:.3f}" for value in row] for row in values]
+    texts[2][1] = texts[7][3] = ""
+    path.write_text("a,b,c,d\n" + "\n".join(map(",".join, texts)) + "\n")
+    arguments = ["impute", str(path), f"--output={output}", f"--plot={plot}", "--std"]
+    assert cli.main(arguments) == 0
+    header, *lines = read(output)
+    assert header == list("abcd")
+    completed = np.array(lines, float)
+    given = np.array([[text != "" for text in row] for row in texts])
+    np.testing.assert_allclose(completed[given], np.round(values, 3)[given], rtol=1e-6)
+    errors = np.array(read(tmp_path / "full.std.csv")[1:], float)
+    np.testing.assert_array_equal(errors > 0, ~given)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert "wrote 2 imputed cells" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "message"),
+    [
+        (None, [], "no such file"),
+        ("user,item,rating\na,b,4\na,c,good\n", [], "line 3"),
+        ("user,item,rating\na,b,4\n", ["--pairs=PAIRS"], "'nobody'"),
+        ("user,item,rating\na,b,4\n", ["--top=0"], "--top must be at least 1"),
+        ("user,item,rating\na,b,4\n", ["--weights=best"], "weights by name"),
+    ],
+)
+def test_mistakes_end_in_one_line(tmp_path, capsys, text, arguments, message):
+    path, pairs = tmp_path / "in.csv", tmp_path / "pairs.csv"
+    if text is not None:
+        path.write_text(text)
+    pairs.write_text("user,item\nnobody,b\n")
+    arguments = [a.replace("PAIRS", str(pairs)) for a in arguments]
+    output = tmp_path / "out.csv"
+    assert cli.main(["impute", str(path), f"--output={output}", *arguments]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("metamf: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not output.exists()
+
+
+def test_help_is_fast_and_shows_examples():
+    code = "import sys; from metamf_jax import cli; cli.main([]); assert 'jax' not in sys.modules"
+    started = time.perf_counter()
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert time.perf_counter() - started < 10
+    assert "metamf impute ratings.csv --output completed.csv" in ended.stdout

@@ -1,0 +1,169 @@
+"""The pipeline around the learned prior: any size, any scale, honest error bars."""
+
+import jax
+import numpy as np
+import pytest
+
+from metamf_jax import cells
+from metamf_jax.data import synthetic
+from metamf_jax.imputation import completion, posterior, pretrained, scaling, zero_shot
+from metamf_jax.meta_learning.padding import pad_dense, stack_entries
+from metamf_jax.types import Entries
+
+PRIOR = pretrained.load("general")
+
+
+def select(entries, which):
+    return Entries(
+        entries.rows[which], entries.columns[which], entries.values[which], entries.shape
+    )
+
+
+@pytest.fixture(scope="module")
+def split():
+    entries = synthetic.low_rank(1, 25, 20, 2, density=0.7, noise=0.3, bias=0.7)[0].entries
+    held = np.random.default_rng(0).random(len(entries.rows)) < 0.25
+    return select(entries, ~held), select(entries, held)
+
+
+@pytest.fixture(scope="module")
+def completed(split):
+    return completion.complete(PRIOR, split[0])
+
+
+def test_beats_the_bias_model_of_a_matrix_with_factors(split, completed):
+    values, errors = completion.predict(completed, split[1].rows, split[1].columns)
+    error = np.sqrt(((values - split[1].values) ** 2).mean())
+    assert error < 0.8 * completed.check.bias_rmse
+    inside = np.abs(values - split[1].values) <= completion.NORMAL_QUANTILE * errors
+    assert 0.75 < inside.mean() <= 1
+    assert completed.check.cells == len(split[0].rows)
+
+
+def test_same_seed_same_answer(split, completed):
+    again = completion.complete(PRIOR, split[0])
+    for one, other in zip(completed.cells, again.cells, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_permuted_rows_and_columns_are_answered_alike(split):
+    """Held-out cells are drawn from the list, which keeps its order here."""
+    train, _ = split
+    rng = np.random.default_rng(3)
+    rows, columns = (rng.permutation(size).astype(np.int32) for size in train.shape)
+    moved = Entries(rows[train.rows], columns[train.columns], train.values, train.shape)
+    one, other = (completion.complete(PRIOR, e) for e in (train, moved))
+    expected, _ = completion.predict_rows(one, 0, train.shape[0])
+    got, _ = completion.predict_rows(other, 0, train.shape[0])
+    np.testing.assert_allclose(got[rows][:, columns], expected, atol=2e-3)
+
+
+def test_a_table_of_unlike_columns_is_standardised_by_column(split):
+    train, test = split
+    units = 10.0 ** (np.arange(20) % 5)
+    unlike, held = (
+        Entries(e.rows, e.columns, e.values * units[e.columns] + 5 * units[e.columns], e.shape)
+        for e in (train, test)
+    )
+    completed = completion.complete(PRIOR, unlike)
+    assert completed.way == "columns"
+    values, _ = completion.predict(completed, held.rows, held.columns)
+    left = (values - held.values) / units[held.columns]
+    assert np.sqrt((left**2).mean()) < 0.9
+
+
+def test_lists_and_dense_arrays_give_the_same_fit(split):
+    train = scaling.standardize(split[0], scaling.fit_scaling(split[0], "matrix"))
+    batch = jax.tree.map(lambda x: x[0], stack_entries([train], (32, 32), 512))
+
+    @jax.jit
+    def fit(observations):
+        adapted = zero_shot.adapt(PRIOR.config, PRIOR.params, observations)
+        return adapted, posterior.fit(observations, adapted.effects, adapted.factors, 3)
+
+    with cells.using_backend("xla"):
+        listed, dense = fit(batch), fit(pad_dense(batch))
+    for one, other in zip(jax.tree.leaves(listed), jax.tree.leaves(dense), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-3, rtol=2e-3)
+
+
+def test_few_cells_are_answered_without_a_check():
+    entries = Entries(
+        np.array([0, 1], np.int32), np.array([0, 2], np.int32), np.array([1.0, 3.0]), (4, 3)
+    )
+    completed = completion.complete(PRIOR, entries)
+    assert completed.check.cells == 0
+    values, errors = completion.predict_rows(completed, 0, 4)
+    assert np.isfinite(values).all()
+    assert (errors > 0.1).all()
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "values", "message"),
+    [
+        ([], [], [], "no observed cell"),
+        ([0, 0], [1, 1], [1, 2], "row 0, column 1 is given twice"),
+        ([0, 2], [0, 0], [1, 2], "rows from 0 to 1"),
+        ([0, 1], [0, -1], [1, 2], "columns from 0 to 2"),
+        ([0, 1], [0, 0], [1, np.inf], "finite observed values, got inf at row 1"),
+    ],
+)
+def test_bad_cells(rows, columns, values, message):
+    entries = Entries(
+        np.array(rows, np.int32), np.array(columns, np.int32), np.array(values, float), (2, 3)
+    )
+    with pytest.raises(ValueError, match=message):
+        completion.complete(PRIOR, entries)
+
+
+def test_cells_outside(completed):
+    with pytest.raises(ValueError, match="columns from 0 to 19"):
+        completion.predict(completed, [0], [20])
+
+
+def test_scaling_of_columns():
+    """Unlike columns each by their own; a constant or single cell by the usual deviation."""
+    rows = np.array([0, 1, 2, 0, 1, 2, 0, 1, 0], np.int32)
+    columns = np.array([0, 0, 0, 1, 1, 1, 2, 2, 3], np.int32)
+    values = np.array([1.0, 2.0, 3.0, 100.0, 300.0, 500.0, 7.0, 7.0, 9.0])
+    fitted = scaling.fit_scaling(Entries(rows, columns, values, (3, 5)), "columns")
+    np.testing.assert_allclose(fitted.centers[:4], [2, 300, 7, 9])
+    np.testing.assert_allclose(fitted.scales[:2], [1, 200], rtol=0.3)
+    np.testing.assert_allclose(fitted.scales[2:], np.sqrt(200), rtol=1e-6)
+    np.testing.assert_allclose(fitted.centers[4], values.mean())
+    with pytest.raises(ValueError, match="matrix or columns"):
+        scaling.fit_scaling(Entries(rows, columns, values, (3, 5)), "rows")
+
+
+def test_weights_lie_on_the_simplex_and_find_the_best_answer():
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=400)
+    answers = truth + np.array([[0.9], [0.6], [0.1]]) * rng.normal(size=(3, 400))
+    weights = completion._weigh(answers, truth)
+    np.testing.assert_allclose(weights.sum(), 1)
+    assert weights[2] > 0.8
+    np.testing.assert_allclose(
+        completion._weigh(answers[:, :1], truth[:1]), completion._START_WEIGHTS, atol=0.35
+    )
+
+
+def test_inflation_holds_nine_of_ten():
+    scores = np.abs(np.random.default_rng(0).normal(size=4000))
+    inflation, coverage = completion._inflation(3 * scores)
+    np.testing.assert_allclose(inflation, 3, rtol=0.05)
+    np.testing.assert_allclose(coverage, 0.9, atol=0.02)
+
+
+def test_weights_of_another_kind(tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        pretrained.load(tmp_path / "none.safetensors")
+    (tmp_path / "text.safetensors").write_text("no weights")
+    with pytest.raises(ValueError, match="does not hold parameters"):
+        pretrained.load(tmp_path / "text.safetensors")
+
+
+def test_the_package_carries_small_weights_and_their_card():
+    assert "general" in pretrained.names()
+    assert (pretrained.FOLDER / "README.md").exists()
+    sizes = [path.stat().st_size for path in pretrained.FOLDER.glob("*.safetensors")]
+    assert sum(sizes) < 5e6
