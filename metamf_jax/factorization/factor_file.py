@@ -8,7 +8,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from metamf_jax.files import written_aside
+from metamf_jax.checkpoint import write_arrays
 from metamf_jax.types import Factors
 
 
@@ -30,8 +30,7 @@ def save_factors(
         arrays[name] = (
             np.asarray(ids, np.int64) if integers else np.frombuffer(text.encode(), np.uint8)
         )
-    with written_aside(path) as aside:
-        safetensors.numpy.save_file(arrays, aside, metadata={"metamf_jax": "factors"})
+    write_arrays(path, arrays, {"metamf_jax": "factors"})
 
 
 def load_factors(path: str | os.PathLike) -> tuple[Factors, np.ndarray, np.ndarray]:
