@@ -125,8 +125,8 @@ def overridden(settings: Mapping[str, Any], overrides: Sequence[str]) -> dict[st
 
 def _replaced(old: Any, path: list[str], value: Any, override: str) -> Any:
     if path:
-        held: Any = old if dataclasses.is_dataclass(old) else None
-        names = [] if held is None else [field.name for field in dataclasses.fields(held)]
+        held: Any = old
+        names = [f.name for f in dataclasses.fields(held)] if dataclasses.is_dataclass(old) else []
         if path[0] not in names:
             raise ValueError(f"{override}: no {path[0]!r} among {', '.join(names) or 'no more'}")
         new = _replaced(getattr(held, path[0]), path[1:], value, override)

@@ -52,11 +52,10 @@ class Checkpointer:
         try:
             self._folder.mkdir(exist_ok=True)
             remove_parts(self._folder)
-            with written_aside(self._path(step)) as aside:
-                safetensors.numpy.save_file(arrays, aside, metadata=header)
+            write_arrays(self._path(step), arrays, header)
             for old in self.steps()[:-_KEPT]:
                 self._path(old).unlink()
-        except (OSError, safetensors.SafetensorError) as error:
+        except OSError as error:
             raise OSError(
                 f"no checkpoint can be written under {self._folder} ({error}); when that is mended,"
                 " the same flags resume the run"
@@ -155,6 +154,23 @@ def _contiguous(tree: Any) -> dict[str, np.ndarray]:
     return {name: np.array(leaf, order="C") for name, leaf in named.items()}
 
 
+def write_arrays(
+    path: str | os.PathLike, arrays: dict[str, np.ndarray], header: dict[str, str]
+) -> None:
+    """Writes contiguous arrays as safetensors, aside and renamed.
+
+    Raises:
+      ValueError: there is no such folder.
+      OSError: the file cannot be written.
+    """
+    with written_aside(path) as aside:
+        try:
+            safetensors.numpy.save_file(arrays, aside, metadata=header)
+        except safetensors.SafetensorError as error:
+            # So it tells of a full disk.
+            raise OSError(f"{path} cannot be written ({error})") from error
+
+
 def save_params(path: str | os.PathLike, params: Any, metadata: dict[str, Any]) -> None:
     """Writes a tree of arrays as safetensors, aside and renamed.
 
@@ -163,10 +179,7 @@ def save_params(path: str | os.PathLike, params: Any, metadata: dict[str, Any]) 
       params: the tree.
       metadata: stored as JSON in the file's header.
     """
-    with written_aside(path) as aside:
-        safetensors.numpy.save_file(
-            _contiguous(params), aside, metadata={"metamf_jax": json.dumps(metadata)}
-        )
+    write_arrays(path, _contiguous(params), {"metamf_jax": json.dumps(metadata)})
 
 
 def read_params_metadata(path: str | os.PathLike) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Each is held to the undisturbed run, bit for bit.
 """
 
 import contextlib
+import functools
 import os
 import pathlib
 import random
@@ -37,12 +38,16 @@ def start(name, workdir, *more):
 
 @pytest.fixture(scope="module")
 def undisturbed():
-    """The workdir of a run of each binary that nothing happened to."""
+    """Gives the workdir of a run of a binary that nothing happened to."""
     with tempfile.TemporaryDirectory() as folder:
-        for name in BINARIES:
+
+        @functools.cache
+        def workdir(name):
             ended = start(name, pathlib.Path(folder) / name)
             assert ended.code == 0, ended.err
-        yield pathlib.Path(folder)
+            return pathlib.Path(folder) / name
+
+        yield workdir
 
 
 @contextlib.contextmanager
@@ -77,6 +82,7 @@ def full_disk_at(step):
 
 @pytest.mark.parametrize("name", list(BINARIES))
 def test_a_run_with_bad_luck_ends_alike(name, undisturbed, tmp_path, monkeypatch):
+    expected = undisturbed(name)
     # The clock jumps by up to a year, each time that it is read.
     rng, real = random.Random(0), time.time
     monkeypatch.setattr(time, "time", lambda: real() + rng.uniform(-4e7, 4e7))
@@ -104,7 +110,7 @@ def test_a_run_with_bad_luck_ends_alike(name, undisturbed, tmp_path, monkeypatch
     assert ended.code == 0, ended.err
     assert f"checkpoint {first} cannot be read (" in ended.out
     assert f"going on from checkpoint {EARLIER[name]}" in ended.out
-    assert torture.difference(tmp_path, undisturbed / name) is None
+    assert torture.difference(tmp_path, expected) is None
     seconds = [line["seconds"] for line in run_log.read_metrics(tmp_path)]
     assert seconds == sorted(seconds)
     assert seconds[0] >= 0
@@ -151,7 +157,7 @@ def test_killed_factorization_ends_alike(undisturbed, tmp_path):
     assert (tmp_path / files.LOCK).exists()
     ended = start("factorize", tmp_path)
     assert ended.code == 0, ended.err
-    assert torture.difference(tmp_path, undisturbed / "factorize") is None
+    assert torture.difference(tmp_path, undisturbed("factorize")) is None
     assert not list(tmp_path.glob(".*.part"))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from metamf_jax.files import written_aside
+from metamf_jax.checkpoint import write_arrays
 from metamf_jax.types import Factors
 
 
@@ -52,8 +52,7 @@ def save_factors(
     """
     arrays = {"u": np.ascontiguousarray(factors.u), "v": np.ascontiguousarray(factors.v)}
     arrays["row_ids"], arrays["column_ids"] = encode_ids(row_ids), encode_ids(column_ids)
-    with written_aside(path) as aside:
-        safetensors.numpy.save_file(arrays, aside, metadata={"metamf_jax": "factors"})
+    write_arrays(path, arrays, {"metamf_jax": "factors"})
 
 
 def load_factors(path: str | os.PathLike) -> tuple[Factors, np.ndarray, np.ndarray]:
