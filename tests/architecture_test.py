@@ -14,6 +14,7 @@ BASE = {
     "cells_xla",
     "cells_numba",
     "numba_ffi",
+    "numba_vectors",
     "_xla_call_frame",
     "ridge",
     "bias_model",
