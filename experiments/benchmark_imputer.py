@@ -1,15 +1,15 @@
 """Measures the packaged imputer, zero-shot, against imputers tuned on each matrix.
 
-Claim: without tuning and without a gradient step on the target, `MetaMFImputer` is the best of all
-or within one standard error of it on nine of ten tasks, below the shrunken bias model on every
-whole rating matrix, and its 90% intervals hold 85% to 95% of the removed cells.
+Claim, not measured yet: without tuning and without a gradient step on the target, `MetaMFImputer`
+is the best of all or within one standard error of it on nine of ten tasks, below the shrunken bias
+model on every whole rating matrix, and its 90% intervals hold 85% to 95% of the removed cells.
 
     python -m experiments.benchmark_imputer --preset=paper --data_dir=DIR --workdir=runs/imputer
 
 A task is a matrix with cells removed: whole rating sets, cuts of them, and scikit-learn's tables,
 at random and not at random (the larger a value, the likelier it is missing). Every other method is
 tuned by cross-validation on the observed cells. Errors are root mean squares in units of each
-column's deviation for tables, in rating points otherwise. The README has the expected numbers.
+column's deviation for tables, in rating points otherwise.
 """
 
 import dataclasses

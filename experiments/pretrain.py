@@ -1,13 +1,13 @@
 """Learns the general prior that the package ships, from synthetic families of matrices.
 
-Claim: a prior learned from synthetic ratings, surveys, sensor tables, images and feature tables
-imputes real matrices of none of these worlds (`experiments.benchmark_imputer` measures it).
+Claim, not shown yet (`metamf_jax/imputation/weights/README.md`): a prior learned from synthetic
+ratings, surveys, sensor tables, images and feature tables imputes real matrices of none of these
+worlds (`experiments.benchmark_imputer` measures it).
 
     python -m experiments.pretrain --preset=best --workdir=runs/pretrain \
         --output=metamf_jax/imputation/weights/general.safetensors
 
-``best`` made the weights in the package; `metamf_jax/imputation/weights/README.md` says how long it
-took. No file of data is read.
+No file of data is read.
 """
 
 import dataclasses

@@ -30,7 +30,7 @@ from metamf_jax.imputation.scaling import Scaling
 from metamf_jax.meta_learning.encoder import Context
 from metamf_jax.meta_learning.meta_loss import MetaParams, ModelConfig
 from metamf_jax.meta_learning.padding import bucket_size, pad_dense, stack_entries
-from metamf_jax.types import Entries, PaddedMatrices
+from metamf_jax.types import Array, Entries, PaddedMatrices
 
 ANSWERS = ("bias", "learned", "posterior")
 
@@ -80,7 +80,7 @@ class Columns(NamedTuple):
     """All that further rows are folded in with; NumPy arrays, standardised units."""
 
     context: Context
-    v: np.ndarray
+    v: Array
     posterior: Posterior
 
 
@@ -96,7 +96,7 @@ class Cells(NamedTuple):
     p: np.ndarray
     v: np.ndarray
     r: np.ndarray
-    noise: np.ndarray
+    noise: Array
 
 
 @dataclasses.dataclass(frozen=True)

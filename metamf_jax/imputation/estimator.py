@@ -146,7 +146,7 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             return int(self.random_state)
         return int(check_random_state(self.random_state).randint(2**31))
 
-    def _validated(self, X, reset: bool):
+    def _validated(self, X: Any, reset: bool) -> Any:
         """An array with NaN at the missing cells, or a scipy.sparse matrix."""
         missing_nan = isinstance(self.missing_values, float) and np.isnan(self.missing_values)
         X = validate_data(

@@ -82,4 +82,4 @@ def _solve_rows(residuals: cells.Observations, v: Array, prior: FactorPrior) -> 
     inverse = ridge.inverse(gram + prior.u_precision[:, None, None] * identity)
     exact = jax.lax.Precision.HIGHEST
     left = moment - jnp.einsum("nkl,nl->nk", gram, prior.u_mean, precision=exact)
-    return prior.u_mean + jnp.einsum("nkl,nl->nk", inverse, left, precision=exact)
+    return jnp.asarray(prior.u_mean) + jnp.einsum("nkl,nl->nk", inverse, left, precision=exact)
