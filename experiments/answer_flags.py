@@ -2,7 +2,7 @@
 
 from absl import flags
 
-OUTPUT = flags.DEFINE_string("output", None, "File to write: .csv, .tsv or .parquet.")
+OUTPUT = flags.DEFINE_string("output", None, "File to write; a table: .csv, .tsv or .parquet.")
 PAIRS = flags.DEFINE_string(
     "pairs", None, "Table of row and column ids; only these cells are written, in this order."
 )

@@ -31,17 +31,16 @@ from absl import flags
 from experiments import common, factorize
 from experiments.dataset_flag import DATASET
 from experiments.factorize import BIASES, REGULARIZATION
+from experiments.shared_flags import METHODS, ROUNDS
 from metamf_jax.data import sources
 from metamf_jax.run_log import RunLog, read_metrics
 
 _RANKS = flags.DEFINE_list("ranks", ["32", "128"], "Numbers of factors.")
 _SGD_EPOCHS = flags.DEFINE_list("sgd_epochs", ["10", "60"], "Few and many epochs of SGD.")
 _ALS_EPOCHS = flags.DEFINE_list("als_epochs", ["1", "5"], "Few and many iterations of ALS.")
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "Times each program runs.", lower_bound=1)
 _TARGET = flags.DEFINE_float("target", 0.845, "Test RMSE to reach; 0 not to look.")
 _LIBMF = flags.DEFINE_string("libmf", None, "LIBMF's program mf-train.")
 _PEERS_PYTHON = flags.DEFINE_string("peers_python", None, "A Python that may have the packages.")
-_METHODS = flags.DEFINE_list("methods", None, "Only these. Default: all that are there.")
 
 # Epochs within which the test RMSE is looked at.
 _CURVE = 30
@@ -311,7 +310,7 @@ def main() -> None:
         ranks=_numbers("ranks", _RANKS.value),
         sgd_epochs=(few, many),
         als_epochs=(few_als, many_als),
-        rounds=_ROUNDS.value,
+        rounds=ROUNDS.value,
         target=_TARGET.value,
         regularization=0.05 if REGULARIZATION.value is None else REGULARIZATION.value,
         biases=bool(BIASES.value),
@@ -319,7 +318,7 @@ def main() -> None:
         seed=common.SEED.value,
         libmf=_LIBMF.value,
         peers_python=_PEERS_PYTHON.value,
-        methods=tuple(_METHODS.value) if _METHODS.value else None,
+        methods=None if METHODS.value == ["all"] else tuple(METHODS.value),
     )
     run(config, common.WORKDIR.value, common.DATA_DIR.value)
 

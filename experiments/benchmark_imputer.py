@@ -129,10 +129,15 @@ def _remove(rng, values: np.ndarray, share: float, way: str) -> tuple[Entries, E
         deviations = np.maximum(values.std(axis=0), 1e-9)
         score += (values - values.mean(axis=0)) / deviations
     removed = score >= np.quantile(score, 1 - share)
-    return tuple(
-        Entries(*(p.astype(np.int32) for p in places), values[places], values.shape)
-        for places in (np.nonzero(~removed), np.nonzero(removed))
-    )
+
+    def listed(where: np.ndarray) -> Entries:
+        rows, columns = np.nonzero(where)
+        shape = values.shape[0], values.shape[1]
+        return Entries(
+            rows.astype(np.int32), columns.astype(np.int32), values[rows, columns], shape
+        )
+
+    return listed(~removed), listed(removed)
 
 
 def _select(entries: Entries, which: np.ndarray) -> Entries:
@@ -194,9 +199,9 @@ def _of_jax(module) -> Predict:
     def predict(train, test, setting):
         setting = dict(setting)
         fitted = scaling.fit_scaling(train, setting.pop("standardize"))
-        shape = tuple(padding.bucket_size(size, 16) for size in train.shape)
+        rows, columns = (padding.bucket_size(size, 16) for size in train.shape)
         lists = [
-            padding.stack_entries([part], shape, padding.bucket_size(len(part.rows)))
+            padding.stack_entries([part], (rows, columns), padding.bucket_size(len(part.rows)))
             for part in (scaling.standardize(train, fitted), test)
         ]
         support, query = (jax.tree.map(lambda x: x[0], part) for part in lists)
@@ -246,7 +251,7 @@ def _dense_input(train) -> tuple[np.ndarray, scaling.Scaling]:
     return dense, fitted
 
 
-def _of_dense(complete: Callable[[np.ndarray, dict[str, Any]], np.ndarray]) -> Predict:
+def _of_dense(complete: Callable[[np.ndarray, dict[str, Any]], Any]) -> Predict:
     """A method that completes an array with NaN, on columns standardised each by itself."""
 
     def predict(train, test, setting):
@@ -328,7 +333,9 @@ def run(config: Config, workdir: str | os.PathLike, data_dir: str | None = None)
 
         started = time.perf_counter()
         completed = completion.complete(prior, task.train, seed=config.seed)
-        values, errors = completion.predict(completed, task.test.rows, task.test.columns)
+        values, errors = completion.predict(
+            completed, np.asarray(task.test.rows), np.asarray(task.test.columns)
+        )
         facts["seconds"].append(time.perf_counter() - started)
         keep("metamf", values)
         inside = np.abs(values - task.test.values) <= completion.NORMAL_QUANTILE * errors

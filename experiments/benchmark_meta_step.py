@@ -27,13 +27,13 @@ import numpy as np
 from absl import flags
 
 from experiments import common, presets
+from experiments.shared_flags import ROUNDS, SIDE
 from metamf_jax import parallel
 from metamf_jax.meta_learning import meta_loss, training
 from metamf_jax.meta_learning.episodes import EpisodeConfig, EpisodeSource, cell_counts
 from metamf_jax.run_log import RunLog
 from metamf_jax.types import Entries
 
-_SIDE = flags.DEFINE_integer("side", 30, "N = M, rows and columns of a matrix.", lower_bound=2)
 _BATCH = flags.DEFINE_list("batch", ["16"], "Matrices a step; several are timed one by one.")
 _SUPPORT = flags.DEFINE_float(
     "support", 0.1, "Share of the cells that is support; as many are query.", 0.0, 0.5
@@ -46,7 +46,6 @@ _MEMORY_STEPS = flags.DEFINE_list(
     "memory_steps", ["1", "10", "50"], "T for the table of memory; empty for no table."
 )
 _PEER = flags.DEFINE_string("peer", None, "Command to compare with.")
-_ROUNDS = flags.DEFINE_integer("rounds", 4, "Turns of the peer and of this program.", lower_bound=1)
 
 _MEMORY_POLICIES: tuple[Literal["unroll", "checkpoint", "implicit"], ...] = (
     "unroll",
@@ -289,7 +288,7 @@ def main() -> None:
     model = presets.TRAIN[common.PRESET.value]["model"]
     inner = dataclasses.replace(model.inner, step_form=_STEP_FORM.value)
     config = Config(
-        side=_SIDE.value,
+        side=SIDE.value or 30,
         batches=_integers(_BATCH),
         support=_SUPPORT.value,
         model=dataclasses.replace(model, inner=inner),
@@ -305,7 +304,7 @@ def main() -> None:
         ours += [f"--support={config.support}", f"--devices={config.devices}"]
         ours += [f"--step_form={_STEP_FORM.value}", f"--repeats={config.repeats}"]
         ours += [f"--preset={common.PRESET.value}", f"--seed={config.seed}"]
-        comparison = compare(_PEER.value, ours, _ROUNDS.value)
+        comparison = compare(_PEER.value, ours, ROUNDS.value)
     with common.profiled(common.WORKDIR.value):
         run(config, common.WORKDIR.value, comparison)
 

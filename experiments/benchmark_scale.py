@@ -27,10 +27,10 @@ from metamf_jax.meta_learning.episodes import fit_standardization, standardize
 from metamf_jax.run_log import RunLog
 from metamf_jax.types import Entries, Factors
 
-_ROWS = flags.DEFINE_integer("rows", 6040, "N of the synthetic matrix.", lower_bound=1)
-_COLUMNS = flags.DEFINE_integer("columns", 3706, "M of the synthetic matrix.", lower_bound=1)
+_ROWS = flags.DEFINE_integer("num_rows", 6040, "N of the synthetic matrix.", lower_bound=1)
+_COLUMNS = flags.DEFINE_integer("num_columns", 3706, "M of the synthetic matrix.", lower_bound=1)
 _CELLS = flags.DEFINE_integer("cells", 1_000_000, "E of the synthetic matrix.", lower_bound=1)
-_RUNS = flags.DEFINE_integer("runs", 5, "Timed runs.", lower_bound=1)
+_RUNS = flags.DEFINE_integer("timed_runs", 5, "Timed runs.", lower_bound=1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ import numpy as np
 import scipy.stats
 from absl import flags
 
-from experiments import common, presets, protocol
+from experiments import common, presets, protocol, shared_flags
 from experiments.dataset_flag import DATASET
 from experiments.max_steps_flag import MAX_STEPS
 from metamf_jax import plotting
@@ -42,11 +42,7 @@ from metamf_jax.meta_learning.training import TrainingConfig, make_evaluate
 from metamf_jax.metrics import mean_and_standard_error, paired_difference
 from metamf_jax.run_log import RunLog
 
-_METHODS = flags.DEFINE_list("methods", ["all"], "Names, or all; a wrong name lists those.")
 _SPLITS = flags.DEFINE_integer("splits", None, "Random splits; default: the preset's.", 1)
-_SIDE = flags.DEFINE_integer(
-    "side", None, "Rows and columns of a matrix; default: the preset's.", lower_bound=2
-)
 _SUPPORT_FRACTION = flags.DEFINE_float(
     "support_fraction", None, "Share of the observed cells that is shown; default: the preset's."
 )
@@ -315,10 +311,10 @@ def config_from_flags() -> Config:
     sizes = presets.COMPARE[common.PRESET.value]
     episodes, training = sizes["episodes"], sizes["training"]
     training_episodes = sizes.get("training_episodes")
-    if _SIDE.value is not None or _SUPPORT_FRACTION.value is not None:
+    if shared_flags.SIDE.value is not None or _SUPPORT_FRACTION.value is not None:
         training_episodes = None
-    if _SIDE.value is not None:
-        both = (_SIDE.value, _SIDE.value)
+    if shared_flags.SIDE.value is not None:
+        both = (shared_flags.SIDE.value, shared_flags.SIDE.value)
         episodes = dataclasses.replace(episodes, rows=both, columns=both)
     if _SUPPORT_FRACTION.value is not None:
         both = (_SUPPORT_FRACTION.value, _SUPPORT_FRACTION.value)
@@ -342,7 +338,7 @@ def main() -> None:
         raise ValueError("--workdir is needed: the folder for the run's files")
     if common.PRESET.value in ("smoke", "tiny"):
         common.compile_fast()
-    methods = list(METHODS) if _METHODS.value == ["all"] else _METHODS.value
+    methods = list(METHODS) if shared_flags.METHODS.value == ["all"] else shared_flags.METHODS.value
     splits = _SPLITS.value or presets.COMPARE_SPLITS[common.PRESET.value]
     workdir = pathlib.Path(common.WORKDIR.value)
     run(config_from_flags(), methods, splits, workdir, common.DATA_DIR.value)

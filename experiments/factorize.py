@@ -22,6 +22,7 @@ from absl import flags
 from experiments import common
 from experiments.dataset_flag import DATASET
 from experiments.input_flag import INPUT
+from experiments.shared_flags import FOLD
 from metamf_jax import cells, parallel, processes
 from metamf_jax.checkpoint import Checkpointer
 from metamf_jax.data import cell_streams, movielens, sources, tables
@@ -89,7 +90,6 @@ _SPLIT = flags.DEFINE_enum(
     SPLITS,
     "Test cells: drawn at random, the latest, or those of the official --fold (ml100k).",
 )
-_FOLD = flags.DEFINE_string("fold", "u1", "Official split of ml100k: u1 to u5, ua or ub.")
 _TEST_FRACTION = flags.DEFINE_float("test_fraction", 0.1, "Part of the cells held out, 0 to 0.9.")
 _SOLVER = flags.DEFINE_enum("solver", "dsgd", list(methods.SOLVERS), str(methods.SOLVERS))
 _LOSS = flags.DEFINE_enum(
@@ -497,7 +497,7 @@ def main() -> None:
         dataset=dataset,
         test_input=_TEST_INPUT.value,
         split=_SPLIT.value,
-        fold=_FOLD.value,
+        fold=FOLD.value,
         test_fraction=_TEST_FRACTION.value,
         solver=_SOLVER.value,
         early_stopping=_EARLY_STOPPING.value,

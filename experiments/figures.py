@@ -32,7 +32,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import common, presets, protocol
+from experiments import common, presets, protocol, shared_flags
 from experiments.dataset_flag import DATASET
 from experiments.max_steps_flag import MAX_STEPS
 from metamf_jax import cells, plotting
@@ -48,7 +48,6 @@ from metamf_jax.metrics import mean_and_standard_error
 from metamf_jax.run_log import RunLog
 from metamf_jax.types import Entries
 
-_FIGURES = flags.DEFINE_list("figures", ["all"], "Names of figures, or all.")
 _TRANSFER = flags.DEFINE_list(
     "transfer_datasets", None, "Data sets of the figure transfer; default: the one of --dataset."
 )
@@ -404,7 +403,7 @@ def main() -> None:
         raise ValueError("--workdir is needed: the folder for the run's files")
     if common.PRESET.value in ("smoke", "tiny"):
         common.compile_fast()
-    names = list(FIGURES) if _FIGURES.value == ["all"] else _FIGURES.value
+    names = list(FIGURES) if shared_flags.FIGURES.value == ["all"] else shared_flags.FIGURES.value
     run(config_from_flags(), names, pathlib.Path(common.WORKDIR.value), common.DATA_DIR.value)
 
 

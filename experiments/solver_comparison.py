@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import common, factorize
+from experiments import common, factorize, shared_flags
 from experiments.dataset_flag import DATASET
 from metamf_jax import parallel, plotting
 from metamf_jax.data import sources
@@ -42,7 +42,6 @@ from metamf_jax.types import Entries, Table
 
 FIGURES = ("solvers", "workers", "ranks", "losses", "scaling")
 
-_FIGURES = flags.DEFINE_multi_enum("figures", list(FIGURES), FIGURES, "What to draw.")
 _WORKERS = flags.DEFINE_list("workers", None, "Numbers of workers. Default: the preset's.")
 
 _PRESETS = {
@@ -414,6 +413,15 @@ def run(
     return log.finish(results)
 
 
+def _figures(wanted: list[str]) -> tuple[str, ...]:
+    unknown = set(wanted) - {"all", *FIGURES}
+    if unknown:
+        raise ValueError(
+            f"expected figures among all, {', '.join(FIGURES)}, got {', '.join(sorted(unknown))}"
+        )
+    return FIGURES if "all" in wanted else tuple(dict.fromkeys(wanted))
+
+
 def main() -> None:
     workdir = common.needed(common.WORKDIR)
     chosen = dict(_PRESETS[common.PRESET.value])
@@ -425,7 +433,7 @@ def main() -> None:
     # Before the first array: one process has devices for the most workers, and fewer of them make
     # smaller meshes.
     parallel.use_devices(common.DEVICES.value or max(config.workers))
-    run(config, workdir, common.DATA_DIR.value, tuple(dict.fromkeys(_FIGURES.value)))
+    run(config, workdir, common.DATA_DIR.value, _figures(shared_flags.FIGURES.value))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ import optax
 from absl import flags
 
 from experiments import common
+from experiments.shared_flags import FOLD
 from metamf_jax.baselines import autorec_item
 from metamf_jax.baselines.dense import to_dense
 from metamf_jax.baselines.eml import ExchangeableNetwork
@@ -36,7 +37,6 @@ from metamf_jax.run_log import RunLog
 from metamf_jax.types import Entries, PaddedMatrices
 
 _METHOD = flags.DEFINE_enum("method", "eml", ["eml", "autorec_item"], "The method.")
-_FOLD = flags.DEFINE_enum("fold", "u1", list(movielens.SPLITS_100K), "Official split.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +195,7 @@ def main() -> None:
         raise ValueError("--workdir is needed: the folder for the run's files")
     method = _METHOD.value
     sizes = _PRESETS[common.PRESET.value][method]
-    config = Config(method=method, fold=_FOLD.value, seed=common.SEED.value, **sizes)
+    config = Config(method=method, fold=FOLD.value, seed=common.SEED.value, **sizes)
     run(config, pathlib.Path(common.WORKDIR.value), common.DATA_DIR.value)
 
 

@@ -114,9 +114,10 @@ def write_answers(
 
     num_rows, num_columns = table.entries.shape
     header = found.header if not found.dense else None
-    names = (
-        tuple(header[role] for role in found.roles[:3]) if header else ("row", "column", "value")
+    row, column, value = (
+        (header[role] for role in found.roles[:3]) if header else ("row", "column", "value")
     )
+    names = row, column, value
 
     def write(row_ids, column_ids, values, errors):
         extra = {"error": errors} if std else None

@@ -25,9 +25,9 @@ EPISODES = episodes.EpisodeConfig(rows=(SIDE, SIDE), columns=(SIDE, SIDE), minim
 # Their starts are random for each row and column, or they go through the columns in order.
 ORDER_MATTERS = {"mf", "autorec_user", "autorec_item", "deep_mf", "neural_mf", "iterative"}
 # Those that are meta-trained here; the variants are the same program with other sizes, and
-# compiling their gradients would take a minute.
+# compiling their gradients would take a minute, that of `maml` two.
 LEARNING = [
-    name for name in METHODS if make_method(name).init is None or name in ("metamf", "eml", "maml")
+    name for name in METHODS if make_method(name).init is None or name in ("metamf", "eml")
 ]
 
 
@@ -92,7 +92,7 @@ def trained(name):
 
     params = untrained(name)
     state = optimizer.init(params)
-    for step in range(150):
+    for step in range(100):
         batch = protocol.lengthened(split().source.draw_batch(step, 8), (64, 64))
         params, state = update(params, state, batch)
     return params

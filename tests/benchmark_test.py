@@ -75,7 +75,13 @@ def test_operations_of_the_smallest_model():
 def test_scale(tmp_path):
     ran = _run(
         "benchmark_scale",
-        *("--rows=60", "--columns=40", "--cells=800", "--runs=1", f"--workdir={tmp_path}"),
+        *(
+            "--num_rows=60",
+            "--num_columns=40",
+            "--cells=800",
+            "--timed_runs=1",
+            f"--workdir={tmp_path}",
+        ),
     )
     assert ran.returncode == 0, ran.stderr
     parts = json.loads((tmp_path / "summary.json").read_text())["results"]["parts"]

@@ -100,10 +100,10 @@ def test_empty_row_and_column_get_the_prior_and_a_wide_bar():
     completed, bars = MetaMFImputer().fit(holes).transform(holes, return_std=True)
     assert np.isfinite(completed).all()
     others = np.delete(np.arange(len(holes)), 3)
-    filled = bars[others][:, [0, 1, 3, 4, 5]]
-    usual = np.median(filled[filled > 0])
-    assert bars[3].min() > usual
-    assert np.median(bars[:, 2]) > usual
+    usual = [np.median(bars[others, m][bars[others, m] > 0]) for m in range(6)]
+    # Columns differ in their noise, so that the empty row is compared within each.
+    assert (bars[3] > usual).all()
+    assert usual[2] > max(usual[:2] + usual[3:])
 
 
 @pytest.mark.parametrize("value", [0.0, 3.0, -1e5])

@@ -142,6 +142,7 @@ class ObjectiveTest(parameterized.TestCase):
                 "none": 0 * count,
                 "l2": 0.3 + 0 * count,
                 "weighted_l2": 0.3 * count,
+                "root_l2": 0.3 * np.sqrt(count),
                 "prior": precision,
             }[penalty]
             expected += (weight * ((factor - mean) ** 2).sum(1)).sum()

@@ -15,7 +15,7 @@ from metamf_jax import MetaMFImputer
 # Remove a third of the cells of a table that everybody knows.
 
 # %%
-whole = load_iris(as_frame=True).data
+whole = load_iris(as_frame=True)["data"]
 holes = whole.mask(np.random.default_rng(0).random(whole.shape) < 1 / 3)
 
 # %% [markdown]

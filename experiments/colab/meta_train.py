@@ -33,4 +33,5 @@ summary["results"]
 prior = impute.load_prior(workdir)
 table = sources.load("synthetic", seed=1)
 imputation = impute.impute(prior, table.entries)
-print(impute.predict(imputation, rows=[0, 1], columns=[2, 3]))
+rows, columns = table.entries.rows[:2], table.entries.columns[1:3]
+print(impute.predict(imputation, rows, columns))

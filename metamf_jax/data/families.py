@@ -115,7 +115,10 @@ def _unit(rng, shape, signal: World) -> World:
 
 
 def _sum(*weighted: tuple[float, World]) -> World:
-    return lambda rows, columns: sum(weight * part(rows, columns) for weight, part in weighted)
+    def both(rows, columns):
+        return np.add.reduce([weight * part(rows, columns) for weight, part in weighted])
+
+    return both
 
 
 def _additive(rng, shape) -> tuple[World, World]:

@@ -164,7 +164,8 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     def _entries(self, X) -> Entries:
         if isinstance(X, Entries):
             self.n_features_in_ = X.shape[1]
-            return Entries(*(np.asarray(a) for a in (X.rows, X.columns, X.values)), X.shape)
+            rows, columns, values = (np.asarray(part) for part in (X.rows, X.columns, X.values))
+            return Entries(rows, columns, values, X.shape)
         X = self._validated(X, reset=True)
         if scipy.sparse.issparse(X):
             # In the order of a dense array, so that the same cells are held out.

@@ -198,8 +198,7 @@ def make_encoder(config: EncoderConfig) -> Encoder:
     def encode(
         params: Params, observations: cells.Observations, context: Context | None = None
     ) -> tuple[FactorPrior, Effects | None, Context]:
-        encoded = module.apply(params, observations, context)
-        assert isinstance(encoded, tuple)
+        encoded: Any = module.apply(params, observations, context)
         return encoded
 
     def apply(params: Params, observations: cells.Observations) -> FactorPrior:
