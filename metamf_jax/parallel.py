@@ -50,7 +50,9 @@ def use_devices(count: int) -> None:
         jax.config.update("jax_num_cpu_devices", each)
     there = [[d for d in _all_devices() if d.process_index == p] for p in range(processes.count())]
     if min(map(len, there)) < each:
-        raise ValueError(f"{count} devices were asked for, but there are {_all_devices()}")
+        raise ValueError(
+            f"{count} devices were asked for, but there are {len(_all_devices())}: {_all_devices()}"
+        )
     _devices = [d for own in there for d in own[:each]]
 
 

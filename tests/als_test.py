@@ -100,8 +100,9 @@ class AlsTest(parameterized.TestCase):
         transposed = Entries(entries.columns, entries.rows, entries.values, (M, N))
         mirrored = terms.v._replace(mean=terms.v.mean[:, swap])
         expected = _solved_rows(objective, transposed, mirrored, v[:, swap], u[:, swap])
-        buckets = als.make_buckets(entries.columns, entries.rows, entries.values, (M, N))
-        solved = np.asarray(als.half_step(objective, "v", 0, v, u, buckets, terms.v))
+        points = entries.columns, entries.rows, entries.values
+        half_step = als.make_half_step(objective, "v", points, (M, N), v.shape[1], 0, 1, "xla")
+        solved = np.asarray(half_step(v, u, terms.v))
         np.testing.assert_allclose(solved[:, swap], expected, rtol=1e-4, atol=1e-4)
 
     @parameterized.parameters(("squared", "none"), ("squared_all", "weighted_l2"))

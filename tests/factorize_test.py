@@ -125,7 +125,7 @@ CELLS = "user,item,rating\n" + "".join(f"u{n},i{n % 3},{1 + n % 5}\n" for n in r
         ("", "", ("--blocks=3", "--devices=2"), "a multiple of the 2 devices, got 3"),
         ("", "", ("--regularization=-1",), "a finite regularization of at least 0, got -1"),
         ("", "", ("--workdir=in.csv",), "in.csv cannot be written to (File exists)"),
-        ("", "", ("--workdir=in.csv/run",), "in.csv/run cannot be made (Not a directory)"),
+        ("", "", ("--workdir=in.csv/run",), "in.csv/run cannot be written to (Not a directory)"),
     ],
 )
 def test_mistakes_end_in_one_line(old, new, flags, message, tmp_path, monkeypatch):
