@@ -134,7 +134,7 @@ def write_answers(
             unknown = np.flatnonzero(where < 0)
             if len(unknown):
                 raise ValueError(
-                    f"--pairs asks for {kind} {ids[unknown[0]]!r} (its cell {unknown[0] + 1}), "
+                    f"--pairs asks for {kind} {ids[unknown[0]]} (its cell {unknown[0] + 1}), "
                     f"which the input does not have; {len(unknown)} cells have such a {kind}. "
                     "Remove them"
                 )
@@ -169,6 +169,28 @@ def write_answers(
     return write(table.row_ids[rows], table.column_ids[columns], values, errors)
 
 
+def with_unknown(table: Table, pairs: tuple[np.ndarray, np.ndarray]) -> Table:
+    """The table with the rows and columns that only the pairs name, without an observed cell."""
+    import numpy as np
+
+    from metamf_jax.data import tables
+    from metamf_jax.types import Entries
+
+    sides = []
+    for asked, known in zip(pairs, (table.row_ids, table.column_ids), strict=True):
+        new = np.unique(asked[tables.positions(asked, known) < 0])
+        if known.dtype == object or new.dtype == object:
+            both = np.empty(len(known) + len(new), object)
+            both[:] = [*known.tolist(), *new.tolist()]
+        else:
+            both = np.concatenate([known, new])
+        sides.append(both)
+    cells = table.entries
+    shape = len(sides[0]), len(sides[1])
+    entries = Entries(cells.rows, cells.columns, cells.values, shape)
+    return table._replace(entries=entries, row_ids=sides[0], column_ids=sides[1])
+
+
 def _beside(output: str) -> str:
     """``completed.csv.gz`` to ``completed.std.csv.gz``."""
     import pathlib
@@ -180,6 +202,9 @@ def _beside(output: str) -> str:
 
 
 def _impute(flags: argparse.Namespace) -> None:
+    import numpy as np
+
+    from metamf_jax import compilation_cache
     from metamf_jax.data import tables
     from metamf_jax.imputation import completion, pretrained
 
@@ -196,6 +221,16 @@ def _impute(flags: argparse.Namespace) -> None:
     pairs = tables.read_pairs(flags.pairs) if flags.pairs else None
     if pairs is None:
         require_few_cells(flags.input, table)
+    else:
+        known = table.entries.shape
+        table = with_unknown(table, pairs)
+        new = np.subtract(table.entries.shape, known)
+        if new.any():
+            print(
+                f"{flags.pairs} names {new[0]} rows and {new[1]} columns without an observed cell:"
+                " answered from the others"
+            )
+    compilation_cache.use(None)
 
     def progress(stage: str) -> None:
         if len(table.entries.rows) >= _LONG:

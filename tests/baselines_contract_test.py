@@ -26,9 +26,7 @@ EPISODES = episodes.EpisodeConfig(rows=(SIDE, SIDE), columns=(SIDE, SIDE), minim
 ORDER_MATTERS = {"mf", "autorec_user", "autorec_item", "deep_mf", "neural_mf", "iterative"}
 # Those that are meta-trained here; the variants are the same program with other sizes, and
 # compiling their gradients would take a minute, that of `maml` two.
-LEARNING = [
-    name for name in METHODS if make_method(name).init is None or name in ("metamf", "eml")
-]
+LEARNING = [name for name in METHODS if make_method(name).init is None or name in ("metamf", "eml")]
 
 
 @functools.cache
