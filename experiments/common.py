@@ -103,7 +103,8 @@ def profiled(workdir: os.PathLike | str | None) -> Iterator[None]:
     Raises:
       ValueError: it is given without a workdir.
     """
-    if not PROFILE.value or not processes.is_first():
+    # In a notebook no flags are parsed.
+    if not flags.FLAGS.is_parsed() or not PROFILE.value or not processes.is_first():
         yield
         return
     if workdir is None:

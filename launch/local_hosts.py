@@ -23,8 +23,8 @@ _PROCESSES = flags.DEFINE_integer("processes", 2, "Number of processes.", lower_
 _DEVICES = flags.DEFINE_integer(
     "devices_per_process", 1, "Virtual devices of each process, on a CPU.", lower_bound=1
 )
-_OUTPUT = flags.DEFINE_enum(
-    "output", "all", ["all", "first"], "Whose output to show: of all, each line numbered, or of 0."
+_SHOW = flags.DEFINE_enum(
+    "show", "all", ["all", "first"], "Whose output to show: of all, each line numbered, or of 0."
 )
 _GRACE = flags.DEFINE_float(
     "grace", 5.0, "Seconds between asking a process to end and killing it.", lower_bound=0
@@ -173,7 +173,7 @@ def main(argv: list[str]) -> None:
             file=sys.stderr,
         )
         sys.exit(2)
-    sys.exit(run(command, _PROCESSES.value, _DEVICES.value, _OUTPUT.value, _GRACE.value))
+    sys.exit(run(command, _PROCESSES.value, _DEVICES.value, _SHOW.value, _GRACE.value))
 
 
 if __name__ == "__main__":

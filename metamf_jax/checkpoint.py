@@ -50,7 +50,7 @@ class Checkpointer:
             return
         header = {"metamf_jax": "state", "checksum": str(_checksum(arrays))}
         try:
-            self._folder.mkdir(exist_ok=True)
+            self._folder.mkdir(parents=True, exist_ok=True)
             remove_parts(self._folder)
             write_arrays(self._path(step), arrays, header)
             for old in self.steps()[:-_KEPT]:

@@ -75,10 +75,10 @@ def test_one_failure_ends_all(order, code, message):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_are_passed_on(number):
-    told = f"signal.signal({int(number)}, lambda *_: sys.exit(print('told') or 5)); signal.pause()"
-    launcher = _launch(told)
-    lines = [launcher.stdout.readline() for _ in range(7)]
-    time.sleep(0.5)  # Until process 1 listens.
+    told = f"signal.signal({int(number)}, lambda *_: sys.exit(print('told') or 5))"
+    launcher = _launch(f"{told}; print('listening', flush=True); signal.pause()")
+    lines = [launcher.stdout.readline() for _ in range(8)]
+    assert "[1] listening\n" in lines
     launcher.send_signal(number)
     output, _ = launcher.communicate(timeout=50)
     assert launcher.returncode in (5, 128 + number)
@@ -92,7 +92,7 @@ def test_all_well_and_nothing_to_run():
     done = subprocess.run(
         [
             *LAUNCH,
-            "--output=first",
+            "--show=first",
             "--",
             sys.executable,
             "-c",
