@@ -41,8 +41,8 @@ TRAIN = {
         "scored_matrices": 100,
     },
     "paper": _PAPER,
-    # On Jester, whose 70 meta-training columns are soon learned by heart, episodes of many sizes and
-    # fillings are learned so less quickly, and the average's validation is smoother to stop by.
+    # Jester's 70 meta-training columns are soon learned by heart: less soon from episodes of many
+    # sizes and fillings; and the average's validation is a smoother curve to stop by.
     "best": {
         **_PAPER,
         "model": _BEST_MODEL,
