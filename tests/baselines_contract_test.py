@@ -90,7 +90,7 @@ def trained(name):
 
     params = untrained(name)
     state = optimizer.init(params)
-    for step in range(100):
+    for step in range(150):
         batch = protocol.lengthened(split().source.draw_batch(step, 8), (64, 64))
         params, state = update(params, state, batch)
     return params

@@ -52,13 +52,20 @@ def test_pairs_are_answered_by_pairs(ratings, tmp_path, capsys):
     assert (numbers[:, 0] < 6).all()
 
 
-def test_asked_pairs_come_in_their_order(ratings, tmp_path):
+def test_asked_pairs_come_in_their_order(ratings, tmp_path, capsys):
     asked, output = tmp_path / "asked.csv", tmp_path / "out.csv"
-    asked.write_text("item,user\ni3,u5\ni1,u2\ni3,u0\n")
-    assert cli.main(["impute", str(ratings), f"--output={output}", f"--pairs={asked}"]) == 0
+    asked.write_text("item,user\ni3,u5\ni1,u2\ni1,nobody\nnothing,nobody\ni3,u0\n")
+    pairs = f"--pairs={asked}"
+    assert cli.main(["impute", str(ratings), f"--output={output}", pairs, "--std"]) == 0
+    assert "names 1 rows and 1 columns without an observed cell" in capsys.readouterr().out
     header, *lines = read(output)
-    assert header == ["user", "item", "rating"]
-    assert [line[:2] for line in lines] == [["u5", "i3"], ["u2", "i1"], ["u0", "i3"]]
+    assert header == ["user", "item", "rating", "error"]
+    expected = [("u5", "i3"), ("u2", "i1"), ("nobody", "i1"), ("nobody", "nothing"), ("u0", "i3")]
+    assert [(user, item) for user, item, *_ in lines] == expected
+    values, errors = np.array([line[2:] for line in lines], float).T
+    assert (values > 0).all()
+    assert (values < 6).all()
+    assert errors[2] > errors[1]
 
 
 def test_top(ratings, tmp_path):
@@ -97,17 +104,14 @@ def test_a_matrix_is_answered_by_a_matrix(tmp_path, capsys):
     [
         (None, [], "no such file"),
         ("user,item,rating\na,b,4\na,c,good\n", [], "line 3"),
-        ("user,item,rating\na,b,4\n", ["--pairs=PAIRS"], "'nobody'"),
         ("user,item,rating\na,b,4\n", ["--top=0"], "--top must be at least 1"),
         ("user,item,rating\na,b,4\n", ["--weights=best"], "weights by name"),
     ],
 )
 def test_mistakes_end_in_one_line(tmp_path, capsys, text, arguments, message):
-    path, pairs = tmp_path / "in.csv", tmp_path / "pairs.csv"
+    path = tmp_path / "in.csv"
     if text is not None:
         path.write_text(text)
-    pairs.write_text("user,item\nnobody,b\n")
-    arguments = [a.replace("PAIRS", str(pairs)) for a in arguments]
     output = tmp_path / "out.csv"
     assert cli.main(["impute", str(path), f"--output={output}", *arguments]) == 1
     err = capsys.readouterr().err
