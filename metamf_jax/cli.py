@@ -134,7 +134,8 @@ def write_answers(
             unknown = np.flatnonzero(where < 0)
             if len(unknown):
                 raise ValueError(
-                    f"--pairs asks for {kind} {ids[unknown[0]]} (its cell {unknown[0] + 1}), "
+                    f"--pairs asks for {kind} {ids[unknown].tolist()[0]!r} (its cell "
+                    f"{unknown[0] + 1}), "
                     f"which the input does not have; {len(unknown)} cells have such a {kind}. "
                     "Remove them"
                 )
