@@ -7,6 +7,7 @@
 
 # %%
 import numpy as np
+import pandas as pd
 from sklearn.datasets import load_iris
 
 from metamf_jax import MetaMFImputer
@@ -15,7 +16,8 @@ from metamf_jax import MetaMFImputer
 # Remove a third of the cells of a table that everybody knows.
 
 # %%
-whole = load_iris(as_frame=True)["data"]
+iris = load_iris()
+whole = pd.DataFrame(iris["data"], columns=iris["feature_names"])
 holes = whole.mask(np.random.default_rng(0).random(whole.shape) < 1 / 3)
 
 # %% [markdown]

@@ -10,6 +10,8 @@ import dataclasses
 import pathlib
 import tempfile
 
+import numpy as np
+
 from experiments import presets, train
 from metamf_jax.data import sources
 from metamf_jax.imputation import impute
@@ -33,5 +35,5 @@ summary["results"]
 prior = impute.load_prior(workdir)
 table = sources.load("synthetic", seed=1)
 imputation = impute.impute(prior, table.entries)
-rows, columns = table.entries.rows[:2], table.entries.columns[1:3]
+rows, columns = np.array([0, 1]), np.array([2, 3])
 print(impute.predict(imputation, rows, columns))
