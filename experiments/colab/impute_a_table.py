@@ -6,6 +6,8 @@
 # `%pip install "metamf_jax[cpu,baselines] @ git+URL"`, with the URL of its repository.
 
 # %%
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from sklearn.datasets import load_iris
@@ -16,7 +18,7 @@ from metamf_jax import MetaMFImputer
 # Remove a third of the cells of a table that everybody knows.
 
 # %%
-iris = load_iris()
+iris: Any = load_iris()
 whole = pd.DataFrame(iris["data"], columns=iris["feature_names"])
 holes = whole.mask(np.random.default_rng(0).random(whole.shape) < 1 / 3)
 
