@@ -18,7 +18,7 @@ from metamf_jax.types import Array, Entries, PaddedMatrices
 _HIDDEN = 16
 _LEARNING_RATE = 0.03
 
-GRID = network.grid((1.0, 3.0, 10.0))
+GRID = network.grid((1.0, 3.0, 10.0, 30.0))
 
 
 class Autoencoder(NamedTuple):

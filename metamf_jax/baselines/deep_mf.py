@@ -20,7 +20,7 @@ _HIDDEN = 16
 _RANK = 8
 _LEARNING_RATE = 0.02
 
-GRID = network.grid((0.3, 1.0, 3.0))
+GRID = network.grid((1.0, 3.0, 10.0, 30.0))
 
 
 class _Towers(nn.Module):

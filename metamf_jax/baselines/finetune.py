@@ -18,7 +18,9 @@ from metamf_jax.meta_learning.meta_loss import ModelConfig
 from metamf_jax.types import Array, Entries
 
 GRID = tuple(
-    {"steps": steps, "learning_rate": rate} for steps in (3, 10) for rate in (0.003, 0.01, 0.03)
+    {"steps": steps, "learning_rate": rate}
+    for steps in (1, 3, 10)
+    for rate in (0.0003, 0.001, 0.003, 0.01)
 )
 
 

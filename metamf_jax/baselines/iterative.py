@@ -14,7 +14,7 @@ from metamf_jax.types import Entries
 
 _TURNS = 3
 
-GRID = [{"alpha": alpha} for alpha in (10.0, 100.0)]
+GRID = [{"alpha": alpha} for alpha in (10.0, 100.0, 1000.0)]
 
 
 def predict(support: Entries, query: Entries, setting: Setting) -> np.ndarray:

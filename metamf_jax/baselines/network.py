@@ -12,7 +12,7 @@ from metamf_jax.baselines.method import Setting
 
 def grid(decays: Sequence[float]) -> list[Setting]:
     """Settings for `fit`: few steps are early stopping, whose number validation chooses."""
-    return [{"decay": decay, "steps": steps} for decay in decays for steps in (15, 50, 150)]
+    return [{"decay": decay, "steps": steps} for decay in decays for steps in (5, 15, 50, 150)]
 
 
 def fit(

@@ -16,7 +16,7 @@ from metamf_jax.types import Entries
 _SIZE = 8
 _LEARNING_RATE = 0.02
 
-GRID = network.grid((0.03, 0.3, 1.0))
+GRID = network.grid((0.1, 0.3, 1.0, 3.0))
 
 
 class _NeuralMf(nn.Module):
