@@ -9,10 +9,11 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import benchmark_meta_step
+from experiments import benchmark_factorize, benchmark_meta_step
 from metamf_jax.meta_learning.encoder import EncoderConfig
 from metamf_jax.meta_learning.map_estimation import MapConfig
 from metamf_jax.meta_learning.meta_loss import ModelConfig
+from tests.experiments_test import launch
 
 
 def _run(module, *flags):
@@ -60,10 +61,10 @@ def test_meta_step(tmp_path):
     ],
 )
 def test_mistakes_are_named(flag, message):
-    ran = _run("benchmark_meta_step", flag)
-    assert ran.returncode == 1
-    assert message in ran.stderr
-    assert "Traceback" not in ran.stderr
+    ended = launch(benchmark_meta_step, "--preset=smoke", flag)
+    assert ended.code == 1
+    assert message in ended.err
+    assert "Traceback" not in ended.err
 
 
 def test_operations_of_the_smallest_model():
@@ -125,6 +126,6 @@ def test_factorize(tmp_path):
     ],
 )
 def test_mistakes_of_the_factorization_benchmark(flag, message):
-    ran = _run("benchmark_factorize", flag)
-    assert ran.returncode == 1
-    assert message in ran.stderr
+    ended = launch(benchmark_factorize, flag)
+    assert ended.code == 1
+    assert message in ended.err
