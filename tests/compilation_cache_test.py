@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from metamf_jax import compilation_cache
@@ -13,7 +14,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # A program with a compiled kernel, which each process has at another address.
 _PROGRAM = """
-import jax, numpy as np
+import jax, numpy as np, pathlib, sys
 hits = []
 jax.monitoring.register_event_listener(lambda event, **_: hits.append(event))
 from metamf_jax import compilation_cache
@@ -26,19 +27,29 @@ def twice(x, out):
 
 kernel = NumbaKernel(twice, arguments=("float32[:]",), results=("float32[:]",))
 f = jax.jit(lambda x: jax.numpy.sin(kernel(x, shapes=[x.shape])[0]))
-got = np.asarray(f(np.arange(5, dtype="f")))
+
+def show():
+    got = np.asarray(f(np.arange(5, dtype="f")))
+    print(got.tobytes().hex(), hits.count("/jax/compilation_cache/cache_hits") > 0)
+
+show()
 kernel._register()
-print(got.tobytes().hex(), hits.count("/jax/compilation_cache/cache_hits") > 0)
 print(kernel._handler.address)
+if len(sys.argv) > 1:
+    for entry in pathlib.Path(sys.argv[1]).glob("*-cache"):
+        entry.write_bytes(entry.read_bytes()[: entry.stat().st_size // 2])
+    jax.clear_caches()
+    hits.clear()
+    show()
 """
 
 
-def run(folder):
+def run(folder, *damage):
     (folder / "program.py").write_text(_PROGRAM)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache")}
     del environment[compilation_cache.VARIABLE]
     ran = subprocess.run(
-        [sys.executable, str(folder / "program.py")],
+        [sys.executable, str(folder / "program.py"), *damage],
         env=environment,
         capture_output=True,
         text=True,
@@ -51,26 +62,27 @@ def run(folder):
 def test_programs_with_kernels_are_found_again_by_another_process(tmp_path):
     (first, hit, address), _ = run(tmp_path)
     assert hit == "False"
-    entries = list((tmp_path / "cache" / "metamf_jax").glob("*/*-cache"))
-    assert entries
-    (second, hit, other_address), _ = run(tmp_path)
+    (entries,) = (tmp_path / "cache" / "metamf_jax").iterdir()
+    assert list(entries.glob("*-cache"))
+    (second, hit, other_address, third, hit_of_damaged), told = run(tmp_path, entries)
     assert (second, hit) == (first, "True")
     # Otherwise this would show nothing.
     assert address != other_address
-    for entry in entries:
-        os.truncate(entry, entry.stat().st_size // 2)
-    (third, hit, _), told = run(tmp_path)
-    assert (third, hit) == (first, "False")
+    assert (third, hit_of_damaged) == (first, "False")
     assert "Error reading persistent compilation cache entry" in told
 
 
 @pytest.fixture
 def unset(monkeypatch):
-    """JAX as it is before the cache is turned on, afterwards too."""
+    """JAX as it is before the cache is turned on; afterwards as it was."""
     changed = {}
+    folder = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", None)
     monkeypatch.setattr(compilation_cache.jax.config, "update", changed.__setitem__)
     monkeypatch.setattr(compilation_cache.lru_cache.LRUCache, "put", compilation_cache._put)
-    return changed
+    yield changed
+    monkeypatch.undo()
+    jax.config.update("jax_compilation_cache_dir", folder)
 
 
 def test_where_it_goes(unset, tmp_path, monkeypatch):

@@ -5,10 +5,8 @@ import csv
 import io
 import json
 import pathlib
-import signal
 import subprocess
 import sys
-import tempfile
 from typing import NamedTuple
 
 import numpy as np
@@ -16,13 +14,11 @@ import pytest
 import safetensors.numpy
 from absl.testing import flagsaver
 
-from experiments import common, impute, train
+from experiments import common, factorize, impute, torture, train
 from metamf_jax import parallel, run_log
-from metamf_jax.checkpoint import Checkpointer
 
 ROOT = pathlib.Path(__file__).parents[1]
-# The same number in every process: another number of devices rounds otherwise.
-TRAIN = ("--preset=smoke", "--devices=2")
+BINARIES = {"train": train, "factorize": factorize}
 
 
 class Ended(NamedTuple):
@@ -47,13 +43,15 @@ def launch(binary, *arguments):
     return Ended(end.value.code or 0, out.getvalue(), err.getvalue())
 
 
-@pytest.fixture(scope="module")
-def trained():
-    """The one undisturbed run that all tests share: its workdir and output."""
-    with tempfile.TemporaryDirectory() as folder:
-        ended = launch(train, *TRAIN, f"--workdir={folder}")
-        assert ended.code == 0, ended.err
-        yield pathlib.Path(folder), ended
+def start(name, workdir, *more):
+    """Runs one of `BINARIES` with the flags that tests share."""
+    return launch(BINARIES[name], *torture.FLAGS[name], f"--workdir={workdir}", *more)
+
+
+@pytest.fixture
+def trained(undisturbed):
+    """Workdir and output of the one undisturbed training that all tests share."""
+    return undisturbed("train")
 
 
 def test_train_writes_its_result(trained):
@@ -110,67 +108,10 @@ def test_train_draws_its_plots(trained):
         assert plot.read_bytes().startswith(b"\x89PNG")
 
 
-def final_state(workdir):
-    """Every array of the newest checkpoint, by name."""
-    checkpointer = Checkpointer(workdir)
-    return checkpointer.read(checkpointer.steps()[-1])
-
-
-# Dies between the metrics of step 10 and their checkpoint.
-_KILLED = """
-import os, signal
-from experiments import common, train
-from metamf_jax.run_log import RunLog
-
-logged = RunLog.metrics
-
-def metrics(self, step, values):
-    logged(self, step, values)
-    if step == 10:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-RunLog.metrics = metrics
-common.run_main(train.main)
-"""
-
-
-def test_killed_and_resumed_equals_undisturbed(trained, tmp_path):
-    command = [sys.executable, "-c", _KILLED, *TRAIN, f"--workdir={tmp_path}"]
-    killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert not (tmp_path / "summary.json").exists()
-    assert [line["step"] for line in run_log.read_metrics(tmp_path)] == [5, 10]
-
-    resumed = launch(train, *TRAIN, f"--workdir={tmp_path}")
-    assert resumed.code == 0, resumed.err
-    assert "step 10 " in resumed.out
-    assert "step 5 " not in resumed.out
-    workdir, undisturbed = trained
-    lines = [run_log.read_metrics(folder) for folder in (tmp_path, workdir)]
-    for got, expected in zip(*lines, strict=True):
-        assert {**got, "seconds": 0} == {**expected, "seconds": 0}
-    got, expected = final_state(tmp_path), final_state(workdir)
-    assert got.keys() == expected.keys()
-    assert len(got) > 20
-    for name, array in expected.items():
-        assert got[name].tobytes() == array.tobytes(), name
-    model = "model.safetensors"
-    assert (tmp_path / model).read_bytes() == (workdir / model).read_bytes()
-    results = [
-        json.loads((folder / "summary.json").read_text())["results"]
-        for folder in (tmp_path, workdir)
-    ]
-    for result in results:
-        del result["steps_per_second"]
-    assert results[0] == results[1]
-    # The table of results is the same too.
-    assert resumed.out.split("\n\n")[1] == undisturbed.out.split("\n\n")[1]
-
-
 def test_another_configuration_is_refused(trained):
     workdir, _ = trained
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
-    ended = launch(train, *TRAIN, "--seed=3", f"--workdir={workdir}")
+    ended = start("train", workdir, "--seed=3")
     assert ended.code == 1
     assert ended.err.count("\n") == 1
     assert "holds a run of another configuration (seed: 0 there, 3 now)" in ended.err

@@ -1,5 +1,6 @@
 """The launcher ends all processes when one fails or it is itself ended, and says which."""
 
+import os
 import pathlib
 import signal
 import subprocess
@@ -8,41 +9,31 @@ import time
 
 import pytest
 
+from launch import local_hosts
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 LAUNCH = [sys.executable, "-m", "launch.local_hosts"]
 
-# Process 1 does as it is told; the others start a child of their own and wait.
+# Process 1 does as it is told, once the others, which start a child of their own and wait, have
+# said so.
 PROGRAM = """
-import os, signal, subprocess, sys
-print("I am", os.environ["METAMF_PROCESS_ID"], flush=True)
+import os, signal, subprocess, sys, time
 if os.environ["METAMF_PROCESS_ID"] == "1":
+    while len(os.listdir(sys.argv[2])) < 2:
+        time.sleep(0.01)
     exec(sys.argv[1])
 child = subprocess.Popen(["sleep", "60"])
 print("pid", os.getpid(), flush=True)
 print("pid", child.pid, flush=True)
+open(f"{sys.argv[2]}/{os.getpid()}", "w").close()
 child.wait()
 """
 
 
-def _launch(order, *flags):
-    return subprocess.Popen(
-        [
-            *LAUNCH,
-            "--processes=3",
-            "--grace=1",
-            *flags,
-            "--",
-            sys.executable,
-            "-c",
-            PROGRAM,
-            order,
-        ],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def _run(order, folder):
+    command = [sys.executable, "-S", "-c", PROGRAM, order, str(folder)]
+    return local_hosts.run(command, 3, 1, "all", 1)
 
 
 def _pids(output):
@@ -64,45 +55,37 @@ def _is_running(pid):
         ("os.kill(os.getpid(), 9)", 137, "process 1 of 3 was ended by signal 9 (SIGKILL)"),
     ],
 )
-def test_one_failure_ends_all(order, code, message):
-    launcher = _launch(f"import time; time.sleep(1); {order}")
-    output, errors = launcher.communicate(timeout=50)
-    assert launcher.returncode == code
+def test_one_failure_ends_all(order, code, message, tmp_path, capsys):
+    assert _run(order, tmp_path) == code
+    output, errors = capsys.readouterr()
     assert errors == f"error: {message}; the others were ended\n"
-    assert "[0] I am 0\n" in output
-    assert not any(map(_is_running, _pids(output)))
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_are_passed_on(number):
-    told = f"signal.signal({int(number)}, lambda *_: sys.exit(print('told') or 5))"
-    launcher = _launch(f"{told}; print('listening', flush=True); signal.pause()")
-    lines = [launcher.stdout.readline() for _ in range(8)]
-    assert "[1] listening\n" in lines
-    launcher.send_signal(number)
-    output, _ = launcher.communicate(timeout=50)
-    assert launcher.returncode in (5, 128 + number)
-    assert "[1] told\n" in output
-    pids = _pids("".join(lines))
+    assert "[0] pid " in output
+    pids = _pids(output)
     assert len(pids) == 4
     assert not any(map(_is_running, pids))
 
 
-def test_all_well_and_nothing_to_run():
-    done = subprocess.run(
-        [
-            *LAUNCH,
-            "--show=first",
-            "--",
-            sys.executable,
-            "-c",
-            "import os; print(os.environ['METAMF_DEVICES_PER_PROCESS'])",
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_are_passed_on(number, tmp_path, capsys):
+    told = f"signal.signal({int(number)}, lambda *_: sys.exit(print('told') or 5))"
+    # Again and again: the launcher may not listen yet.
+    asks = f"while True: os.kill({os.getpid()}, {int(number)}); time.sleep(0.5)"
+    before = signal.signal(number, lambda *_: None)
+    try:
+        assert _run(f"{told}\n{asks}", tmp_path) in (5, 128 + number)
+    finally:
+        signal.signal(number, before)
+    output, _ = capsys.readouterr()
+    assert "[1] told\n" in output
+    pids = _pids(output)
+    assert len(pids) == 4
+    assert not any(map(_is_running, pids))
+
+
+def test_all_well_and_nothing_to_run(capsys):
+    program = "import os; print(os.environ['METAMF_DEVICES_PER_PROCESS'])"
+    assert local_hosts.run([sys.executable, "-S", "-c", program], 2, 3, "first", 1) == 0
+    assert capsys.readouterr() == ("3\n", "")
     done = subprocess.run(LAUNCH, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert "expected a command after --" in done.stderr

@@ -4,7 +4,6 @@ Each is held to the undisturbed run, bit for bit.
 """
 
 import contextlib
-import functools
 import os
 import pathlib
 import random
@@ -22,32 +21,12 @@ from experiments import common, factorize, torture, train
 from metamf_jax import files, run_log
 from metamf_jax.checkpoint import Checkpointer
 from metamf_jax.run_log import RunLog
-from tests.experiments_test import launch
+from tests.experiments_test import BINARIES, start
 
 ROOT = pathlib.Path(__file__).parents[1]
-BINARIES = {"train": train, "factorize": factorize}
-FLAGS = {"train": ("--preset=smoke", "--devices=2"), "factorize": torture.FLAGS["factorize"]}
 # Two steps of a run that are followed by others, and the one of the checkpoint before.
 STEPS = {"train": (10, 15), "factorize": (2, 3)}
 EARLIER = {"train": 5, "factorize": 1}
-
-
-def start(name, workdir, *more):
-    return launch(BINARIES[name], *FLAGS[name], f"--workdir={workdir}", *more)
-
-
-@pytest.fixture(scope="module")
-def undisturbed():
-    """Gives the workdir of a run of a binary that nothing happened to."""
-    with tempfile.TemporaryDirectory() as folder:
-
-        @functools.cache
-        def workdir(name):
-            ended = start(name, pathlib.Path(folder) / name)
-            assert ended.code == 0, ended.err
-            return pathlib.Path(folder) / name
-
-        yield workdir
 
 
 @contextlib.contextmanager
@@ -80,16 +59,55 @@ def full_disk_at(step):
         resource.setrlimit(resource.RLIMIT_FSIZE, most)
 
 
+# Dies where the metrics of a step are logged, before their checkpoint.
+_KILLED = """
+import importlib, os, signal, sys
+import jax
+from experiments import common
+from metamf_jax.run_log import RunLog
+
+# As many devices as in the tests, or no compiled program is shared.
+jax.config.update("jax_num_cpu_devices", 8)
+jax.local_devices()
+name, last = sys.argv.pop(1), int(sys.argv.pop(1))
+logged = RunLog.metrics
+
+def metrics(self, step, values):
+    logged(self, step, values)
+    if step == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+RunLog.metrics = metrics
+common.run_main(importlib.import_module(f"experiments.{name}").main)
+"""
+
+
 @pytest.mark.parametrize("name", list(BINARIES))
 def test_a_run_with_bad_luck_ends_alike(name, undisturbed, tmp_path, monkeypatch):
-    expected = undisturbed(name)
+    expected, whole = undisturbed(name)
     # The clock jumps by up to a year, each time that it is read.
     rng, real = random.Random(0), time.time
     monkeypatch.setattr(time, "time", lambda: real() + rng.uniform(-4e7, 4e7))
     first, second = STEPS[name]
+    earlier = EARLIER[name]
+
+    command = [sys.executable, "-c", _KILLED, name, str(first), f"--workdir={tmp_path}"]
+    killed = subprocess.run(
+        [*command, *torture.FLAGS[name]], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (tmp_path / "summary.json").exists()
+    assert [line["step"] for line in run_log.read_metrics(tmp_path)] == [earlier, first]
+    # What a kill in the middle of writing leaves.
+    (tmp_path / ".factors.safetensors.1.part").write_bytes(b"half")
+    # The lock file is there, the lock is not.
+    assert (tmp_path / files.LOCK).exists()
 
     with at_step(first, lambda: os.kill(os.getpid(), signal.SIGTERM)):
         ended = start(name, tmp_path)
+    assert f"step {first} " in ended.out
+    assert f"step {earlier} " not in ended.out
+    assert not list(tmp_path.glob(".*.part"))
     assert ended.code == common.TERMINATED == 75
     assert ended.err == "terminated; the same flags resume the run\n"
     assert Checkpointer(tmp_path).steps()[-1] == first
@@ -109,8 +127,11 @@ def test_a_run_with_bad_luck_ends_alike(name, undisturbed, tmp_path, monkeypatch
     ended = start(name, tmp_path)
     assert ended.code == 0, ended.err
     assert f"checkpoint {first} cannot be read (" in ended.out
-    assert f"going on from checkpoint {EARLIER[name]}" in ended.out
+    assert f"going on from checkpoint {earlier}" in ended.out
     assert torture.difference(tmp_path, expected) is None
+    if name == "train":
+        # The table of results is the same too.
+        assert ended.out.split("\n\n")[1] == whole.out.split("\n\n")[1]
     seconds = [line["seconds"] for line in run_log.read_metrics(tmp_path)]
     assert seconds == sorted(seconds)
     assert seconds[0] >= 0
@@ -127,38 +148,6 @@ def test_a_second_sigterm_does_not_wait():
         twice()
     assert end.value.code == common.TERMINATED
     common._Termination.asked = False
-
-
-# Dies where the metrics of that step are logged, before their checkpoint.
-_KILLED = """
-import os, signal, sys
-from experiments import common, factorize
-from metamf_jax.run_log import RunLog
-
-logged = RunLog.metrics
-
-def metrics(self, step, values):
-    logged(self, step, values)
-    if step == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-RunLog.metrics = metrics
-common.run_main(factorize.main)
-"""
-
-
-def test_killed_factorization_ends_alike(undisturbed, tmp_path):
-    command = [sys.executable, "-c", _KILLED, *FLAGS["factorize"], f"--workdir={tmp_path}"]
-    killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    # What a kill in the middle of writing leaves.
-    (tmp_path / ".factors.safetensors.1.part").write_bytes(b"half")
-    # The lock file is there, the lock is not.
-    assert (tmp_path / files.LOCK).exists()
-    ended = start("factorize", tmp_path)
-    assert ended.code == 0, ended.err
-    assert torture.difference(tmp_path, undisturbed("factorize")) is None
-    assert not list(tmp_path.glob(".*.part"))
 
 
 def test_a_workdir_that_cannot_be_written_to():
