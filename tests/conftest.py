@@ -12,7 +12,11 @@ import tempfile
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["METAMF_COMPILATION_CACHE"] = tempfile.mkdtemp(prefix="metamf-tests-")
+# The workers of xdist share that of the process that starts them.
+_IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+os.environ["METAMF_COMPILATION_CACHE"] = (
+    os.environ["METAMF_COMPILATION_CACHE"] if _IS_WORKER else tempfile.mkdtemp()
+)
 
 import jax
 
@@ -27,7 +31,8 @@ assert len(jax.local_devices()) == 8
 
 def pytest_unconfigure():
     """Leaves no traces."""
-    shutil.rmtree(os.environ["METAMF_COMPILATION_CACHE"], ignore_errors=True)
+    if not _IS_WORKER:
+        shutil.rmtree(os.environ["METAMF_COMPILATION_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
