@@ -13,9 +13,10 @@ import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # The workers of xdist share that of the process that starts them.
-_IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 os.environ["METAMF_COMPILATION_CACHE"] = (
-    os.environ["METAMF_COMPILATION_CACHE"] if _IS_WORKER else tempfile.mkdtemp()
+    os.environ["METAMF_COMPILATION_CACHE"]
+    if "PYTEST_XDIST_WORKER" in os.environ
+    else tempfile.mkdtemp()
 )
 
 import jax
@@ -31,7 +32,7 @@ assert len(jax.local_devices()) == 8
 
 def pytest_unconfigure():
     """Leaves no traces."""
-    if not _IS_WORKER:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
         shutil.rmtree(os.environ["METAMF_COMPILATION_CACHE"], ignore_errors=True)
 
 
