@@ -54,10 +54,14 @@ _COMPILATION_CACHE = flags.DEFINE_string(
 
 
 class _Termination:
-    """What became of SIGTERM: asked for or not, and whether it must wait for a checkpoint."""
+    """What became of SIGTERM: asked for or not, and whether it must wait for a checkpoint.
+
+    Of several processes some may have been asked; once they agreed, all are.
+    """
 
     asked = False
     waits = False
+    agreed = False
 
 
 def _on_sigterm(number, frame) -> None:
@@ -81,11 +85,13 @@ def needed(flag: flags.FlagHolder[str | None]) -> str:
 def until_checkpoint() -> Iterator[Callable[[], None]]:
     """A body that SIGTERM ends only right after a checkpoint; a second SIGTERM ends it at once.
 
-    Gives a function to call after each checkpoint.
+    Gives a function to call after each checkpoint, in every process: all leave after the same one
+    when any was asked to, since a process whose peer is gone could only wait for it.
     """
 
     def leave_if_asked() -> None:
-        if _Termination.asked:
+        _Termination.agreed = processes.any_process(_Termination.asked)
+        if _Termination.agreed:
             raise SystemExit(TERMINATED)
 
     _Termination.waits = True
@@ -93,7 +99,8 @@ def until_checkpoint() -> Iterator[Callable[[], None]]:
         yield leave_if_asked
     finally:
         _Termination.waits = False
-    leave_if_asked()
+    if _Termination.asked:
+        raise SystemExit(TERMINATED)
 
 
 @contextlib.contextmanager
@@ -169,8 +176,9 @@ def run_main(main: Callable[[], None]) -> None:
         except SystemExit as end:
             if end.code != TERMINATED:
                 raise
-            print("terminated; the same flags resume the run", file=sys.stderr)
-            processes.leave(TERMINATED)
+            if processes.is_first():
+                print("terminated; the same flags resume the run", file=sys.stderr)
+            processes.leave(TERMINATED, together=_Termination.agreed)
         except Exception:
             if processes.count() == 1:
                 raise
@@ -178,6 +186,6 @@ def run_main(main: Callable[[], None]) -> None:
             processes.leave(1)
         finally:
             signal.signal(signal.SIGTERM, previous)
-            _Termination.asked = False
+            _Termination.asked = _Termination.agreed = False
 
     app.run(guarded)

@@ -384,7 +384,7 @@ def run(
             sample = train.sample(50_000) if isinstance(train, BlockStore) else train
             rule = methods.choose_step_size(objective, sample, config.rank, rule, work, init, scale)
             log.print(f"step size {rule.value:g}, chosen on a sample")
-        rule = processes.from_first(rule)
+        rule = dataclasses.replace(rule, value=processes.from_first(rule.value))
 
     def errors_of(state):
         """RMSE of the training points and, in the first process, of the test cells."""

@@ -5,6 +5,8 @@
 
 Each process learns of the others through the environment (`metamf_jax.processes`). When one of them
 fails, the others are ended and this program exits with its code; an interrupt is passed on to all.
+Processes that were terminated and left their state on disk (exit code 75) do so together, whether
+all of them were asked to or one: this program then exits with 75 too.
 """
 
 import os
@@ -19,16 +21,7 @@ from typing import IO, NamedTuple
 
 from absl import app, flags
 
-_PROCESSES = flags.DEFINE_integer("processes", 2, "Number of processes.", lower_bound=1)
-_DEVICES = flags.DEFINE_integer(
-    "devices_per_process", 1, "Virtual devices of each process, on a CPU.", lower_bound=1
-)
-_SHOW = flags.DEFINE_enum(
-    "show", "all", ["all", "first"], "Whose output to show: of all, each line numbered, or of 0."
-)
-_GRACE = flags.DEFINE_float(
-    "grace", 5.0, "Seconds between asking a process to end and killing it.", lower_bound=0
-)
+from launch.children import POLL_SECONDS, TERMINATED
 
 # On Linux, has the kernel kill a child when the launcher is killed in a way that nobody can catch.
 _DIE_WITH_PARENT = """
@@ -37,7 +30,6 @@ PR_SET_PDEATHSIG = 1
 ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 os.execvp(sys.argv[1], sys.argv[1:])
 """
-_POLL_SECONDS = 0.05
 # An interrupted run may first write a checkpoint.
 _INTERRUPT_GRACE_SECONDS = 60.0
 
@@ -74,20 +66,21 @@ def watch(children: Mapping[str, subprocess.Popen], grace: float) -> Failure | N
         asked.append(number)
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
-    failure = None
+    failure, interrupted = None, False
     try:
         while running := [child for child in children.values() if child.poll() is None]:
             while asked:
                 _signal_groups(running, asked.pop())
+                interrupted = True
                 deadline = deadline or time.monotonic() + _INTERRUPT_GRACE_SECONDS
             failure = failure or _first_failure(children)
             if failure is not None and deadline is None:
-                _signal_groups(running, signal.SIGTERM)
+                if failure.returncode != TERMINATED:
+                    _signal_groups(running, signal.SIGTERM)
                 deadline = time.monotonic() + grace
             if deadline is not None and time.monotonic() > deadline:
                 break
-            time.sleep(_POLL_SECONDS)
-        return failure or _first_failure(children)
+            time.sleep(POLL_SECONDS)
     finally:
         # Grandchildren too: the group outlives its leader.
         _signal_groups(children.values(), signal.SIGKILL)
@@ -95,6 +88,8 @@ def watch(children: Mapping[str, subprocess.Popen], grace: float) -> Failure | N
             child.wait()
         for number, handler in before.items():
             signal.signal(number, handler)
+    # What an interrupted process ends with is told by all of them, not by the first.
+    return _first_failure(children) if interrupted else failure or _first_failure(children)
 
 
 def _signal_groups(children, number: int) -> None:
@@ -107,18 +102,21 @@ def _signal_groups(children, number: int) -> None:
 
 def _first_failure(children: Mapping[str, subprocess.Popen]) -> Failure | None:
     failed = [Failure(name, c.returncode) for name, c in children.items() if c.returncode]
-    # Those that a dead peer brought down exit with an error: the signal came first.
-    return min(failed, key=lambda f: f.returncode > 0, default=None)
+    # Those that a dead peer brought down exit with an error: the signal came first. But after
+    # termination it is what ended those that were doing nothing.
+    return min(failed, key=lambda f: (f.returncode != TERMINATED, f.returncode > 0), default=None)
 
 
-def start(command: list[str], processes: int, devices: int) -> dict[str, subprocess.Popen]:
-    """Starts the processes, their output in pipes."""
+def start(
+    command: list[str], processes: int, devices: int, output: int | IO[bytes] = subprocess.PIPE
+) -> dict[str, subprocess.Popen]:
+    """Starts the processes, each with so many devices; their output goes to pipes or a file."""
     # Free now; whoever takes it in between makes the first process fail with a clear message.
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     if sys.platform == "linux":
-        command = [sys.executable, "-c", _DIE_WITH_PARENT, *command]
+        command = [sys.executable, "-S", "-c", _DIE_WITH_PARENT, *command]
     children = {}
     for index in range(processes):
         environment = {
@@ -131,7 +129,7 @@ def start(command: list[str], processes: int, devices: int) -> dict[str, subproc
         children[f"process {index} of {processes}"] = subprocess.Popen(
             command,
             env=environment,
-            stdout=subprocess.PIPE,
+            stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
@@ -160,7 +158,10 @@ def run(command: list[str], processes: int, devices: int, output: str, grace: fl
         thread.join()
     if failure is None:
         return 0
-    print(f"error: {failure}; the others were ended", file=sys.stderr)
+    if failure.returncode == TERMINATED:
+        print("terminated; the same command goes on", file=sys.stderr)
+    else:
+        print(f"error: {failure}; the others were ended", file=sys.stderr)
     return failure.returncode if failure.returncode > 0 else 128 - failure.returncode
 
 
@@ -173,8 +174,22 @@ def main(argv: list[str]) -> None:
             file=sys.stderr,
         )
         sys.exit(2)
-    sys.exit(run(command, _PROCESSES.value, _DEVICES.value, _SHOW.value, _GRACE.value))
+    given = flags.FLAGS
+    sys.exit(run(command, given.processes, given.devices_per_process, given.show, given.grace))
 
 
 if __name__ == "__main__":
+    flags.DEFINE_integer("processes", 2, "Number of processes.", lower_bound=1)
+    flags.DEFINE_integer(
+        "devices_per_process", 1, "Virtual devices of each process, on a CPU.", lower_bound=1
+    )
+    flags.DEFINE_enum(
+        "show",
+        "all",
+        ["all", "first"],
+        "Whose output to show: of all, each line numbered, or of 0.",
+    )
+    flags.DEFINE_float(
+        "grace", 5.0, "Seconds between asking a process to end and killing it.", lower_bound=0
+    )
     app.run(main)

@@ -73,7 +73,12 @@ class Checkpointer:
           ValueError: no stored state can be read, or they have another structure.
         """
         like = parallel.to_host(like)
-        return processes.from_first(self._read_newest(like) if processes.is_first() else None)
+        state = self._read_newest(like) if processes.is_first() else None
+        if processes.count() == 1:
+            return state
+        data = b"" if state is None else safetensors.numpy.save(_contiguous(state))
+        data = processes.bytes_from_first(data)
+        return self._fit(safetensors.numpy.load(data), like) if data else None
 
     def _read_newest(self, like: Any) -> Any | None:
         failures: dict[int, ValueError] = {}

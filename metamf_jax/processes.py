@@ -17,8 +17,8 @@ TPU pod             ``TPU_WORKER_HOSTNAMES`` names more than one host, or ``META
 """
 
 import inspect
+import json
 import os
-import pickle
 import re
 import sys
 from collections.abc import Mapping
@@ -192,26 +192,42 @@ def is_first() -> bool:
 
 
 def from_first(value: Any) -> Any:
-    """The first process's `value` (anything that pickles) in every process; all must call."""
+    """The first process's `value` (anything that JSON can tell) in every process; all must call."""
     if _count == 1:
         return value
+    return json.loads(bytes_from_first(json.dumps(value).encode()))
+
+
+def bytes_from_first(data: bytes) -> bytes:
+    """The first process's bytes in every process; all must call."""
+    if _count == 1:
+        return data
     from jax.experimental import multihost_utils
 
-    data = np.frombuffer(pickle.dumps(value) if is_first() else b"", np.uint8)
     # Lengths beyond 32 bits: JAX has no wider integers here.
     size = multihost_utils.broadcast_one_to_all(np.array(divmod(len(data), 2**30), np.int32))
     length = int(size[0]) * 2**30 + int(size[1])
-    data = data if is_first() else np.zeros(length, np.uint8)
-    return pickle.loads(np.asarray(multihost_utils.broadcast_one_to_all(data)).tobytes())
+    sent = np.frombuffer(data, np.uint8) if is_first() else np.zeros(length, np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(sent)).tobytes()
 
 
-def leave(code: int) -> NoReturn:
-    """Ends this process after a failure.
+def any_process(flag: bool) -> bool:
+    """Whether `flag` is set in any of the processes; all must call."""
+    if _count == 1:
+        return flag
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def leave(code: int, together: bool = False) -> NoReturn:
+    """Ends this process before its work is done.
 
     One of several ends at once: to take leave of the others would mean to wait for them, who wait
-    for this one's part of the work.
+    for this one's part of the work. Unless they end ``together``: then it waits, since those that
+    are left when the first process is gone are aborted by JAX, with a code of its own.
     """
-    if _count > 1:
+    if _count > 1 and not together:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

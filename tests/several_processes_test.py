@@ -1,18 +1,17 @@
 """Several processes give the bytes of one; one that dies ends all, and the run goes on later."""
 
-import os
 import pathlib
 import signal
 import sys
-import threading
 import time
 
 import numpy as np
 import pytest
 
-from experiments import factorize
+from experiments import common, factorize
 from launch import local_hosts
 from metamf_jax import parallel
+from metamf_jax.checkpoint import Checkpointer
 from metamf_jax.run_log import read_metrics
 from tests import training_program
 
@@ -25,7 +24,7 @@ def checkout(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
 
 
-def test_killed_factorization_goes_on_to_the_bytes_of_one_process(tmp_path):
+def test_factorization_ended_twice_goes_on_to_the_bytes_of_one_process(tmp_path, capfd):
     rng = np.random.default_rng(0)
     cells = sorted({(int(n), int(m)) for n, m in rng.integers(0, 20, (150, 2))})
     table, two, one = (tmp_path / name for name in ("table.csv", "two", "one"))
@@ -33,40 +32,45 @@ def test_killed_factorization_goes_on_to_the_bytes_of_one_process(tmp_path):
     config = factorize.Config(
         dataset=str(table),
         rank=2,
-        epochs=30,
+        epochs=9,
         blocks=4,
         step_size="bold_driver:0.05",
         backend="xla",
     )
-    command = [sys.executable, "-m", "experiments.factorize", f"--workdir={two}"]
-    command.append(f"--input={table}")
+    flags = [f"--workdir={two}", f"--input={table}"]
     for name in ("rank", "epochs", "blocks", "step_size", "backend"):
-        command.append(f"--{name}={getattr(config, name)}")
-    children = local_hosts.start(command, 2, 2)
-    victim = children["process 1 of 2"]
-    killed = []
+        flags.append(f"--{name}={getattr(config, name)}")
 
-    def kill_in_mid_run():
-        while len(read_metrics(two)) < 3 and victim.poll() is None:
-            time.sleep(0.01)
-        killed.append(time.monotonic())
-        os.kill(victim.pid, signal.SIGKILL)
+    def run_two(step, number):
+        """Process 1 receives the signal at that step."""
+        told = ["factorize", str(step), str(int(number)), "1"]
+        command = [sys.executable, "-m", "tests.signalled_program", *told, *flags]
+        return local_hosts.run(command, 2, 2, "first", 2)
 
-    threading.Thread(target=kill_in_mid_run).start()
-    failure = local_hosts.watch(children, grace=2)
-    assert time.monotonic() - killed[0] < 8
-    assert str(failure) == "process 1 of 2 was ended by signal 9 (SIGKILL)"
-    assert all(child.returncode for child in children.values())
-    for child in children.values():
-        child.stdout.close()
+    # One is asked to leave: both do, after the same checkpoint.
+    assert run_two(3, signal.SIGTERM) == common.TERMINATED
+    told = capfd.readouterr()
+    assert told.out.count("terminated; the same flags resume the run") == 1
+    assert told.err == "terminated; the same command goes on\n"
+    assert [line["step"] for line in read_metrics(two)] == [1, 2, 3]
+    assert Checkpointer(two).steps()[-1] == 3
+
+    assert run_two(6, signal.SIGKILL) == 128 + signal.SIGKILL
+    # The first process logs what the other is killed at.
+    assert time.time() - (two / "metrics.jsonl").stat().st_mtime < 15
+    told = capfd.readouterr()
+    assert told.err == (
+        "error: process 1 of 2 was ended by signal 9 (SIGKILL); the others were ended\n"
+    )
+    assert "step 4 " in told.out
+    assert "step 3 " not in told.out
     assert not (two / "summary.json").exists()
 
     # What two processes began, one may end; what it took over is as if it had done it itself.
-    taken_over = read_metrics(two)
+    assert Checkpointer(two).steps()[-1] in (5, 6)
     factorize.run(config, two, num_devices=1)
     factorize.run(config, one, num_devices=1)
-    assert 3 <= len(taken_over) < 30
-    assert [line["step"] for line in read_metrics(two)] == list(range(1, 31))
+    assert [line["step"] for line in read_metrics(two)] == list(range(1, 10))
     for name in ("objective", "train_rmse", "test_rmse"):
         assert [x[name] for x in read_metrics(two)] == [x[name] for x in read_metrics(one)]
     factors = [(folder / "factors.safetensors").read_bytes() for folder in (one, two)]

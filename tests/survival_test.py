@@ -59,29 +59,6 @@ def full_disk_at(step):
         resource.setrlimit(resource.RLIMIT_FSIZE, most)
 
 
-# Dies where the metrics of a step are logged, before their checkpoint.
-_KILLED = """
-import importlib, os, signal, sys
-import jax
-from experiments import common
-from metamf_jax.run_log import RunLog
-
-# As many devices as in the tests, or no compiled program is shared.
-jax.config.update("jax_num_cpu_devices", 8)
-jax.local_devices()
-name, last = sys.argv.pop(1), int(sys.argv.pop(1))
-logged = RunLog.metrics
-
-def metrics(self, step, values):
-    logged(self, step, values)
-    if step == last:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-RunLog.metrics = metrics
-common.run_main(importlib.import_module(f"experiments.{name}").main)
-"""
-
-
 @pytest.mark.parametrize("name", list(BINARIES))
 def test_a_run_with_bad_luck_ends_alike(name, undisturbed, tmp_path, monkeypatch):
     expected, whole = undisturbed(name)
@@ -91,10 +68,9 @@ def test_a_run_with_bad_luck_ends_alike(name, undisturbed, tmp_path, monkeypatch
     first, second = STEPS[name]
     earlier = EARLIER[name]
 
-    command = [sys.executable, "-c", _KILLED, name, str(first), f"--workdir={tmp_path}"]
-    killed = subprocess.run(
-        [*command, *torture.FLAGS[name]], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+    command = [sys.executable, "-m", "tests.signalled_program", name, str(first), "9", "0"]
+    command += [*torture.FLAGS[name], f"--workdir={tmp_path}"]
+    killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (tmp_path / "summary.json").exists()
     assert [line["step"] for line in run_log.read_metrics(tmp_path)] == [earlier, first]
