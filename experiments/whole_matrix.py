@@ -1,4 +1,4 @@
-"""Two baselines on the whole of MovieLens-100K, beside what their papers report.
+"""Two baselines on one whole matrix, beside what their papers report.
 
 Claim: our ``eml`` and ``autorec_item``, which the comparison runs on small matrices, are the
 methods that their papers mean. On the official fold u1 of MovieLens-100K the exchangeable
@@ -6,12 +6,15 @@ autoencoder has an RMSE of 0.920 (Hartford et al. 2018, with 220 channels, ratin
 dropout); item AutoRec reports 0.831 on random 90/10 splits of MovieLens-1M (Sedhain et al. 2015),
 another and an easier set. ``experiments/RESULTS.md`` has ours.
 
-    python -m experiments.whole_matrix --method=eml --fold=u1 --preset=paper --data_dir=DIR \\
-        --workdir=runs/eml-u1
+    python -m experiments.whole_matrix --method=eml --dataset=ml100k --fold=u1 --preset=paper \\
+        --data_dir=DIR --workdir=runs/eml-u1
+    python -m experiments.whole_matrix --method=autorec_item --dataset=ml1m --preset=paper \\
+        --data_dir=DIR --workdir=runs/autorec-ml1m
 
-Matrix factorization has a binary of its own: ``experiments.factorize --split=official --fold=u1``.
-A twentieth of the training cells is held out for early stopping. ``eml`` learns by predicting a
-random part of the training cells from the rest (self-supervision, as in the paper's second model).
+Other data sets than MovieLens-100K are split 90/10 at random. Matrix factorization has a binary of
+its own: ``experiments.factorize --split=official --fold=u1``. A twentieth of the training cells is
+held out for early stopping. ``eml`` learns by predicting a random part of the training cells from
+the rest (self-supervision, as in the paper's second model).
 """
 
 import dataclasses
@@ -26,12 +29,13 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments import common
+from experiments import common, factorize
+from experiments.dataset_flag import DATASET
 from experiments.shared_flags import FOLD
 from metamf_jax.baselines import autorec_item
 from metamf_jax.baselines.dense import to_dense
 from metamf_jax.baselines.eml import ExchangeableNetwork
-from metamf_jax.data import movielens
+from metamf_jax.data import sources
 from metamf_jax.meta_learning.episodes import fit_standardization, standardize
 from metamf_jax.run_log import RunLog
 from metamf_jax.types import Entries, PaddedMatrices
@@ -45,7 +49,8 @@ class Config:
 
     Attributes:
       method: ``eml`` or ``autorec_item``.
-      fold: of MovieLens-100K.
+      dataset: a name of `metamf_jax.data.sources`, or a path.
+      fold: the official one of MovieLens-100K; of other data sets a random tenth is test.
       seed: of the held-out cells, the initial parameters and the masks.
       hidden: channels of eml's layers, or hidden units of the autoencoder.
       layers: of eml.
@@ -57,6 +62,7 @@ class Config:
     """
 
     method: str
+    dataset: str
     fold: str
     seed: int
     hidden: int
@@ -129,15 +135,22 @@ def _autorec(config: Config, train: Entries) -> tuple[Any, Callable, Callable]:
 
 
 def run(config: Config, workdir: pathlib.Path, data_dir: str | None = None) -> dict[str, Any]:
-    """Trains on the fold and returns what ``summary.json`` holds.
+    """Trains on one part and returns what ``summary.json`` holds.
 
     Raises:
-      FileNotFoundError, ValueError: as `movielens.ml100k_split`; or the workdir holds another run.
+      FileNotFoundError, ValueError: the data cannot be read; or the workdir holds another run.
     """
-    table, test_table = movielens.ml100k_split(config.fold, data_dir)
+    split = factorize.Config(
+        dataset=config.dataset,
+        split="official" if config.dataset == "ml100k" else "random",
+        fold=config.fold,
+        seed=config.seed,
+    )
+    table = sources.load(config.dataset, data_dir, config.seed)
+    table, test = factorize.split_cells(table, split, data_dir)
     log = RunLog(workdir, "whole_matrix", config)
     scale = fit_standardization(np.asarray(table.entries.values))
-    everything, test = (standardize(t.entries, scale) for t in (table, test_table))
+    everything, test = (standardize(entries, scale) for entries in (table.entries, test))
     order = np.random.default_rng(config.seed).permutation(len(everything.rows))
     cut = len(order) // 20
 
@@ -186,7 +199,7 @@ def run(config: Config, workdir: pathlib.Path, data_dir: str | None = None) -> d
         "validation_rmse": best[0],
         "best_step": best[1],
     }
-    log.print(f"{config.method} on {config.fold}: test RMSE {results['test_rmse']:.4f}")
+    log.print(f"{config.method} on {config.dataset}: test RMSE {results['test_rmse']:.4f}")
     return log.finish(results)
 
 
@@ -195,7 +208,13 @@ def main() -> None:
         raise ValueError("--workdir is needed: the folder for the run's files")
     method = _METHOD.value
     sizes = _PRESETS[common.PRESET.value][method]
-    config = Config(method=method, fold=FOLD.value, seed=common.SEED.value, **sizes)
+    config = Config(
+        method=method,
+        dataset=DATASET.value,
+        fold=FOLD.value,
+        seed=common.SEED.value,
+        **sizes,
+    )
     run(config, pathlib.Path(common.WORKDIR.value), common.DATA_DIR.value)
 
 

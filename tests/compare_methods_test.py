@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import common, compare_methods, figures, presets, protocol
+from experiments import common, compare_methods, figures, presets, protocol, whole_matrix
 from tests.experiments_test import launch
 
 METHODS = ("metamf", "mean", "knn", "eml", "finetune")
@@ -134,3 +134,22 @@ def test_every_figure_has_numbers_and_a_picture(untrained, tmp_path, monkeypatch
     assert "unknown figure 'x'; there are support_fraction, side" in (
         launch(figures, *arguments, "--figures=x").err
     )
+
+
+@pytest.mark.parametrize("method", ["eml", "autorec_item"])
+def test_a_whole_matrix(method, tmp_path):
+    rng = np.random.default_rng(0)
+    cells = [
+        f"{n},{m},{n + m + noise:.3f}"
+        for n in range(20)
+        for m in range(15)
+        if (noise := rng.normal(0, 0.1)) < 0.1
+    ]
+    (tmp_path / "table.csv").write_text("\n".join(cells))
+    arguments = ("--preset=smoke", f"--method={method}", f"--dataset={tmp_path / 'table.csv'}")
+    ended = launch(whole_matrix, *arguments, f"--workdir={tmp_path / 'run'}")
+    assert ended.code == 0, ended.err
+    results = json.loads((tmp_path / "run" / "summary.json").read_text())["results"]
+    # Two steps learn little: about what a constant misses them by, in the units of the table.
+    assert 0.5 * 7.2 < results["test_rmse"] < 2 * 7.2
+    assert results["best_step"] == 2
