@@ -45,9 +45,14 @@ FLAGS = {
         "--step_size=bold_driver:0.05",
     ),
 }
-# Many steps that follow one another within milliseconds, each with its checkpoint.
+# Many steps that follow one another within milliseconds, each with its checkpoint; and as many
+# matrices as devices may be asked for.
 _MORE_STEPS = {
-    "train": ("--override=training.max_steps=60", "--override=training.evaluate_every=2"),
+    "train": (
+        "--override=training.max_steps=60",
+        "--override=training.evaluate_every=2",
+        "--override=training.batch=8",
+    ),
     "factorize": ("--epochs=30",),
 }
 _RUNS = flags.DEFINE_integer("runs", 50, "Runs to disturb.", lower_bound=1)
