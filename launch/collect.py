@@ -125,7 +125,9 @@ def _metrics(rows: Sequence[Mapping[str, Any]], asked: Sequence[str]) -> list[st
 def _written(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
+    # Bytes would make the widest column.
+    long = isinstance(value, float) or (isinstance(value, int) and abs(value) >= 10**7)
+    return f"{value:.5g}" if long else str(value)
 
 
 def markdown(title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
@@ -138,7 +140,7 @@ def markdown(title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any
             lines.append(f"| {' | '.join(cells)} |")
     others = [row for row in rows if row["state"] != "done"]
     if others:
-        lines += ["", f"{len(others)} of {len(rows)} points are not done:", ""]
+        lines += ["", f"Not done: {len(others)} of {len(rows)} points.", ""]
     for row in others:
         lines.append(f"- {row['point']}: {row.get('failure', row['state'])}")
     return "\n".join(lines) + "\n"
@@ -179,13 +181,15 @@ def draw(plot: Plot, rows: Sequence[Mapping[str, Any]]) -> str:
     for number, (name, values) in enumerate(sorted(series.items())):
         xs = [x for x in places if x in values]
         at = {x: places.index(x) if words else x for x in xs}
-        color = f"C{number % 10}"
+        color, mark = f"C{number % 10}", "osD^v"[number % 5]
+        # Dashes over a line show both where two series coincide.
+        line = ("-", "--", "-.", ":")[number % 4]
         means = [statistics.fmean(values[x]) for x in xs]
         # Words have no order that a line could follow: a bar stands at each mean.
-        axes.plot([at[x] for x in xs], means, "_" if words else "-", color=color, lw=1.5, ms=16)
+        axes.plot([at[x] for x in xs], means, "_" if words else line, color=color, lw=1.5, ms=16)
         for x in xs:
-            axes.plot([at[x]] * len(values[x]), values[x], "o", color=color, ms=4, alpha=0.7)
-        axes.plot([], [], "o" if words else "-o", color=color, ms=4, label=name)
+            axes.plot([at[x]] * len(values[x]), values[x], mark, color=color, ms=4, alpha=0.7)
+        axes.plot([], [], mark + ("" if words else line), color=color, ms=4, label=name)
     if plot.log_x and not words:
         axes.set_xscale("log", base=2)
         axes.set_xticks(places, [str(x) for x in places], minor=False)
@@ -207,7 +211,8 @@ body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 84em;
 .table { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3em .7em; text-align: right; border-bottom: 1px solid #8884; }
-th { cursor: pointer; white-space: nowrap; user-select: none; }
+th { cursor: pointer; vertical-align: bottom; user-select: none; }
+td { white-space: nowrap; }
 th[aria-sort=ascending]::after { content: " \\25b2"; }
 th[aria-sort=descending]::after { content: " \\25bc"; }
 td.word, th.word { text-align: left; }
@@ -258,7 +263,9 @@ def page(
 
     def head(column: str) -> str:
         kind = "" if numeric[column] else ' class="word"'
-        return f"<th{kind}>{html.escape(column.removeprefix('results.'))}</th>"
+        name = html.escape(column.removeprefix("results."))
+        # Where a narrow column may break it.
+        return f"<th{kind}>{name.replace('_', '_<wbr>')}</th>"
 
     heads = "".join(map(head, columns))
     done = [row for row in rows if row["state"] == "done"]
@@ -281,7 +288,7 @@ def page(
 </head>
 <body>
 <h1>{html.escape(title)}</h1>
-<p>{len(done)} of {len(rows)} points are done. A click on a heading sorts.</p>
+<p>Done: {len(done)} of {len(rows)} points. A click on a heading sorts.</p>
 {f'<ul class="failed">{others}</ul>' if others else ""}
 <div class="table"><table>
 <thead><tr>{heads}</tr></thead>
@@ -316,7 +323,9 @@ def collect(workdir: pathlib.Path) -> list[dict[str, Any]]:
     metrics = _metrics(rows, told["metrics"])
     for row in rows:
         row.update({name: value_like(row, name) for name in metrics if "*" in name})
-    shown = [*varying(points), *metrics]
+    # The table has those that are done: what they have in common is no column.
+    done = [point for point, row in zip(points, rows, strict=True) if row["state"] == "done"]
+    shown = [*varying(done or points), *metrics]
     write_text(workdir / "results.md", markdown(told["title"], shown, rows))
     plots = [Plot(**plot) for plot in told["plots"]]
     drawings = [drawing for plot in plots if (drawing := draw(plot, rows))]

@@ -102,9 +102,15 @@ def _signal_groups(children, number: int) -> None:
 
 def _first_failure(children: Mapping[str, subprocess.Popen]) -> Failure | None:
     failed = [Failure(name, c.returncode) for name, c in children.items() if c.returncode]
-    # Those that a dead peer brought down exit with an error: the signal came first. But after
-    # termination it is what ended those that were doing nothing.
-    return min(failed, key=lambda f: (f.returncode != TERMINATED, f.returncode > 0), default=None)
+
+    def late(failure: Failure) -> int:
+        """Who was brought down by whom, where several ended between two looks."""
+        if failure.returncode == TERMINATED:  # Ended those that were doing nothing.
+            return 0
+        # A dead peer's signal came first: JAX aborts the others, or they exit with an error.
+        return 3 if failure.returncode > 0 else 2 if failure.returncode == -signal.SIGABRT else 1
+
+    return min(failed, key=late, default=None)
 
 
 def start(

@@ -27,8 +27,10 @@ class Checkpointer:
     Of several processes the first alone reads and writes; the others give it their shares of a
     state, and take what it read.
 
-    Orbax, which is made for states that many hosts write at once, gave up when the clock jumped
-    (its waits are measured in the time of day), and left threads behind when the disk was full.
+    Why not Orbax, which came first: it measures its waits in the time of day, so that its saves
+    failed with a TimeoutError when the clock jumped, and on a full disk the threads that it writes
+    with stayed behind. What it is made for, states that many hosts write at once, is not needed
+    here: every state fits into the first process's memory. `tests.survival_test` has both cases.
 
     Args:
       workdir: the run's folder.

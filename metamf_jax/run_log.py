@@ -136,7 +136,7 @@ class RunLog:
         self._metrics = self.workdir / "metrics.jsonl"
         self._events = None
         self._bar = None
-        self._started = time.monotonic()
+        self._opened = self._started = time.monotonic()
         self._compiled = resources.compile_seconds()
 
     def _take_workdir(self) -> None:
@@ -157,7 +157,7 @@ class RunLog:
         kept = [line for line in read_metrics(self.workdir) if line["step"] <= step]
         write_text(self._metrics, "".join(json.dumps(line) + "\n" for line in kept))
         self._events = _Events(self.workdir, step + 1)
-        self._started = time.monotonic() - (kept[-1]["seconds"] if kept else 0.0)
+        self._started = self._opened - (kept[-1]["seconds"] if kept else 0.0)
 
     def start_progress(self, total: int, first: int, unit: str) -> None:
         """Shows a bar on a terminal; elsewhere only the lines of `metrics`."""

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import NamedTuple
 
 import pytest
 
@@ -63,6 +64,28 @@ def test_one_failure_ends_all(order, code, message, tmp_path, capsys):
     pids = _pids(output)
     assert len(pids) == 4
     assert not any(map(_is_running, pids))
+
+
+class Ended(NamedTuple):
+    """A process that has ended."""
+
+    returncode: int
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [
+        ([0, 0], None),
+        ([0, 1], "1 exited with code 1"),
+        # JAX aborts the peers of one that dies, or they exit with an error.
+        ([-6, -9], "1 was ended by signal 9 (SIGKILL)"),
+        ([1, -6], "1 was ended by signal 6 (SIGABRT)"),
+        ([-15, 75], "1 exited with code 75"),
+    ],
+)
+def test_who_failed_first_of_several_at_once(codes, expected):
+    failure = local_hosts._first_failure({str(n): Ended(code) for n, code in enumerate(codes)})
+    assert (failure and str(failure)) == expected
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

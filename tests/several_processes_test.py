@@ -1,6 +1,7 @@
 """Several processes give the bytes of one; one that dies ends all, and the run goes on later."""
 
 import pathlib
+import shutil
 import signal
 import sys
 import time
@@ -8,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from experiments import common, factorize
+from experiments import common, factorize, torture
 from launch import local_hosts
 from metamf_jax import parallel
 from metamf_jax.checkpoint import Checkpointer
@@ -27,7 +28,7 @@ def checkout(monkeypatch):
 def test_factorization_ended_twice_goes_on_to_the_bytes_of_one_process(tmp_path, capfd):
     rng = np.random.default_rng(0)
     cells = sorted({(int(n), int(m)) for n, m in rng.integers(0, 20, (150, 2))})
-    table, two, one = (tmp_path / name for name in ("table.csv", "two", "one"))
+    table, one, two, three = (tmp_path / name for name in ("table.csv", "one", "two", "three"))
     table.write_text("\n".join(f"u{n},i{m},{1 + (n * m) % 5}" for n, m in cells))
     config = factorize.Config(
         dataset=str(table),
@@ -57,7 +58,7 @@ def test_factorization_ended_twice_goes_on_to_the_bytes_of_one_process(tmp_path,
 
     assert run_two(6, signal.SIGKILL) == 128 + signal.SIGKILL
     # The first process logs what the other is killed at.
-    assert time.time() - (two / "metrics.jsonl").stat().st_mtime < 15
+    assert time.time() - (two / "metrics.jsonl").stat().st_mtime < 60
     told = capfd.readouterr()
     assert told.err == (
         "error: process 1 of 2 was ended by signal 9 (SIGKILL); the others were ended\n"
@@ -66,14 +67,17 @@ def test_factorization_ended_twice_goes_on_to_the_bytes_of_one_process(tmp_path,
     assert "step 3 " not in told.out
     assert not (two / "summary.json").exists()
 
-    # What two processes began, one may end; what it took over is as if it had done it itself.
     assert Checkpointer(two).steps()[-1] in (5, 6)
-    factorize.run(config, two, num_devices=1)
-    factorize.run(config, one, num_devices=1)
-    assert [line["step"] for line in read_metrics(two)] == list(range(1, 10))
+    shutil.copytree(two, three)
+    assert run_two(99, signal.SIGTERM) == 0
+    factorize.run(config, one, num_devices=4)
+    assert torture.difference(two, one) is None
+    # What two processes began, one may end, on fewer devices: blocks of V may then lie elsewhere.
+    factorize.run(config, three, num_devices=1)
+    assert [line["step"] for line in read_metrics(three)] == list(range(1, 10))
     for name in ("objective", "train_rmse", "test_rmse"):
-        assert [x[name] for x in read_metrics(two)] == [x[name] for x in read_metrics(one)]
-    factors = [(folder / "factors.safetensors").read_bytes() for folder in (one, two)]
+        assert [x[name] for x in read_metrics(three)] == [x[name] for x in read_metrics(one)]
+    factors = [(folder / "factors.safetensors").read_bytes() for folder in (one, three)]
     assert factors[0] == factors[1]
 
 

@@ -347,11 +347,13 @@ def test_tables_and_page(tiny):
     text = (out / "results.md").read_text()
     assert "| value | kind | square | *.pair.0 |" in text
     assert "| 4 | a | 16 | 0.57143 |" in text
-    assert "3 of 24 points are not done" in text
+    assert "Not done: 3 of 24 points." in text
     page = (out / "results.html").read_text()
     assert page.count("<svg") == 2
     assert "Squares &lt;of&gt; numbers" in page
     assert "error: a|b &lt;c&gt;" in page
+    assert "<th>peak_<wbr>memory_<wbr>bytes</th>" in page
+    assert 'data-value="100000000">1e+08</td>' in page
     assert page.count("<tr>") == 22
     # It needs no other file.
     assert not re.search(r"src=|href=.http|<link|@import", page)

@@ -17,21 +17,9 @@ set -euo pipefail
 # sbatch runs a copy of this file from elsewhere.
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/../..}"
 
-program="${1:-}"
-case "$program" in
-  train | factorize) shift ;;
-  *)
-    echo "error: expected train or factorize as the first argument, got '$program'" >&2
-    exit 2
-    ;;
-esac
+source launch/several_hosts.sh
+check_program "$@"
 # When one process ends in an error, srun ends the others at once. srun does not inherit
 # --cpus-per-task from the job.
-command=(srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-8}"
-  .venv/bin/python -m "experiments.$program" "$@")
-if [[ -n "${DRY_RUN:-}" ]]; then
-  printf '%q ' "${command[@]}"
-  echo
-  exit
-fi
-exec "${command[@]}"
+run_or_print srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-8}" \
+  .venv/bin/python -m "experiments.$1" "${@:2}"

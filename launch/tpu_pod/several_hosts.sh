@@ -7,22 +7,10 @@
 # an error, the others notice within seconds and end too. DRY_RUN=1 prints the command instead.
 set -euo pipefail
 
-program="${1:-}"
-case "$program" in
-  train | factorize) shift ;;
-  *)
-    echo "error: expected train or factorize as the first argument, got '$program'" >&2
-    exit 2
-    ;;
-esac
+source "$(dirname "$0")/../several_hosts.sh"
+check_program "$@"
 : "${TPU_NAME:?error: set TPU_NAME to the name of the TPU slice}"
 : "${ZONE:?error: set ZONE to the zone of the TPU slice}"
-on_host=(env METAMF_CLUSTER=tpu_pod .venv/bin/python -m "experiments.$program" "$@")
-command=(gcloud compute tpus tpu-vm ssh "$TPU_NAME" "--zone=$ZONE" --worker=all
-  "--command=cd metamf_jax && $(printf '%q ' "${on_host[@]}")")
-if [[ -n "${DRY_RUN:-}" ]]; then
-  printf '%q ' "${command[@]}"
-  echo
-  exit
-fi
-exec "${command[@]}"
+on_host=(env METAMF_CLUSTER=tpu_pod .venv/bin/python -m "experiments.$1" "${@:2}")
+run_or_print gcloud compute tpus tpu-vm ssh "$TPU_NAME" "--zone=$ZONE" --worker=all \
+  "--command=cd metamf_jax && $(printf '%q ' "${on_host[@]}")"
