@@ -110,9 +110,10 @@ def fit(rows: Rows, columns: Rows, posterior: Posterior, sweeps: int) -> Posteri
         posterior = posterior._replace(noise=np.maximum(noise, 1e-6).astype(np.float32))
         solved = rows.solve(row_problem(posterior, len(rows.counts)))
         side = rows_from(posterior, solved)
+        step = solved.left.sum(dtype=np.float64) / max((columns.counts / posterior.noise).sum(), 1)
         posterior = posterior._replace(
             rows=_with_precision(side, rows.counts, row_free),
-            mean=np.float32(posterior.mean + solved.left.sum(dtype=np.float64) / total),
+            mean=np.float32(posterior.mean + step),
         )
         if abs(before - overall) <= _TOLERANCE * overall:
             break

@@ -63,7 +63,7 @@ class Solution(NamedTuple):
     Attributes:
       mean: [N, K].
       variance: [N, K].
-      left: [N], sums of ``x - base - offset - mean . design``.
+      left: [N], sums of ``weight (x - base - offset - mean . design)``.
       square: [N], sums of the expected ``weight (x - base - offset - u . d)^2``.
     """
 
@@ -108,8 +108,7 @@ def solve(observations: cells.Observations, problem: Problem) -> Solution:
     mean = p.mean + jnp.einsum("nkl,nl->nk", inverse, left, precision=_EXACT)
     variance = p.noise[:, None] * jnp.diagonal(inverse, axis1=1, axis2=2)
     residuals = cells.residuals(targets, Factors(mean, scaled))
-    unscaled = residuals / jnp.where(root > 0, root, 1)
-    sums = row_sums(jnp.stack([unscaled, residuals**2], axis=-1))
+    sums = row_sums(jnp.stack([root * residuals, residuals**2], axis=-1))
     square = sums[:, 1] + of_offset
     square += (variance * gram_diagonal + uncertain * (mean**2 + variance)).sum(axis=1)
     return Solution(mean, variance, sums[:, 0], square)
