@@ -14,13 +14,13 @@ Nothing is trained: all of it is closed-form, and deterministic in the seed.
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import numpy as np
-import scipy.optimize
 
 from metamf_jax import cells
 from metamf_jax.bias_model import Effects
@@ -335,16 +335,12 @@ def _bucket(size: int, least: int) -> int:
     return bucket_size(size)
 
 
-def _sweeps(count: int) -> int:
-    return 30 if count <= 20_000 else 15 if count <= 200_000 else 6
-
-
 class _Fitted(NamedTuple):
     adapted: zero_shot.Adapted
     posterior: Posterior
 
 
-def _adapt(prior: GeneralPrior, whole: Entries, parts: list[Entries], sweeps: int) -> list[_Fitted]:
+def _adapt(prior: GeneralPrior, whole: Entries, parts: list[Entries]) -> list[_Fitted]:
     """Fits a matrix and parts of it, all standardised; the parts first, to start the whole from."""
     matrices = [*parts, whole]
     # A padding row and column remain for whatever is empty.
@@ -369,7 +365,7 @@ def _adapt(prior: GeneralPrior, whole: Entries, parts: list[Entries], sweeps: in
         started = posterior.start(adapted.effects, adapted.factors, adapted.noise)
         if fitted and n == len(parts):
             started = fitted[0].posterior
-        fitted.append(_Fitted(adapted, posterior.fit(rows, columns, started, sweeps)))
+        fitted.append(_Fitted(adapted, posterior.fit(rows, columns, started)))
     return [fitted[-1], *fitted[:-1]]
 
 
@@ -425,7 +421,7 @@ def _fit(
     scales = [scaling.fit_scaling(matrix, way) for matrix in matrices]
     progress(f"fitting {len(matrices)} times, standardised by {way}")
     standardised = [scaling.standardize(*each) for each in zip(matrices, scales, strict=True)]
-    whole, *parts = _adapt(prior, standardised[0], standardised[1:], _sweeps(count))
+    whole, *parts = _adapt(prior, standardised[0], standardised[1:])
     if count < _FEWEST_CHECKED:
         nothing = Check(0, math.nan, math.nan, math.nan)
         return _Fit(way, scales[0], *whole, _START_WEIGHTS, _START_INFLATION, 0.0, nothing)
@@ -475,16 +471,23 @@ def _weigh(candidates: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Weights from the simplex with the least squared error, shrunken to the start."""
     errors = target - candidates
     noise = (errors**2).mean(axis=1).min()
-    scale = max(np.sqrt((errors**2).mean()), 1e-12)
-    strength = math.sqrt(_WEIGHT_STRENGTH * noise) + 1e-9 * scale
-    # A row of large weight makes the sum one.
-    heavy = 1e3 * scale * math.sqrt(len(target))
-    matrix = np.vstack(
-        [candidates.T - target[:, None], strength * np.eye(3), heavy * np.ones((1, 3))]
-    )
-    goal = np.concatenate([np.zeros(len(target)), strength * _START_WEIGHTS, [heavy]])
-    weights, _ = scipy.optimize.nnls(matrix, goal)
-    return weights / weights.sum()
+    ridge = _WEIGHT_STRENGTH * noise + 1e-12 * (errors**2).mean() + 1e-300
+    # With weights that add up to one, the error is the weighted sum of errors.
+    gram = errors @ errors.T + ridge * np.eye(len(errors))
+    pull = ridge * _START_WEIGHTS
+    best, least = _START_WEIGHTS, np.inf
+    # A few numbers: the best of each set of answers by itself, where that is inside the simplex.
+    for size in range(1, len(errors) + 1):
+        for chosen in map(list, itertools.combinations(range(len(errors)), size)):
+            system = np.ones((size + 1, size + 1))
+            system[:size, :size], system[size, size] = gram[np.ix_(chosen, chosen)], 0
+            solution = np.linalg.solve(system, np.append(pull[chosen], 1))[:size]
+            weights = np.zeros(len(errors))
+            weights[chosen] = solution
+            loss = weights @ gram @ weights - 2 * pull @ weights
+            if (solution >= 0).all() and loss < least:
+                best, least = weights, loss
+    return best
 
 
 def _inflation(scores: np.ndarray) -> tuple[float, float]:

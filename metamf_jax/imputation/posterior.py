@@ -78,7 +78,7 @@ def start(effects: Effects, factors: Factors, noise: float) -> Posterior:
     )
 
 
-def fit(rows: Rows, columns: Rows, posterior: Posterior, sweeps: int) -> Posterior:
+def fit(rows: Rows, columns: Rows, posterior: Posterior, sweeps: int = 50) -> Posterior:
     """Fits the posterior by sweeps over columns, noise, precisions, and at last the rows.
 
     Args:
@@ -111,10 +111,8 @@ def fit(rows: Rows, columns: Rows, posterior: Posterior, sweeps: int) -> Posteri
         solved = rows.solve(row_problem(posterior, len(rows.counts)))
         side = rows_from(posterior, solved)
         step = solved.left.sum(dtype=np.float64) / max((columns.counts / posterior.noise).sum(), 1)
-        posterior = posterior._replace(
-            rows=_with_precision(side, rows.counts, row_free),
-            mean=np.float32(posterior.mean + step),
-        )
+        posterior = posterior._replace(rows=side, mean=np.float32(posterior.mean + step))
+        posterior = _rotated(posterior, rows, columns)
         if abs(before - overall) <= _TOLERANCE * overall:
             break
         before = overall
@@ -164,6 +162,42 @@ def _column_problem(posterior: Posterior) -> Problem:
         precision=posterior.columns.precision,
         strength=np.ones(num_columns, np.float32),
     )
+
+
+def _rotated(posterior: Posterior, rows: Rows, columns: Rows) -> Posterior:
+    """The same posterior means, in other coordinates of the factors: those of most evidence.
+
+    ``U A, V A^-T`` with the same products, where the second moments of both are diagonal and equal
+    up to the ratio of the sides (Ilin and Raiko, section 3.4). Sweeps alone turn there so slowly
+    that they seem to have converged: ML-100K u1 took 154 solves to the error of 34 with this, and
+    300 x 300 of Jester never got there. Variances follow by their diagonals; the next sweep finds
+    them anew.
+    """
+    rank = posterior.rows.mean.shape[1] - 2
+
+    def moment(side, seen):
+        mean = side.mean[seen, :rank].astype(np.float64)
+        return mean.T @ mean + np.diag(side.variance[seen, :rank].sum(axis=0, dtype=np.float64))
+
+    sides = (posterior.rows, rows.counts > 0), (posterior.columns, columns.counts > 0)
+    of_rows, of_columns = (moment(side, seen) for side, seen in sides)
+    # Factors that have died away leave moments without an inverse.
+    root = np.linalg.cholesky(of_rows + 1e-9 * np.trace(of_rows) / rank * np.eye(rank))
+    squares, turn = np.linalg.eigh(root.T @ of_columns @ root)
+    scale = np.maximum(squares, 1e-9 * squares.max()) ** 0.25
+    scale = scale * (sides[0][1].sum() / sides[1][1].sum()) ** 0.25
+    turned = []
+    for (side, seen), free, by in zip(
+        sides,
+        _free(rank + 2),
+        (np.linalg.solve(root.T, turn) * scale, root @ turn / scale),
+        strict=True,
+    ):
+        mean, variance = side.mean.copy(), side.variance.copy()
+        mean[:, :rank] = mean[:, :rank] @ by
+        variance[:, :rank] = variance[:, :rank] @ by**2
+        turned.append(_with_precision(Side(mean, variance, side.precision), seen, free))
+    return posterior._replace(rows=turned[0], columns=turned[1])
 
 
 def _free(width: int) -> tuple[np.ndarray, np.ndarray]:
