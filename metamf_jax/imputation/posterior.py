@@ -7,8 +7,8 @@ Teh, KDD Cup 2007; Ilin and Raiko, JMLR 2010) with relevance determination. Ever
 closed form, an exact ridge solve that knows the variances of the other side; the posterior
 covariances are kept by their diagonals.
 
-A factor is kept with the effects as two more columns, ``(u, b, 1)`` and ``(v, 1, c)``: K is the rank
-plus two below. The sweeps are driven from the host, in NumPy: `row_solver.Rows` does the work.
+A factor is kept with the effects as two more columns, ``(u, b, 1)`` and ``(v, 1, c)``: K is the
+rank plus two below. The sweeps are driven from the host, in NumPy: `row_solver.Rows` does the work.
 """
 
 from typing import NamedTuple

@@ -232,10 +232,12 @@ def _solve(
                 total += spreads[k * _LANES + lane] * (answer * answer + own)
                 total += own * grams[(k * extended + k) * _LANES + lane]
             for j in range(width):
-                fitted = _HALF * grams[(j * extended + j) * _LANES + lane] * answers[j * _LANES + lane]
+                own, at = answers[j * _LANES + lane], (j * extended + j) * _LANES + lane
+                fitted = _HALF * grams[at] * own
                 for k in range(j + _NEXT, width):
-                    fitted += grams[(j * extended + k) * _LANES + lane] * answers[k * _LANES + lane]
-                total += _TWICE * answers[j * _LANES + lane] * fitted
+                    at += _LANES
+                    fitted += grams[at] * answers[k * _LANES + lane]
+                total += _TWICE * own * fitted
             left[r] = sum_left
             square[r] += total
 

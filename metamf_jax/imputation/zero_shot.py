@@ -89,9 +89,9 @@ def adapt(config: ModelConfig, encoded: Encoded, rows: Rows, columns: Rows) -> A
     row_base, ones = effects.mean + effects.rows, np.ones(config.encoder.rank, np.float32)
     if _by_ridge(config):
         v = prior.v_mean
+        of_columns = FactorPrior(prior.v_mean, prior.u_mean, prior.v_precision, prior.u_precision)
         for _ in range(config.inner.steps):
             u = rows.solve(_problem(v, effects.columns, row_base, prior, ones)).mean
-            of_columns = FactorPrior(prior.v_mean, prior.u_mean, prior.v_precision, prior.u_precision)
             v = columns.solve(_problem(u, row_base, effects.columns, of_columns, ones)).mean
     else:
         v = encoded.v
