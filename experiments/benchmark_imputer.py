@@ -9,13 +9,15 @@ model on every whole rating matrix, and its 90% intervals hold 85% to 95% of the
 A task is a matrix with cells removed: whole rating sets, cuts of them, and scikit-learn's tables,
 at random and not at random (the larger a value, the likelier it is missing). Every other method is
 tuned by cross-validation on the observed cells. Errors are root mean squares in units of each
-column's deviation for tables, in rating points otherwise.
+column's deviation for tables, in rating points otherwise. The same command goes on with a run that
+was stopped.
 """
 
 import dataclasses
+import functools
+import itertools
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -24,11 +26,11 @@ import numpy as np
 from absl import flags
 
 from experiments import common
-from metamf_jax.baselines import bias, mf
+from metamf_jax.baselines import bias, iterative, knn, mf, soft_impute
 from metamf_jax.data import jester, movielens
 from metamf_jax.imputation import completion, pretrained, scaling
 from metamf_jax.meta_learning import padding
-from metamf_jax.run_log import RunLog
+from metamf_jax.run_log import RunLog, read_metrics
 from metamf_jax.types import Entries
 
 _WEIGHTS = flags.DEFINE_string("weights", "general", "Name or file of the learned prior.")
@@ -84,32 +86,31 @@ class Task(NamedTuple):
 
 
 def tasks(config: Config, data_dir: str | None) -> Iterator[Task]:
-    """Draws the tasks one after the other."""
-    for name in config.tables:
-        values = _table(name)
-        units = np.maximum(values.std(axis=0), 1e-9)
-        for share in config.removed:
-            for way in ("random", "high values"):
-                for repeat in range(config.repeats):
+    """Draws the tasks one after the other, those of the first repeat first."""
+    load = functools.cache(lambda name: _ratings(name, data_dir))
+    for repeat in range(config.repeats):
+        for name in config.ratings:
+            for side in config.sides:
+                rng = np.random.default_rng([config.seed, repeat, side])
+                train, test = _split(rng, _cut(rng, load(name), side), 0.2)
+                yield Task(f"{name} {side} x {side}", "cut", train, test, np.ones(train.shape[1]))
+        for name in config.tables:
+            values = _table(name)
+            units = np.maximum(values.std(axis=0), 1e-9)
+            for share in config.removed:
+                for way in ("random", "high values"):
                     rng = np.random.default_rng([config.seed, repeat, int(100 * share)])
                     train, test = _remove(rng, values, share, way)
                     yield Task(f"{name}, {share:.0%} {way}", "table", train, test, units)
-    for name in config.ratings:
-        whole = _ratings(name, data_dir)
-        for side in config.sides:
-            for repeat in range(config.repeats):
-                rng = np.random.default_rng([config.seed, repeat, side])
-                train, test = _split(rng, _cut(rng, whole, side), 0.2)
-                yield Task(f"{name} {side} x {side}", "cut", train, test, np.ones(train.shape[1]))
-        if not config.whole:
-            continue
-        if name == "ml100k":
-            for split in movielens.SPLITS_100K[:5]:
-                train, test = (t.entries for t in movielens.ml100k_split(split, data_dir))
+        for name in config.ratings if config.whole else ():
+            if name == "ml100k" and repeat < 5:
+                split = movielens.ml100k_split(movielens.SPLITS_100K[repeat], data_dir)
+                train, test = (part.entries for part in split)
                 yield Task("ml100k u1..u5", "whole", train, test, np.ones(train.shape[1]))
-        else:
-            train, test = _split(np.random.default_rng(config.seed), whole, 0.1)
-            yield Task(f"{name} 90/10", "whole", train, test, np.ones(train.shape[1]))
+            elif name != "ml100k":
+                rng = np.random.default_rng([config.seed, repeat])
+                train, test = _split(rng, load(name), 0.1)
+                yield Task(f"{name} 90/10", "whole", train, test, np.ones(train.shape[1]))
 
 
 def _table(name: str) -> np.ndarray:
@@ -192,23 +193,34 @@ def _column_mean(train, test, setting):
     return means[test.columns]
 
 
+def _standardised(predict: Callable) -> Predict:
+    """A baseline of `metamf_jax.baselines` on values standardised as the setting says."""
+
+    def of_values(train, test, setting):
+        setting = dict(setting)
+        fitted = scaling.fit_scaling(train, setting.pop("standardize"))
+        answer = predict(scaling.standardize(train, fitted), test, setting)
+        return fitted.centers[test.columns] + fitted.scales[test.columns] * answer
+
+    return of_values
+
+
 def _of_jax(module) -> Predict:
-    """A baseline of `metamf_jax.baselines`, on values standardised as the setting says."""
+    """A baseline that is compiled, for few sizes of lists."""
     compiled = jax.jit(module.predict)
 
     def predict(train, test, setting):
-        setting = dict(setting)
-        fitted = scaling.fit_scaling(train, setting.pop("standardize"))
         rows, columns = (padding.bucket_size(size, 16) for size in train.shape)
-        lists = [
-            padding.stack_entries([part], (rows, columns), padding.bucket_size(len(part.rows)))
-            for part in (scaling.standardize(train, fitted), test)
-        ]
-        support, query = (jax.tree.map(lambda x: x[0], part) for part in lists)
-        answer = np.asarray(compiled(support, query, setting))[: len(test.rows)]
-        return fitted.centers[test.columns] + fitted.scales[test.columns] * answer
+        support, query = (
+            jax.tree.map(
+                lambda x: x[0],
+                padding.stack_entries([part], (rows, columns), padding.bucket_size(len(part.rows))),
+            )
+            for part in (train, test)
+        )
+        return np.asarray(compiled(support, query, setting))[: len(test.rows)]
 
-    return predict
+    return _standardised(predict)
 
 
 def _bias_then_mf(train, test, setting):
@@ -222,95 +234,52 @@ def _bias_then_mf(train, test, setting):
 
 
 _BIAS, _MF = _of_jax(bias), _of_jax(mf)
-_BIAS_GRID = [
-    {"mean_shrinkage": 0.0, "row_shrinkage": row, "column_shrinkage": column, "standardize": way}
-    for row in (1.0, 3.0, 8.0, 20.0)
-    for column in (1.0, 3.0, 8.0, 20.0)
-    for way in scaling.SCALINGS
-]
-_MF_GRID = [
-    {
-        "mean_shrinkage": 0.0,
-        "row_shrinkage": effects,
-        "column_shrinkage": effects,
-        "rank": rank,
-        "precision": precision,
-        "standardize": way,
-    }
-    for effects in (3.0, 1e6)
-    for rank in (1, 2, 4, 8)
-    for precision in (0.1, 0.5, 2.0, 8.0)
-    for way in scaling.SCALINGS
-]
 
 
-def _dense_input(train) -> tuple[np.ndarray, scaling.Scaling]:
-    fitted = scaling.fit_scaling(train, "columns")
-    dense = np.full(train.shape, np.nan)
-    dense[train.rows, train.columns] = scaling.standardize(train, fitted).values
-    return dense, fitted
+def _grid(**choices) -> list[dict[str, Any]]:
+    return [
+        dict(zip(choices, chosen, strict=True)) for chosen in itertools.product(*choices.values())
+    ]
 
 
-def _of_dense(complete: Callable[[np.ndarray, dict[str, Any]], Any]) -> Predict:
-    """A method that completes an array with NaN, on columns standardised each by itself."""
+def methods(way: str) -> dict[str, tuple[Predict, list[dict[str, Any]], bool]]:
+    """Every other method, its grid, and whether it needs a dense matrix.
 
-    def predict(train, test, setting):
-        dense, fitted = _dense_input(train)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Of convergence, and of empty columns.
-            completed = complete(dense, setting)
-        answer = completed[test.rows, test.columns]
-        return fitted.centers[test.columns] + fitted.scales[test.columns] * answer
-
-    return predict
-
-
-def _nearest(dense, setting):
-    from sklearn.impute import KNNImputer
-
-    return KNNImputer(keep_empty_features=True, **setting).fit_transform(dense)
-
-
-def _iterative(dense, setting):
-    from sklearn.experimental import enable_iterative_imputer  # noqa: F401
-    from sklearn.impute import IterativeImputer
-
-    nearest = 20 if dense.shape[1] > 40 else None
-    imputer = IterativeImputer(
-        max_iter=10, keep_empty_features=True, n_nearest_features=nearest, random_state=0, **setting
+    Args:
+      way: how values are standardised: ``columns`` for tables, ``matrix`` for ratings. Imputers
+        that know of no column effects always take ``columns``.
+    """
+    shrinkages = (1.0, 3.0, 8.0, 20.0)
+    of_bias = _grid(
+        mean_shrinkage=(0.0,),
+        row_shrinkage=shrinkages,
+        column_shrinkage=shrinkages,
+        standardize=(way,),
     )
-    return imputer.fit_transform(dense)
-
-
-def _soft_impute(dense, setting):
-    """Mazumder, Hastie and Tibshirani 2010: iterated shrinkage of the singular values."""
-    observed = ~np.isnan(dense)
-    filled = np.where(observed, dense, 0)
-    shrinkage = setting["shrinkage"] * np.linalg.norm(filled, 2)
-    fitted = np.zeros_like(filled)
-    for _ in range(100):
-        left, singular, right = np.linalg.svd(
-            np.where(observed, dense, fitted), full_matrices=False
+    of_mf = [
+        {**setting, "column_shrinkage": setting["row_shrinkage"]}
+        for setting in _grid(
+            mean_shrinkage=(0.0,),
+            row_shrinkage=(3.0, 1e6),
+            rank=(1, 2, 4, 8),
+            precision=(0.5, 2.0, 8.0),
+            standardize=(way,),
         )
-        before, fitted = fitted, (left * np.maximum(singular - shrinkage, 0)) @ right
-        if ((fitted - before) ** 2).sum() < 1e-8 * max((fitted**2).sum(), 1e-30):
-            break
-    return fitted
+    ]
+    by_column = {"standardize": ("columns",)}
+    shares = _grid(shrinkage=(0.03, 0.08, 0.15, 0.25, 0.4), **by_column)
+    neighbors = _grid(neighbors=(3, 10, 30), weights=("uniform", "distance"), **by_column)
+    return {
+        "mean": (_column_mean, [{}], False),
+        "bias": (_BIAS, of_bias, False),
+        "knn": (_standardised(knn.predict), neighbors, True),
+        "iterative": (_standardised(iterative.predict), _grid(alpha=(None,), **by_column), True),
+        "soft_impute": (_SOFT_IMPUTE, shares, True),
+        "mf": (_bias_then_mf, of_mf, False),
+    }
 
 
-# name: (predict, grid, whether it needs a dense matrix)
-METHODS: dict[str, tuple[Predict, list[dict[str, Any]], bool]] = {
-    "mean": (_column_mean, [{}], False),
-    "bias": (_BIAS, _BIAS_GRID, False),
-    "knn": (_of_dense(_nearest), [{"n_neighbors": k} for k in (3, 10, 30)], True),
-    "iterative": (_of_dense(_iterative), [{}], True),
-    "soft_impute": (
-        _of_dense(_soft_impute),
-        [{"shrinkage": s} for s in (0.03, 0.08, 0.15, 0.25, 0.4)],
-        True,
-    ),
-    "mf": (_bias_then_mf, _MF_GRID, False),
-}
+_SOFT_IMPUTE = _of_jax(soft_impute)
 
 
 def run(config: Config, workdir: str | os.PathLike, data_dir: str | None = None) -> dict[str, Any]:
@@ -321,63 +290,92 @@ def run(config: Config, workdir: str | os.PathLike, data_dir: str | None = None)
     """
     prior = pretrained.load(config.weights)
     log = RunLog(workdir, "benchmark_imputer", config)
-    squares: dict[str, dict[str, list[np.ndarray]]] = {}
-    found: dict[str, dict[str, Any]] = {}
+    done = len(read_metrics(workdir))
+    log.resume_at(done - 1)
+    names = []
     for number, task in enumerate(tasks(config, data_dir)):
-        of_task = squares.setdefault(task.name, {})
-        facts = found.setdefault(task.name, {"kind": task.kind, "coverage": [], "seconds": []})
-
-        def keep(name, predicted, task=task, of_task=of_task):
-            left = (predicted - task.test.values) / task.units[task.test.columns]
-            of_task.setdefault(name, []).append(left**2)
-
-        started = time.perf_counter()
-        completed = completion.complete(prior, task.train, seed=config.seed)
-        values, errors = completion.predict(
-            completed, np.asarray(task.test.rows), np.asarray(task.test.columns)
-        )
-        facts["seconds"].append(time.perf_counter() - started)
-        keep("metamf", values)
-        inside = np.abs(values - task.test.values) <= completion.NORMAL_QUANTILE * errors
-        facts["coverage"].append(float(inside.mean()))
-        for name, (predict, grid, dense) in METHODS.items():
-            if not dense or np.prod(task.train.shape) <= _MOST_DENSE_CELLS:
-                keep(name, _tuned(predict, grid, task, np.random.default_rng(config.seed)))
-        log.print(_line(f"{number + 1:4d}  {task.name}", of_task, facts))
-    rows = {name: {**found[name], **_compare(squares[name])} for name in squares}
-    for name, row in rows.items():
-        errors = "  ".join(f"{method} {error:.4f}" for method, error in row["rmse"].items())
-        mark = "+" if row["within_one_error_of_the_best"] else "-"
-        log.print(f"{mark} {name:28s} {errors}  coverage {np.mean(row['coverage']):.3f}")
+        names.append((task.name, task.kind))
+        if number >= done:
+            log.metrics(number, _measure(prior, task, config.seed))
+            log.print(f"        {task.name}")
+    rows: dict[str, Any] = {}
+    for name, kind in dict.fromkeys(names):
+        lines = [
+            line
+            for line, named in zip(read_metrics(workdir), names, strict=True)
+            if named[0] == name
+        ]
+        rows[name] = {"kind": kind, **_compare(lines)}
+        errors = "  ".join(f"{m} {error:.4f}" for m, error in rows[name]["rmse"].items())
+        mark = "+" if rows[name]["within_one_error_of_the_best"] else "-"
+        log.print(f"{mark} {name:28s} {errors}  coverage {rows[name]['coverage']:.3f}")
     good = float(np.mean([row["within_one_error_of_the_best"] for row in rows.values()]))
     log.print(f"best or within one standard error of it: {good:.0%} of {len(rows)} tasks")
     return log.finish({"tasks": rows, "best_or_within_one_error": good})
 
 
-def _line(name, of_task, facts) -> str:
-    errors = "  ".join(f"{m} {np.sqrt(e[-1].mean()):.4f}" for m, e in of_task.items())
-    return f"{name:34s} {errors}  coverage {facts['coverage'][-1]:.3f}"
+def _measure(prior: completion.GeneralPrior, task: Task, seed: int) -> dict[str, float]:
+    """A line of ``metrics.jsonl``.
+
+    Of each method its mean squared error and seconds; of the others also by how much their squared
+    errors are larger than ours, and the standard error of that over cells.
+    """
+    rows, columns = np.asarray(task.test.rows), np.asarray(task.test.columns)
+    units = task.units[columns]
+    squares, seconds = {}, {}
+    started = time.perf_counter()
+    completed = completion.complete(prior, task.train, seed=seed)
+    values, errors = completion.predict(completed, rows, columns)
+    seconds["metamf"] = time.perf_counter() - started
+    squares["metamf"] = ((values - task.test.values) / units) ** 2
+    inside = np.abs(values - task.test.values) <= completion.NORMAL_QUANTILE * errors
+    way = "columns" if task.kind == "table" else "matrix"
+    for name, (predict, grid, dense) in methods(way).items():
+        if dense and np.prod(task.train.shape) > _MOST_DENSE_CELLS:
+            continue
+        started = time.perf_counter()
+        predicted = _tuned(predict, grid, task, np.random.default_rng(seed))
+        seconds[name] = time.perf_counter() - started
+        squares[name] = ((predicted - task.test.values) / units) ** 2
+    line = {"coverage": float(inside.mean())}
+    for name, square in squares.items():
+        line[f"mse/{name}"] = float(square.mean())
+        line[f"seconds/{name}"] = seconds[name]
+        if name != "metamf":
+            more = square - squares["metamf"]
+            line[f"more/{name}"] = float(more.mean())
+            line[f"more_error/{name}"] = float(more.std() / np.sqrt(len(more)))
+    return line
 
 
-def _compare(squares: dict[str, list[np.ndarray]]) -> dict[str, Any]:
+def _compare(lines: list[dict[str, float]]) -> dict[str, Any]:
     """Errors over all repeats, and whether ours is within a paired standard error of the best.
 
     Repeats of a task are draws of matrices, or of cells, and count alike: the standard error is
     over repeats, and over cells where there is one repeat.
     """
-    rmse = {name: float(np.sqrt(np.concatenate(e).mean())) for name, e in squares.items()}
+
+    def means(kind):
+        return {
+            name.removeprefix(f"{kind}/"): float(np.mean([line[name] for line in lines]))
+            for name in lines[0]
+            if name.startswith(f"{kind}/")
+        }
+
+    rmse = {name: square**0.5 for name, square in means("mse").items()}
     best = min((name for name in rmse if name != "metamf"), key=rmse.__getitem__)
-    ours, theirs = squares["metamf"], squares[best]
-    differences = np.array([(a - b).mean() for a, b in zip(ours, theirs, strict=True)])
-    if len(differences) == 1:
-        differences = ours[0] - theirs[0]
-    error = differences.std(ddof=1) / np.sqrt(len(differences))
+    more = np.array([line[f"more/{best}"] for line in lines])
+    error = lines[0][f"more_error/{best}"]
+    if len(more) > 1:
+        error = more.std(ddof=1) / np.sqrt(len(more))
     return {
         "rmse": rmse,
+        "coverage": float(np.mean([line["coverage"] for line in lines])),
+        "seconds": means("seconds"),
         "best_other": best,
-        "difference": float(differences.mean()),
-        "difference_error": float(error),
-        "within_one_error_of_the_best": bool(differences.mean() <= error),
+        "more_than_ours": float(more.mean()),
+        "more_error": float(error),
+        "within_one_error_of_the_best": bool(-more.mean() <= error),
     }
 
 

@@ -300,6 +300,13 @@ def using_backend(name: str):
     return _backend(name)
 
 
+def kernels_run_here() -> bool:
+    """Whether the backend in use means compiled kernels on the default device."""
+    backend = _backend.value
+    on_cpu = backend == "auto" and jax.default_backend() == "cpu"
+    return backend == "numba" or (on_cpu and numba_ffi.is_available())
+
+
 def _list(observations: Entries) -> tuple[Array, Array, Array]:
     return observations.rows, observations.columns, observations.values
 

@@ -160,6 +160,40 @@ def add_multiple(typing_context, x, at_x, y, at_y, length, factor):
 
 
 @intrinsic
+def multiply(typing_context, x, at_x, y, at_y):
+    """``x *= y``, number by number, one vector from these places."""
+    signature = types.void(x, _PLACE, y, _PLACE)
+
+    def generate(context, builder, signature, arguments):
+        x_at, y_at = (
+            _at(context, builder, signature.args[i], arguments[i], arguments[i + 1]) for i in (0, 2)
+        )
+        (x_old,), (y_old,) = _load(builder, x_at, 1), _load(builder, y_at, 1)
+        _store(builder, x_at, [builder.fmul(x_old, y_old)])
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def add_product(typing_context, sums, at_sums, x, at_x, y, at_y, sign):
+    """``sums += sign x y``, number by number, one vector from these places."""
+    signature = types.void(sums, _PLACE, x, _PLACE, y, _PLACE, _NUMBER)
+
+    def generate(context, builder, signature, arguments):
+        sums_at, x_at, y_at = (
+            _at(context, builder, signature.args[i], arguments[i], arguments[i + 1])
+            for i in (0, 2, 4)
+        )
+        (old,), (x,), (y,) = (_load(builder, at, 1) for at in (sums_at, x_at, y_at))
+        signed = builder.fmul(_splat(builder, arguments[6]), x)
+        _store(builder, sums_at, [_multiply_add(builder, signed, y, old)])
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
 def add_products(typing_context, sums, at_sums, points, at_rows, at_columns, stride, count, sign):
     """Adds ``sign * sum_e a_e b_e^T`` to a tile of `TILE` rows and columns.
 

@@ -17,6 +17,7 @@ BASE = {
     "numba_vectors",
     "_xla_call_frame",
     "ridge",
+    "ridge_numba",
     "bias_model",
     "parallel",
     "processes",

@@ -1,13 +1,11 @@
 """The pipeline around the learned prior: any size, any scale, honest error bars."""
 
-import jax
 import numpy as np
 import pytest
 
 from metamf_jax import cells
 from metamf_jax.data import synthetic
-from metamf_jax.imputation import completion, posterior, pretrained, scaling, zero_shot
-from metamf_jax.meta_learning.padding import pad_dense, stack_entries
+from metamf_jax.imputation import completion, pretrained, scaling
 from metamf_jax.types import Entries
 
 PRIOR = pretrained.load("general")
@@ -72,19 +70,13 @@ def test_a_table_of_unlike_columns_is_standardised_by_column(split):
     assert np.sqrt((left**2).mean()) < 0.9
 
 
-def test_lists_and_dense_arrays_give_the_same_fit(split):
-    train = scaling.standardize(split[0], scaling.fit_scaling(split[0], "matrix"))
-    batch = jax.tree.map(lambda x: x[0], stack_entries([train], (32, 32), 512))
-
-    @jax.jit
-    def fit(observations):
-        adapted = zero_shot.adapt(PRIOR.config, PRIOR.params, observations)
-        return adapted, posterior.fit(observations, adapted.effects, adapted.factors, 3)
-
+def test_kernels_and_xla_give_the_same_completion(split, completed):
     with cells.using_backend("xla"):
-        listed, dense = fit(batch), fit(pad_dense(batch))
-    for one, other in zip(jax.tree.leaves(listed), jax.tree.leaves(dense), strict=True):
-        np.testing.assert_allclose(one, other, atol=2e-3, rtol=2e-3)
+        other = completion.complete(PRIOR, split[0])
+    np.testing.assert_allclose(other.check, completed.check, rtol=2e-3)
+    found = (completion.predict_rows(c, 0, split[0].shape[0]) for c in (completed, other))
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, atol=5e-3, rtol=5e-3)
 
 
 def test_few_cells_are_answered_without_a_check():

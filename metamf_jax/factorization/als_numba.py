@@ -1,32 +1,18 @@
 """ALS's ridge regressions on the CPU: normal equations and Cholesky of a row in one go.
 
-A row's K x K matrix is summed, factorized and forgotten while it lies in the cache. Both the sum
-over the row's points and the trailing updates of the blocked Cholesky factorization are sums of
-outer products, `numba_vectors.add_products`. `als` decides when this is used.
+A row's K x K matrix is summed, factorized and forgotten while it lies in the cache (`ridge_numba`).
+`als` decides when this is used.
 """
-
-# Numba calls an intrinsic without its first parameter, the typing context.
-# pyright: reportCallIssue=false
 
 import numpy as np
 
 from metamf_jax.numba_ffi import NumbaKernel
-from metamf_jax.numba_vectors import LANES, TILE, add_multiple, add_products
+from metamf_jax.ridge_numba import BATCH, add_gram, factorize, padded, substitute
 
-# Rows of the other side gathered at a time: 32 kB at width 128.
-_BATCH = 64
+__all__ = ["padded", "solve_rows"]
 
-# Rows of the Cholesky factor between two trailing updates.
-_PANEL = TILE[1]
-
-_ROWS, _COLUMNS, _LANES = (np.uint64(x) for x in (*TILE, LANES))
 _ZERO, _ONE, _EPSILON = np.float32(0), np.float32(1), np.finfo(np.float32).eps
 _TINY = np.float32(1e-30)
-
-
-def padded(width: int) -> int:
-    """The least multiple of a tile's columns that is at least ``width``."""
-    return -(-width // TILE[1]) * TILE[1]
 
 
 def _solve_rows(
@@ -42,7 +28,7 @@ def _solve_rows(
     current,  # [R, K]
     solved,
     gram,  # [padded K * padded K], memory to work in
-    batch,  # [_BATCH * padded K]
+    batch,  # [BATCH * padded K]
     moment,  # [padded K]
     inverse,  # [padded K]
 ):
@@ -67,8 +53,8 @@ def _solve_rows(
             for k in range(width):
                 moment[k] = _ZERO
 
-        for begin in range(first, last, _BATCH):
-            count = np.uint64(min(last - begin, _BATCH))
+        for begin in range(first, last, BATCH):
+            count = np.uint64(min(last - begin, BATCH))
             for e in range(count):
                 m = np.uint64(columns[np.uint64(begin) + e])
                 value = values[np.uint64(begin) + e] - offset[m]
@@ -77,9 +63,7 @@ def _solve_rows(
                 for k in range(height):
                     moment[k] += value * design[m, k]
             if not shared:
-                for j in range(np.uint64(0), height, _ROWS):
-                    for k in range(j // _COLUMNS * _COLUMNS, height, _COLUMNS):
-                        add_products(gram, j * height + k, batch, j, k, height, count, _ONE)
+                add_gram(gram, batch, count, width, height)
 
         ridge, trace = weight[n], _ZERO
         for k in range(width):
@@ -98,42 +82,9 @@ def _solve_rows(
             moment[j] -= fitted
         for k in range(height):
             gram[k * height + k] += ridge if k < width else _ONE
-
-        # gram becomes an upper triangle whose square it is.
-        for top in range(np.uint64(0), height, np.uint64(_PANEL)):
-            bottom = top + np.uint64(_PANEL)
-            for j in range(top, bottom):
-                inverse[j] = _ONE / np.sqrt(gram[j * height + j])
-                for k in range(j, height):
-                    gram[j * height + k] *= inverse[j]
-                for i in range(j + np.uint64(1), bottom):
-                    k = i // _LANES * _LANES
-                    factor = -gram[j * height + i]
-                    add_multiple(gram, i * height + k, gram, j * height + k, height - k, factor)
-            for j in range(bottom, height, _ROWS):
-                for k in range(j // _COLUMNS * _COLUMNS, height, _COLUMNS):
-                    at_rows, at_columns = top * height + j, top * height + k
-                    add_products(
-                        gram,
-                        j * height + k,
-                        gram,
-                        at_rows,
-                        at_columns,
-                        height,
-                        np.uint64(_PANEL),
-                        -_ONE,
-                    )
-
+        factorize(gram, inverse, width, height)
+        substitute(gram, inverse, moment, width, height)
         for j in range(width):
-            moment[j] *= inverse[j]
-            for k in range(j + np.uint64(1), width):
-                moment[k] -= gram[j * height + k] * moment[j]
-        for back in range(width):
-            j = width - np.uint64(1) - back
-            rest = moment[j]
-            for k in range(j + np.uint64(1), width):
-                rest -= gram[j * height + k] * moment[k]
-            moment[j] = rest * inverse[j]
             solved[n, j] = centre[j] + moment[j]
 
 
@@ -174,6 +125,6 @@ def solve_rows(
       [R, K]; rows without points stay at the mean, unless a base is given.
     """
     height = design.shape[1]
-    shapes = [mean.shape, (height * height,), (_BATCH * height,), (height,), (height,)]
+    shapes = [mean.shape, (height * height,), (BATCH * height,), (height,), (height,)]
     arguments = starts, columns, values, design, offset, base_gram, base_moment
     return _solve_kernel(*arguments, weight, mean, current, shapes=shapes)[0]

@@ -14,18 +14,19 @@ Nothing is trained: all of it is closed-form, and deterministic in the seed.
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import numpy as np
-import scipy.optimize
 
 from metamf_jax import cells
 from metamf_jax.bias_model import Effects
-from metamf_jax.imputation import posterior, scaling, zero_shot
+from metamf_jax.imputation import posterior, row_solver, scaling, zero_shot
 from metamf_jax.imputation.posterior import Posterior, Side
+from metamf_jax.imputation.row_solver import Rows
 from metamf_jax.imputation.scaling import Scaling
 from metamf_jax.meta_learning.encoder import Context
 from metamf_jax.meta_learning.meta_loss import MetaParams, ModelConfig
@@ -278,7 +279,9 @@ def _fold_block(completion, values, observed):
 @functools.partial(jax.jit, static_argnums=0)
 def _fold_compiled(config, params, columns, observations):
     effects, u, _ = zero_shot.fold_in(config, params, observations, columns.context, columns.v)
-    return effects, u, posterior.solve_rows(observations, columns.posterior)
+    problem = posterior.row_problem(columns.posterior, len(u))
+    solved = row_solver.solve(observations, problem)
+    return effects, u, posterior.rows_from(columns.posterior, solved)
 
 
 def _require_valid(entries: Entries) -> None:
@@ -332,29 +335,38 @@ def _bucket(size: int, least: int) -> int:
     return bucket_size(size)
 
 
-def _sweeps(count: int) -> int:
-    return 30 if count <= 20_000 else 15 if count <= 200_000 else 6
+class _Fitted(NamedTuple):
+    adapted: zero_shot.Adapted
+    posterior: Posterior
 
 
-def _adapt(
-    prior: GeneralPrior, matrices: list[Entries], sweeps: int
-) -> list[tuple[zero_shot.Adapted, Posterior]]:
-    """Fits matrices of one shape, standardised; small ones in one batch, large ones in turn."""
-    num_rows, num_columns = matrices[0].shape
+def _adapt(prior: GeneralPrior, whole: Entries, parts: list[Entries]) -> list[_Fitted]:
+    """Fits a matrix and parts of it, all standardised; the parts first, to start the whole from."""
+    matrices = [*parts, whole]
     # A padding row and column remain for whatever is empty.
-    shape = _bucket(num_rows + 1, 32), _bucket(num_columns + 1, 32)
-    length = _bucket(max(len(matrix.rows) for matrix in matrices), 128)
-    if shape[0] * shape[1] > _MOST_DENSE:
-        fitted = []
-        for matrix in matrices:
-            batch = stack_entries([matrix], shape, length)
-            fitted += _unstack(_adapt_compiled(prior.config, sweeps, prior.params, batch), 1)
-        return fitted
-    # Through XLA alone: the kernels for lists take longer to compile than this to compute.
-    with cells.using_backend("xla"):
-        batch = pad_dense(stack_entries(matrices, shape, length))
-        fitted = _adapt_compiled(prior.config, sweeps, prior.params, batch)
-    return _unstack(fitted, len(matrices))
+    shape = _bucket(whole.shape[0] + 1, 32), _bucket(whole.shape[1] + 1, 32)
+    batch = stack_entries(matrices, shape, _bucket(len(whole.rows), 128))
+    small = shape[0] * shape[1] <= _MOST_DENSE
+    if small:
+        # Through XLA alone: the kernels for lists take longer to compile than this to compute.
+        with cells.using_backend("xla"):
+            encoded = _unstack(_encode(prior.config, prior.params, pad_dense(batch)), len(matrices))
+    fitted = []
+    for n in range(len(matrices)):
+        matrix = jax.tree.map(lambda leaf, n=n: leaf[n], batch)
+        if small:
+            found = encoded[n]
+        else:
+            found = jax.tree.map(np.asarray, _encode_one(prior.config, prior.params, matrix))
+        if small and not cells.kernels_run_here():
+            matrix = pad_dense(matrix)
+        rows, columns = Rows(matrix), Rows(cells.transpose(matrix))
+        adapted = zero_shot.adapt(prior.config, found, rows, columns)
+        started = posterior.start(adapted.effects, adapted.factors, adapted.noise)
+        if fitted and n == len(parts):
+            started = fitted[0].posterior
+        fitted.append(_Fitted(adapted, posterior.fit(rows, columns, started)))
+    return [fitted[-1], *fitted[:-1]]
 
 
 def _unstack(batch, count: int) -> list:
@@ -362,13 +374,14 @@ def _unstack(batch, count: int) -> list:
     return [jax.tree.map(lambda leaf, n=n: leaf[n], batch) for n in range(count)]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _adapt_compiled(config, sweeps, params, batch):
-    def one(observations):
-        adapted = zero_shot.adapt(config, params, observations)
-        return adapted, posterior.fit(observations, adapted.effects, adapted.factors, sweeps)
+@functools.partial(jax.jit, static_argnums=0)
+def _encode_one(config, params, observations):
+    return zero_shot.encode(config, params, observations)
 
-    return jax.vmap(one)(batch)
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(config, params, batch):
+    return jax.vmap(lambda observations: zero_shot.encode(config, params, observations))(batch)
 
 
 class _Fit(NamedTuple):
@@ -407,11 +420,8 @@ def _fit(
     matrices = [entries, *kept]
     scales = [scaling.fit_scaling(matrix, way) for matrix in matrices]
     progress(f"fitting {len(matrices)} times, standardised by {way}")
-    whole, *parts = _adapt(
-        prior,
-        [scaling.standardize(m, fitted) for m, fitted in zip(matrices, scales, strict=True)],
-        _sweeps(count),
-    )
+    standardised = [scaling.standardize(*each) for each in zip(matrices, scales, strict=True)]
+    whole, *parts = _adapt(prior, standardised[0], standardised[1:])
     if count < _FEWEST_CHECKED:
         nothing = Check(0, math.nan, math.nan, math.nan)
         return _Fit(way, scales[0], *whole, _START_WEIGHTS, _START_INFLATION, 0.0, nothing)
@@ -461,16 +471,23 @@ def _weigh(candidates: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Weights from the simplex with the least squared error, shrunken to the start."""
     errors = target - candidates
     noise = (errors**2).mean(axis=1).min()
-    scale = max(np.sqrt((errors**2).mean()), 1e-12)
-    strength = math.sqrt(_WEIGHT_STRENGTH * noise) + 1e-9 * scale
-    # A row of large weight makes the sum one.
-    heavy = 1e3 * scale * math.sqrt(len(target))
-    matrix = np.vstack(
-        [candidates.T - target[:, None], strength * np.eye(3), heavy * np.ones((1, 3))]
-    )
-    goal = np.concatenate([np.zeros(len(target)), strength * _START_WEIGHTS, [heavy]])
-    weights, _ = scipy.optimize.nnls(matrix, goal)
-    return weights / weights.sum()
+    ridge = _WEIGHT_STRENGTH * noise + 1e-12 * (errors**2).mean() + 1e-300
+    # With weights that add up to one, the error is the weighted sum of errors.
+    gram = errors @ errors.T + ridge * np.eye(len(errors))
+    pull = ridge * _START_WEIGHTS
+    best, least = _START_WEIGHTS, np.inf
+    # A few numbers: the best of each set of answers by itself, where that is inside the simplex.
+    for size in range(1, len(errors) + 1):
+        for chosen in map(list, itertools.combinations(range(len(errors)), size)):
+            system = np.ones((size + 1, size + 1))
+            system[:size, :size], system[size, size] = gram[np.ix_(chosen, chosen)], 0
+            solution = np.linalg.solve(system, np.append(pull[chosen], 1))[:size]
+            weights = np.zeros(len(errors))
+            weights[chosen] = solution
+            loss = weights @ gram @ weights - 2 * pull @ weights
+            if (solution >= 0).all() and loss < least:
+                best, least = weights, loss
+    return best
 
 
 def _inflation(scores: np.ndarray) -> tuple[float, float]:

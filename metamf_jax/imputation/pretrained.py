@@ -6,6 +6,7 @@ import pathlib
 
 import jax
 
+from metamf_jax import cells
 from metamf_jax.checkpoint import load_params, read_params_metadata
 from metamf_jax.imputation.completion import GeneralPrior
 from metamf_jax.meta_learning import meta_loss
@@ -50,5 +51,7 @@ def _load(path: pathlib.Path, modified: int) -> GeneralPrior:
         ) from error
     if not config.encoder.effects:
         raise ValueError(f"{path} holds a prior without a bias model: expected one with effects")
-    like = jax.eval_shape(meta_loss.make_model(config).init, jax.random.key(0))
+    # Kernels would be loaded for nothing, which takes a second.
+    with cells.using_backend("xla"):
+        like = jax.eval_shape(meta_loss.make_model(config).init, jax.random.key(0))
     return GeneralPrior(config, load_params(path, like))

@@ -2,41 +2,61 @@
 
 The encoder gives a bias model and a prior over the factors of its residuals; MAP steps from the
 prior means adapt both factors, and the row factors are then solved for exactly. A row's factor is
-thereby a function of its own cells and of what the columns keep (`Columns`), which is how further
-rows are folded in. Pure functions of one matrix; ``jax.vmap`` makes batches.
+thereby a function of its own cells and of what the columns keep, which is how further rows are
+folded in.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from metamf_jax import bias_model, cells, ridge
+from metamf_jax import bias_model, cells
 from metamf_jax.bias_model import Effects
+from metamf_jax.imputation import row_solver
+from metamf_jax.imputation.row_solver import Problem, Rows
 from metamf_jax.meta_learning.encoder import Context, make_encoder
 from metamf_jax.meta_learning.map_estimation import map_estimate
 from metamf_jax.meta_learning.meta_loss import MetaParams, ModelConfig
 from metamf_jax.types import Array, FactorPrior, Factors
 
 
-class Adapted(NamedTuple):
-    """A matrix under the learned prior.
+class Encoded(NamedTuple):
+    """What the encoder says of a matrix.
 
     Attributes:
       effects: the bias model: ``mean``, ``rows`` [N], ``columns`` [M].
-      factors: of its residuals.
-      prior: over these.
+      prior: over the factors of its residuals.
       context: what the prior of a further row depends on.
+      v: [M, K], the column factors after MAP steps through XLA; empty where these steps are ridge
+        solves, which `adapt` does.
+    """
+
+    effects: Effects
+    prior: FactorPrior
+    context: Context
+    v: Array
+
+
+class Adapted(NamedTuple):
+    """A matrix under the learned prior; NumPy arrays.
+
+    Attributes:
+      effects: see `Encoded`.
+      factors: of its residuals.
+      context: see `Encoded`.
+      noise: mean square of what the effects and factors leave over.
     """
 
     effects: Effects
     factors: Factors
-    prior: FactorPrior
     context: Context
+    noise: float
 
 
-def adapt(config: ModelConfig, params: MetaParams, observations: cells.Observations) -> Adapted:
-    """Fits a matrix.
+def encode(config: ModelConfig, params: MetaParams, observations: cells.Observations) -> Encoded:
+    """Runs the learned network on a matrix; pure. ``jax.vmap`` makes batches.
 
     Args:
       config: of the learned model; its encoder has effects.
@@ -45,10 +65,39 @@ def adapt(config: ModelConfig, params: MetaParams, observations: cells.Observati
     """
     prior, effects, context = make_encoder(config.encoder).encode(params.encoder, observations)
     assert effects is not None
+    if _by_ridge(config):
+        return Encoded(effects, prior, context, jnp.zeros((0, config.encoder.rank)))
     residuals = bias_model.residuals(observations, effects)
     v = map_estimate(residuals, prior, jnp.exp(params.log_step_size), config.inner).v
-    u = _solve_rows(residuals, v, prior)
-    return Adapted(effects, Factors(u, v), prior, context)
+    return Encoded(effects, prior, context, v)
+
+
+def _by_ridge(config: ModelConfig) -> bool:
+    return config.inner.step_form == "ridge" and config.inner.memory != "implicit"
+
+
+def adapt(config: ModelConfig, encoded: Encoded, rows: Rows, columns: Rows) -> Adapted:
+    """Fits the factors of a matrix.
+
+    Args:
+      config: of the learned model.
+      encoded: what the encoder said of the matrix.
+      rows: the matrix, standardised.
+      columns: its transpose.
+    """
+    effects, prior = encoded.effects, encoded.prior
+    row_base, ones = effects.mean + effects.rows, np.ones(config.encoder.rank, np.float32)
+    if _by_ridge(config):
+        v = prior.v_mean
+        of_columns = FactorPrior(prior.v_mean, prior.u_mean, prior.v_precision, prior.u_precision)
+        for _ in range(config.inner.steps):
+            u = rows.solve(_problem(v, effects.columns, row_base, prior, ones)).mean
+            v = columns.solve(_problem(u, row_base, effects.columns, of_columns, ones)).mean
+    else:
+        v = encoded.v
+    solved = rows.solve(_problem(v, effects.columns, row_base, prior, ones))
+    noise = float(solved.square.sum(dtype=np.float64)) / max(int(rows.counts.sum()), 1)
+    return Adapted(effects, Factors(solved.mean, v), encoded.context, noise)
 
 
 def fold_in(
@@ -60,26 +109,34 @@ def fold_in(
 ) -> tuple[Effects, jax.Array, FactorPrior]:
     """Effects, factors [N, K] and prior of further rows over the columns of a fitted matrix.
 
-    For the rows of that matrix these are the fitted ones, to rounding.
+    For the rows of that matrix these are the fitted ones, to rounding. Pure.
 
     Args:
-      config, params: as for `adapt`.
+      config, params: as for `encode`.
       observations: the observed cells of the further rows.
-      context: from `adapt`.
+      context: from `encode`.
       v: [M, K], the fitted column factors.
     """
     encode = make_encoder(config.encoder).encode
     prior, effects, _ = encode(params.encoder, observations, context)
     assert effects is not None
-    residuals = bias_model.residuals(observations, effects)
-    return effects, _solve_rows(residuals, v, prior), prior
+    base = effects.mean + effects.rows
+    problem = _problem(v, effects.columns, base, prior, jnp.ones(v.shape[1], v.dtype))
+    return effects, row_solver.solve(observations, problem).mean, prior
 
 
-def _solve_rows(residuals: cells.Observations, v: Array, prior: FactorPrior) -> jax.Array:
-    """The row factors [N, K] of least energy given the column factors."""
-    gram, moment = cells.row_normal_equations(residuals, v)
-    identity = jnp.broadcast_to(jnp.eye(v.shape[1], dtype=gram.dtype), gram.shape)
-    inverse = ridge.inverse(gram + prior.u_precision[:, None, None] * identity)
-    exact = jax.lax.Precision.HIGHEST
-    left = moment - jnp.einsum("nkl,nl->nk", gram, prior.u_mean, precision=exact)
-    return jnp.asarray(prior.u_mean) + jnp.einsum("nkl,nl->nk", inverse, left, precision=exact)
+def _problem(v: Any, offset: Any, base: Any, prior: FactorPrior, ones: Any) -> Problem:
+    """The rows' factors given ``v`` under a prior of scalar precisions; NumPy or JAX arrays."""
+    nothing = 0 * v
+    return Problem(
+        design=v,
+        spread=nothing,
+        offset=offset,
+        offset_spread=nothing[:, 0],
+        weight=1 + nothing[:, 0],
+        base=base,
+        noise=0 * base + 1,
+        mean=prior.u_mean,
+        precision=ones,
+        strength=prior.u_precision,
+    )
