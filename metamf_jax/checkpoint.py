@@ -118,7 +118,7 @@ class Checkpointer:
           ValueError: it is damaged.
         """
         path = self._path(step)
-        with _foreign(path, "a state of a run"):
+        with refusing_foreign(path, "a state of a run"):
             arrays = safetensors.numpy.load_file(path)
             with safetensors.safe_open(path, framework="numpy") as file:
                 written = (file.metadata() or {})["checksum"]
@@ -197,7 +197,7 @@ def read_params_metadata(path: str | os.PathLike) -> dict[str, Any]:
     """
     if not pathlib.Path(path).exists():
         raise ValueError(f"{path} does not exist: expected the parameters of a meta-training run")
-    with _foreign(path), safetensors.safe_open(path, framework="numpy") as file:
+    with refusing_foreign(path), safetensors.safe_open(path, framework="numpy") as file:
         return dict(json.loads((file.metadata() or {})["metamf_jax"]))
 
 
@@ -213,7 +213,7 @@ def load_params(path: str | os.PathLike, like: Any) -> Any:
         names the first difference.
     """
     named, structure = _names_and_leaves(like)
-    with _foreign(path):
+    with refusing_foreign(path):
         arrays = safetensors.numpy.load_file(path)
     for name in sorted(named.keys() | arrays.keys()):
         expected, got = _described(named.get(name)), _described(arrays.get(name))
@@ -232,8 +232,15 @@ def _described(array: Any) -> str:
 
 
 @contextlib.contextmanager
-def _foreign(path: str | os.PathLike, what: str = "parameters of this package") -> Iterator[None]:
-    """Turns what reading a damaged or foreign file raises into a ValueError."""
+def refusing_foreign(
+    path: str | os.PathLike, what: str = "parameters of this package"
+) -> Iterator[None]:
+    """Turns what reading a damaged or foreign file raises into a ValueError.
+
+    Args:
+      path: named in the message.
+      what: the file was expected to hold.
+    """
     try:
         yield
     except (

@@ -26,11 +26,10 @@ LANES: Final = 16
 # registers of AVX-512 for its sums.
 TILE: Final = (8, 32)
 
-_FLOAT = ir.FloatType()
-_VECTOR = ir.VectorType(_FLOAT, LANES)
-_INT32, _INT64 = ir.IntType(32), ir.IntType(64)
-_SPLAT = ir.Constant(ir.VectorType(_INT32, LANES), [0] * LANES)
-_PLACE, _NUMBER = types.uint64, types.float32
+FLOAT = ir.FloatType()
+VECTOR = ir.VectorType(FLOAT, LANES)
+INT32, INT64 = ir.IntType(32), ir.IntType(64)
+PLACE, NUMBER = types.uint64, types.float32
 
 
 def padded(width: int) -> int:
@@ -38,69 +37,100 @@ def padded(width: int) -> int:
     return -(-width // LANES) * LANES
 
 
-def _literal(value) -> int:
+def literal(value) -> int:
+    """The number of a literal integer's type."""
     if not isinstance(value, types.IntegerLiteral):
         raise RequireLiteralValue(f"expected a number known when compiling, got {value}")
     return value.literal_value
 
 
-def _at(context, builder, array_type, array, place):
+# What follows takes and gives LLVM values; `builder` is llvmlite's.
+
+
+def pointer_to(context, builder, array_type, array, place):
+    """Where a flat array has this place."""
     return builder.gep(make_array(array_type)(context, builder, array).data, [place])
 
 
-def _vector_at(builder, pointer, offset=0):
-    moved = builder.gep(pointer, [ir.Constant(_INT64, offset)])
-    return builder.bitcast(moved, _VECTOR.as_pointer())
+def vector_pointer(builder, pointer, offset=0, lanes=LANES):
+    """Where a vector begins so many numbers after a pointer."""
+    moved = builder.gep(pointer, [ir.Constant(INT64, offset)])
+    return builder.bitcast(moved, ir.VectorType(FLOAT, lanes).as_pointer())
 
 
-def _load(builder, pointer, vectors):
-    return [builder.load(_vector_at(builder, pointer, LANES * c), align=4) for c in range(vectors)]
+def load(builder, pointer, vectors):
+    """So many vectors from a pointer on."""
+    return [
+        builder.load(vector_pointer(builder, pointer, LANES * c), align=4) for c in range(vectors)
+    ]
 
 
-def _store(builder, pointer, values):
+def store(builder, pointer, values):
+    """Writes vectors from a pointer on."""
     for c, value in enumerate(values):
-        builder.store(value, _vector_at(builder, pointer, LANES * c), align=4)
+        builder.store(value, vector_pointer(builder, pointer, LANES * c), align=4)
 
 
-def _splat(builder, number):
-    one = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), number, _INT32(0))
-    return builder.shuffle_vector(one, ir.Constant(_VECTOR, ir.Undefined), _SPLAT)
+def shuffle(builder, x, y, places):
+    """A vector of these places in x and, counted on, in y; y may be None."""
+    y = ir.Constant(x.type, ir.Undefined) if y is None else y
+    mask = ir.Constant(ir.VectorType(INT32, len(places)), list(places))
+    return builder.shuffle_vector(x, y, mask)
 
 
-def _multiply_add(builder, x, y, z):
-    kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
-    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32")
-    return builder.call(function, [x, y, z])
+def splat(builder, number, lanes=LANES):
+    """A vector of one number."""
+    empty = ir.Constant(ir.VectorType(FLOAT, lanes), ir.Undefined)
+    return shuffle(builder, builder.insert_element(empty, number, INT32(0)), None, [0] * lanes)
 
 
-def _sum(builder, x):
-    kind = ir.FunctionType(_FLOAT, [_FLOAT, _VECTOR])
-    name = f"llvm.vector.reduce.fadd.v{LANES}f32"
-    function = cgutils.get_or_insert_function(builder.module, kind, name)
-    return builder.call(function, [_FLOAT(-0.0), x], fastmath=("reassoc", "nsz"))
+def elementwise(builder, name, *vectors):
+    """LLVM's intrinsic function of this name, such as ``fma``, on vectors of one length."""
+    kind = vectors[0].type
+    function = cgutils.get_or_insert_function(
+        builder.module,
+        ir.FunctionType(kind, [kind] * len(vectors)),
+        f"llvm.{name}.v{kind.count}f32",
+    )
+    return builder.call(function, vectors)
 
 
-def _dot(builder, xs, ys):
+def multiply_add(builder, x, y, z):
+    """``x y + z`` in one rounding."""
+    return elementwise(builder, "fma", x, y, z)
+
+
+def partial_sums(builder, xs, ys):
+    """A vector whose numbers add up to the dot product of two rows of vectors."""
     sums = []
     for c, (x, y) in enumerate(zip(xs, ys, strict=True)):
         if c < 2:
             sums.append(builder.fmul(x, y))
         else:
-            sums[c % 2] = _multiply_add(builder, x, y, sums[c % 2])
-    return _sum(builder, sums[0] if len(sums) == 1 else builder.fadd(*sums))
+            sums[c % 2] = multiply_add(builder, x, y, sums[c % 2])
+    return sums[0] if len(sums) == 1 else builder.fadd(*sums)
+
+
+def _sum(builder, x):
+    kind = ir.FunctionType(FLOAT, [FLOAT, VECTOR])
+    name = f"llvm.vector.reduce.fadd.v{LANES}f32"
+    function = cgutils.get_or_insert_function(builder.module, kind, name)
+    return builder.call(function, [FLOAT(-0.0), x], fastmath=("reassoc", "nsz"))
 
 
 @intrinsic(prefer_literal=True)
 def dot(typing_context, x, at_x, y, at_y, vectors):
     """``x . y`` over as many vectors, a literal, from these places."""
-    count = _literal(vectors)
-    signature = _NUMBER(x, _PLACE, y, _PLACE, vectors)
+    count = literal(vectors)
+    signature = NUMBER(x, PLACE, y, PLACE, vectors)
 
     def generate(context, builder, signature, arguments):
         pointers = (
-            _at(context, builder, signature.args[i], arguments[i], arguments[i + 1]) for i in (0, 2)
+            pointer_to(context, builder, signature.args[i], arguments[i], arguments[i + 1])
+            for i in (0, 2)
         )
-        return _dot(builder, *(_load(builder, pointer, count) for pointer in pointers))
+        rows = (load(builder, pointer, count) for pointer in pointers)
+        return _sum(builder, partial_sums(builder, *rows))
 
     return signature, generate
 
@@ -108,25 +138,26 @@ def dot(typing_context, x, at_x, y, at_y, vectors):
 @intrinsic(prefer_literal=True)
 def move_both(typing_context, x, at_x, y, at_y, vectors, keep_x, add_y, keep_y, add_x):
     """``x, y = keep_x x + add_y y, keep_y y + add_x x``, both from the old values."""
-    count = _literal(vectors)
-    signature = types.void(x, _PLACE, y, _PLACE, vectors, *[_NUMBER] * 4)
+    count = literal(vectors)
+    signature = types.void(x, PLACE, y, PLACE, vectors, *[NUMBER] * 4)
 
     def generate(context, builder, signature, arguments):
         pointers = [
-            _at(context, builder, signature.args[i], arguments[i], arguments[i + 1]) for i in (0, 2)
+            pointer_to(context, builder, signature.args[i], arguments[i], arguments[i + 1])
+            for i in (0, 2)
         ]
-        xs, ys = (_load(builder, pointer, count) for pointer in pointers)
-        keep_x, add_y, keep_y, add_x = (_splat(builder, number) for number in arguments[5:])
+        xs, ys = (load(builder, pointer, count) for pointer in pointers)
+        keep_x, add_y, keep_y, add_x = (splat(builder, number) for number in arguments[5:])
 
         def moved(keep, olds, add, others):
             return [
-                _multiply_add(builder, add, other, builder.fmul(keep, old))
+                multiply_add(builder, add, other, builder.fmul(keep, old))
                 for old, other in zip(olds, others, strict=True)
             ]
 
         new = moved(keep_x, xs, add_y, ys), moved(keep_y, ys, add_x, xs)
         for pointer, values in zip(pointers, new, strict=True):
-            _store(builder, pointer, values)
+            store(builder, pointer, values)
         return context.get_dummy_value()
 
     return signature, generate
@@ -135,15 +166,16 @@ def move_both(typing_context, x, at_x, y, at_y, vectors, keep_x, add_y, keep_y, 
 @intrinsic
 def add_multiple(typing_context, x, at_x, y, at_y, length, factor):
     """``x += factor y`` over ``length`` numbers, rounded up to whole vectors."""
-    signature = types.void(x, _PLACE, y, _PLACE, _PLACE, _NUMBER)
+    signature = types.void(x, PLACE, y, PLACE, PLACE, NUMBER)
 
     def generate(context, builder, signature, arguments):
-        factor = _splat(builder, arguments[5])
-        with cgutils.for_range_slice(
-            builder, _INT64(0), arguments[4], _INT64(LANES), intp=_INT64
-        ) as (offset, _):
+        factor = splat(builder, arguments[5])
+        with cgutils.for_range_slice(builder, INT64(0), arguments[4], INT64(LANES), intp=INT64) as (
+            offset,
+            _,
+        ):
             x_at, y_at = (
-                _at(
+                pointer_to(
                     context,
                     builder,
                     signature.args[i],
@@ -152,8 +184,8 @@ def add_multiple(typing_context, x, at_x, y, at_y, length, factor):
                 )
                 for i in (0, 2)
             )
-            (x_old,), (y_old,) = _load(builder, x_at, 1), _load(builder, y_at, 1)
-            _store(builder, x_at, [_multiply_add(builder, factor, y_old, x_old)])
+            (x_old,), (y_old,) = load(builder, x_at, 1), load(builder, y_at, 1)
+            store(builder, x_at, [multiply_add(builder, factor, y_old, x_old)])
         return context.get_dummy_value()
 
     return signature, generate
@@ -162,14 +194,15 @@ def add_multiple(typing_context, x, at_x, y, at_y, length, factor):
 @intrinsic
 def multiply(typing_context, x, at_x, y, at_y):
     """``x *= y``, number by number, one vector from these places."""
-    signature = types.void(x, _PLACE, y, _PLACE)
+    signature = types.void(x, PLACE, y, PLACE)
 
     def generate(context, builder, signature, arguments):
         x_at, y_at = (
-            _at(context, builder, signature.args[i], arguments[i], arguments[i + 1]) for i in (0, 2)
+            pointer_to(context, builder, signature.args[i], arguments[i], arguments[i + 1])
+            for i in (0, 2)
         )
-        (x_old,), (y_old,) = _load(builder, x_at, 1), _load(builder, y_at, 1)
-        _store(builder, x_at, [builder.fmul(x_old, y_old)])
+        (x_old,), (y_old,) = load(builder, x_at, 1), load(builder, y_at, 1)
+        store(builder, x_at, [builder.fmul(x_old, y_old)])
         return context.get_dummy_value()
 
     return signature, generate
@@ -178,16 +211,16 @@ def multiply(typing_context, x, at_x, y, at_y):
 @intrinsic
 def add_product(typing_context, sums, at_sums, x, at_x, y, at_y, sign):
     """``sums += sign x y``, number by number, one vector from these places."""
-    signature = types.void(sums, _PLACE, x, _PLACE, y, _PLACE, _NUMBER)
+    signature = types.void(sums, PLACE, x, PLACE, y, PLACE, NUMBER)
 
     def generate(context, builder, signature, arguments):
         sums_at, x_at, y_at = (
-            _at(context, builder, signature.args[i], arguments[i], arguments[i + 1])
+            pointer_to(context, builder, signature.args[i], arguments[i], arguments[i + 1])
             for i in (0, 2, 4)
         )
-        (old,), (x,), (y,) = (_load(builder, at, 1) for at in (sums_at, x_at, y_at))
-        signed = builder.fmul(_splat(builder, arguments[6]), x)
-        _store(builder, sums_at, [_multiply_add(builder, signed, y, old)])
+        (old,), (x,), (y,) = (load(builder, at, 1) for at in (sums_at, x_at, y_at))
+        signed = builder.fmul(splat(builder, arguments[6]), x)
+        store(builder, sums_at, [multiply_add(builder, signed, y, old)])
         return context.get_dummy_value()
 
     return signature, generate
@@ -202,35 +235,35 @@ def add_products(typing_context, sums, at_sums, points, at_rows, at_columns, str
       points: ``a_e`` begins at ``at_rows + e stride``, ``b_e`` at ``at_columns + e stride``.
       count: how many.
     """
-    signature = types.void(sums, _PLACE, points, _PLACE, _PLACE, _PLACE, _PLACE, _NUMBER)
+    signature = types.void(sums, PLACE, points, PLACE, PLACE, PLACE, PLACE, NUMBER)
     num_rows, vectors = TILE[0], TILE[1] // LANES
 
     def generate(context, builder, signature, arguments):
         _, at_sums, _, at_rows, at_columns, stride, count, sign = arguments
-        first_sum = _at(context, builder, signature.args[0], arguments[0], at_sums)
+        first_sum = pointer_to(context, builder, signature.args[0], arguments[0], at_sums)
         row_at, column_at = (
-            _at(context, builder, signature.args[2], arguments[2], place)
+            pointer_to(context, builder, signature.args[2], arguments[2], place)
             for place in (at_rows, at_columns)
         )
         before = builder.block
         body, after = (builder.append_basic_block(name) for name in ("products", "summed"))
-        builder.cbranch(builder.icmp_unsigned(">", count, _INT64(0)), body, after)
+        builder.cbranch(builder.icmp_unsigned(">", count, INT64(0)), body, after)
         builder.position_at_end(body)
-        place, number = builder.phi(_INT64), builder.phi(_INT64)
-        totals = [builder.phi(_VECTOR) for _ in range(num_rows * vectors)]
-        columns = _load(builder, builder.gep(column_at, [place]), vectors)
+        place, number = builder.phi(INT64), builder.phi(INT64)
+        totals = [builder.phi(VECTOR) for _ in range(num_rows * vectors)]
+        columns = load(builder, builder.gep(column_at, [place]), vectors)
         row = builder.gep(row_at, [place])
         added = []
         for i in range(num_rows):
-            one = _splat(builder, builder.load(builder.gep(row, [_INT64(i)])))
+            one = splat(builder, builder.load(builder.gep(row, [INT64(i)])))
             for c in range(vectors):
-                added.append(_multiply_add(builder, one, columns[c], totals[i * vectors + c]))
+                added.append(multiply_add(builder, one, columns[c], totals[i * vectors + c]))
         next_place = builder.add(place, stride)
-        next_number = builder.add(number, _INT64(1))
+        next_number = builder.add(number, INT64(1))
         for phi, new in ((place, next_place), (number, next_number)):
-            phi.add_incoming(_INT64(0), before)
+            phi.add_incoming(INT64(0), before)
             phi.add_incoming(new, body)
-        zero = ir.Constant(_VECTOR, [0.0] * LANES)
+        zero = ir.Constant(VECTOR, [0.0] * LANES)
         for phi, new in zip(totals, added, strict=True):
             phi.add_incoming(zero, before)
             phi.add_incoming(new, body)
@@ -238,19 +271,19 @@ def add_products(typing_context, sums, at_sums, points, at_rows, at_columns, str
         builder.position_at_end(after)
         finals = []
         for new in added:
-            phi = builder.phi(_VECTOR)
+            phi = builder.phi(VECTOR)
             phi.add_incoming(zero, before)
             phi.add_incoming(new, body)
             finals.append(phi)
-        factor = _splat(builder, sign)
+        factor = splat(builder, sign)
         for i in range(num_rows):
-            at = builder.gep(first_sum, [builder.mul(stride, _INT64(i))])
-            old = _load(builder, at, vectors)
+            at = builder.gep(first_sum, [builder.mul(stride, INT64(i))])
+            old = load(builder, at, vectors)
             new = finals[i * vectors : (i + 1) * vectors]
-            _store(
+            store(
                 builder,
                 at,
-                [_multiply_add(builder, factor, x, y) for x, y in zip(new, old, strict=True)],
+                [multiply_add(builder, factor, x, y) for x, y in zip(new, old, strict=True)],
             )
         return context.get_dummy_value()
 

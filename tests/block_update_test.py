@@ -15,12 +15,15 @@ from metamf_jax.factorization.block_update import Points, SideBlocks, Work, pall
 from metamf_jax.factorization.objective import LOSSES, Objective, SideTerms, Terms
 from tests import numpy_reference
 
-B, R, C, K, L = 2, 5, 4, 3, 24
+# Of four points in a row, some share a row or column and others do not.
+B, R, C, K, L = 2, 13, 11, 3, 24
 
 CASES = [
     *itertools.product(LOSSES, ["l2"], [False], [False]),
     ("squared", "prior", True, False),
     ("squared", "l2", False, True),
+    ("squared", "l2", True, True),
+    ("logistic", "l2", True, False),
     ("squared", "prior", True, True),
     ("gkl", "prior", True, True),
     ("squared_all", "prior", False, True),
@@ -46,6 +49,9 @@ def _problem(loss, penalty, biases, seed=0):
         rng.integers(0, C, (B, L)).astype("i"),
         values.astype("f"),
     )
+    # In block 1 four that share nothing come first, then three of which two share a row.
+    points.rows[1, 12:19] = [3, 5, 1, 2, 7, 7, 8]
+    points.columns[1, 12:19] = [9, 2, 4, 1, 3, 5, 6]
     # Block 0 visits 5..10 and then 0..5; block 1 visits 12..20. The rest is never visited.
     work = Work(
         np.array([[5, 0], [12, 20]], "i"), np.array([[10, 5], [20, 20]], "i"), np.array([1, 0], "i")

@@ -39,7 +39,7 @@ def _points(cut):
 
 
 class BlocksTest(parameterized.TestCase):
-    @parameterized.parameters((1, 1), (1, 3), (3, 2), (8, 1), (17, 1))
+    @parameterized.parameters((1, (1, 1)), (1, (3, 2)), (3, (1, 2)), (8, (1, 1)), (17, (1, 1)))
     def test_every_point_once(self, num_blocks, cuts):
         entries = _matrix()
         cut = blocks.make_blocks(entries, num_blocks, cuts, np.random.default_rng(1), _rng(1))
@@ -49,22 +49,22 @@ class BlocksTest(parameterized.TestCase):
             assert sorted(itertools.chain(*found.values())) == expected
             sizes = np.bincount(version.u.block)
             assert sizes.max() - sizes.min() <= 1
-        assert cut.offsets.shape == (num_blocks, num_blocks, cuts**2 + 1)
+        assert cut.offsets.shape == (num_blocks, num_blocks, cuts[0] * cuts[1] + 1)
 
     def test_shuffle_stays_within_sub_blocks(self):
-        cut = blocks.make_blocks(_matrix(), 2, 2, np.random.default_rng(1), _rng(1))
+        cut = blocks.make_blocks(_matrix(), 2, (2, 2), np.random.default_rng(1), _rng(1))
         before, after = _points(cut), _points(cut.shuffled(_rng(2)))
         assert before != after
         assert {k: sorted(v) for k, v in before.items()} == {k: sorted(v) for k, v in after.items()}
 
     def test_sub_blocks_cut_both_sides(self):
-        cut = blocks.make_blocks(_matrix(), 2, 3, np.random.default_rng(1), _rng(1))
+        cut = blocks.make_blocks(_matrix(), 2, (3, 2), np.random.default_rng(1), _rng(1))
         for points in _points(cut).values():
             assert len({cut.u.place[n] * 3 // cut.u.shape[1] for n, _, _ in points}) <= 1
-            assert len({cut.v.place[m] * 3 // cut.v.shape[1] for _, m, _ in points}) <= 1
+            assert len({cut.v.place[m] * 2 // cut.v.shape[1] for _, m, _ in points}) <= 1
 
     def test_split_and_join(self):
-        side = blocks.make_blocks(_matrix(), 3, 1, np.random.default_rng(1), _rng(1)).u
+        side = blocks.make_blocks(_matrix(), 3, (1, 1), np.random.default_rng(1), _rng(1)).u
         x = np.random.default_rng(0).normal(size=(N, 2))
         split = side.split(x)
         assert split.shape == (3, 8, 2)
@@ -73,10 +73,12 @@ class BlocksTest(parameterized.TestCase):
 
     def test_cuts_fit_the_cache_but_keep_points_together(self):
         # 1,000,209 ratings of 6040 x 3706, rank 32: 1.25 MB of factors.
-        assert blocks.cuts_for_cache((6040, 3706), 1, 32, 1_000_209) == 32
-        assert blocks.cuts_for_cache((6040, 3706), 64, 32, 1_000_209) == 1
-        assert blocks.cuts_for_cache((10**6, 10**6), 1, 32, 6400) == 10
+        assert blocks.cuts_for_cache((6040, 3706), 1, 32, 1_000_209) == (7, 4)
+        assert blocks.cuts_for_cache((6040, 3706), 64, 32, 1_000_209) == (1, 1)
+        assert blocks.cuts_for_cache((10**6, 10**6), 1, 32, 6400) == (10, 10)
+        # 100 columns leave room for more rows.
+        assert blocks.cuts_for_cache((19_000, 100), 1, 32, 10**6) == (11, 1)
 
     def test_more_blocks_than_columns(self):
         with pytest.raises(ValueError, match=r"from 1 to 17, .* \(23, 17\), got 18"):
-            blocks.make_blocks(_matrix(), 18, 1, np.random.default_rng(1), _rng(1))
+            blocks.make_blocks(_matrix(), 18, (1, 1), np.random.default_rng(1), _rng(1))

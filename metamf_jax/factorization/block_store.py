@@ -229,10 +229,10 @@ def build_store(
         if values_seen.count == 0:
             raise ValueError(f"{folder}: expected at least one cell to train on, got none")
 
-        cuts = 1
+        cuts = 1, 1
         if width is not None:
             cuts = cuts_for_cache(shape, num_blocks, width, values_seen.count)
-        offsets = np.empty((num_blocks, num_blocks, cuts**2 + 1), np.int32)
+        offsets = np.empty((num_blocks, num_blocks, math.prod(cuts) + 1), np.int32)
         for i in range(num_blocks):
             rows, columns, bits = np.fromfile(raw[i], np.int32).reshape(-1, 3).T
             _refuse_duplicates(rows, columns, shape[1])

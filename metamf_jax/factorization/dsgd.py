@@ -44,7 +44,7 @@ POINT_ORDERS: Final = ("blocks", "full")
 # sub-blocks a block) the test RMSE after 20 epochs was 0.8521 with a shuffle every epoch, every 8th
 # and with none, and a shuffle takes as long as several epochs. With one, on matrices of a hundred
 # cells, the objective ends 1% higher when it comes rarely.
-_INSIDE_EVERY, _INSIDE_EVERY_OF_MANY, _MANY = 8, 64, 64
+_INSIDE_EVERY, _INSIDE_EVERY_OF_MANY, _MANY = 8, 64, 8
 
 # Streams of random numbers drawn from one seed.
 _CUT, _EPOCH, _INSIDE = range(3)
@@ -206,7 +206,7 @@ def cut_matrix(
     entries: Entries, config: DsgdConfig, width: int, own: range | None = None
 ) -> Blocks:
     """Cuts the matrix as `config` says, for factors of `width` columns; keeps row blocks `own`."""
-    cuts = 1
+    cuts = 1, 1
     if config.point_order == "blocks":
         cuts = cuts_for_cache(entries.shape, config.num_blocks, width, len(entries.values))
     return make_blocks(

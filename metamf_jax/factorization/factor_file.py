@@ -5,10 +5,9 @@ import os
 import pathlib
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 
-from metamf_jax.checkpoint import write_arrays
+from metamf_jax.checkpoint import refusing_foreign, write_arrays
 from metamf_jax.types import Factors
 
 
@@ -63,7 +62,7 @@ def load_factors(path: str | os.PathLike) -> tuple[Factors, np.ndarray, np.ndarr
     """
     if not pathlib.Path(path).exists():
         raise ValueError(f"{path} does not exist: expected factors as a factorization leaves them")
-    try:
+    with refusing_foreign(path, "factors of this package"):
         arrays = safetensors.numpy.load_file(path)
         factors = Factors(arrays["u"], arrays["v"])
         sides = (("row_ids", factors.u), ("column_ids", factors.v))
@@ -77,12 +76,3 @@ def load_factors(path: str | os.PathLike) -> tuple[Factors, np.ndarray, np.ndarr
         if factors.u.shape[1] != factors.v.shape[1]:
             raise ValueError(f"u has rank {factors.u.shape[1]}, v {factors.v.shape[1]}")
         return factors, ids[0], ids[1]
-    except (
-        safetensors.SafetensorError,
-        OSError,
-        KeyError,
-        TypeError,
-        ValueError,
-        RecursionError,
-    ) as error:
-        raise ValueError(f"{path} does not hold factors of this package: {error!r}") from error

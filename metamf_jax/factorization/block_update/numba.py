@@ -2,7 +2,8 @@
 
 There are two kernels. `_make_plain_update` serves the objectives whose gradients are
 ``slope y + weight x``: a row's factors, padded to whole vectors, are read once and written once for
-each point. `_update` serves all others: prior means, all-cell terms and projections.
+each point, and four points that share no row or column are visited together (`four_points`).
+`_update` serves all others: prior means, all-cell terms and projections.
 """
 
 # Numba calls an intrinsic without its first parameter, the typing context.
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numba
 import numpy as np
 
+from metamf_jax.factorization.block_update.four_points import differ, dot_four, step_four
 from metamf_jax.factorization.objective import GKL_FLOOR, LOSSES
 from metamf_jax.numba_ffi import VECTORISED, NumbaKernel
 from metamf_jax.numba_vectors import dot, in_vectors, move_both, padded
@@ -49,6 +51,7 @@ def _slope(kind, fitted, value):
 @functools.cache
 def _make_plain_update(vectors):
     """The kernel for rows of so many vectors."""
+    one, two, three, four = (np.uint64(i) for i in range(1, 5))
 
     def _plain_update(
         loss,  # number in LOSSES
@@ -102,51 +105,131 @@ def _make_plain_update(vectors):
                     known[n, 3] = share[n]
                     bias[n] = factors[n, at] if with_biases else _ZERO
             rows_b, columns_b, values_b = rows[b], columns[b], values[b]
+            # No functions that take arrays: to count references to them took as long as a visit.
             for q in range(first.shape[1]):
-                for t in range(np.uint64(first[b, q]), np.uint64(last[b, q])):
-                    # Unsigned, or every access would first look for a negative index.
-                    n, m = np.uint64(rows_b[t]), np.uint64(columns_b[t])
-                    at_u, at_v = n * stride, m * stride
-                    product = dot(flat_u, at_u, flat_v, at_v, vectors)
-                    slope = _slope(kind, product + bias_u[n] + bias_v[m], values_b[t])
+                # Unsigned, or every access would first look for a negative index.
+                t, end = np.uint64(first[b, q]), np.uint64(last[b, q])
+                while t < end:
+                    if t + four <= end and differ(rows_b, columns_b, t):
+                        n = (
+                            np.uint64(rows_b[t]),
+                            np.uint64(rows_b[t + one]),
+                            np.uint64(rows_b[t + two]),
+                            np.uint64(rows_b[t + three]),
+                        )
+                        m = (
+                            np.uint64(columns_b[t]),
+                            np.uint64(columns_b[t + one]),
+                            np.uint64(columns_b[t + two]),
+                            np.uint64(columns_b[t + three]),
+                        )
+                        at_u = n[0] * stride, n[1] * stride, n[2] * stride, n[3] * stride
+                        at_v = m[0] * stride, m[1] * stride, m[2] * stride, m[3] * stride
+                        product = dot_four(flat_u, at_u, flat_v, at_v, vectors)
+                        fitted = product
+                        if with_biases:
+                            fitted = (
+                                product[0] + bias_u[n[0]] + bias_v[m[0]],
+                                product[1] + bias_u[n[1]] + bias_v[m[1]],
+                                product[2] + bias_u[n[2]] + bias_v[m[2]],
+                                product[3] + bias_u[n[3]] + bias_v[m[3]],
+                            )
+                        slope = (
+                            _slope(kind, fitted[0], values_b[t]),
+                            _slope(kind, fitted[1], values_b[t + one]),
+                            _slope(kind, fitted[2], values_b[t + two]),
+                            _slope(kind, fitted[3], values_b[t + three]),
+                        )
+                        extra = (_ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO)
+                        if with_biases:
+                            g0 = slope[0] + known_u[n[0], 3] * bias_u[n[0]]
+                            h0 = slope[0] + known_v[m[0], 3] * bias_v[m[0]]
+                            bias_u[n[0]] -= known_u[n[0], 0] * g0
+                            bias_v[m[0]] -= known_v[m[0], 0] * h0
+                            g1 = slope[1] + known_u[n[1], 3] * bias_u[n[1]]
+                            h1 = slope[1] + known_v[m[1], 3] * bias_v[m[1]]
+                            bias_u[n[1]] -= known_u[n[1], 0] * g1
+                            bias_v[m[1]] -= known_v[m[1], 0] * h1
+                            g2 = slope[2] + known_u[n[2], 3] * bias_u[n[2]]
+                            h2 = slope[2] + known_v[m[2], 3] * bias_v[m[2]]
+                            bias_u[n[2]] -= known_u[n[2], 0] * g2
+                            bias_v[m[2]] -= known_v[m[2], 0] * h2
+                            g3 = slope[3] + known_u[n[3], 3] * bias_u[n[3]]
+                            h3 = slope[3] + known_v[m[3], 3] * bias_v[m[3]]
+                            bias_u[n[3]] -= known_u[n[3], 0] * g3
+                            bias_v[m[3]] -= known_v[m[3], 0] * h3
+                            extra = (
+                                g0 * g0,
+                                g1 * g1,
+                                g2 * g2,
+                                g3 * g3,
+                                h0 * h0,
+                                h1 * h1,
+                                h2 * h2,
+                                h3 * h3,
+                            )
+                        step_four(
+                            flat_u,
+                            at_u,
+                            known_u,
+                            n,
+                            flat_v,
+                            at_v,
+                            known_v,
+                            m,
+                            product,
+                            slope,
+                            extra,
+                            rate,
+                            one_of_width,
+                            vectors,
+                            scaled,
+                        )
+                        t += four
+                        continue
+                    i, j = np.uint64(rows_b[t]), np.uint64(columns_b[t])
+                    at_i, at_j = i * stride, j * stride
+                    x_y = dot(flat_u, at_i, flat_v, at_j, vectors)
+                    fit = x_y + bias_u[i] + bias_v[j] if with_biases else x_y
+                    half = _slope(kind, fit, values_b[t])
                     rate_u, sum_u, x_squared, weight_u = (
-                        known_u[n, 0],
-                        known_u[n, 1],
-                        known_u[n, 2],
-                        known_u[n, 3],
+                        known_u[i, 0],
+                        known_u[i, 1],
+                        known_u[i, 2],
+                        known_u[i, 3],
                     )
                     rate_v, sum_v, y_squared, weight_v = (
-                        known_v[m, 0],
-                        known_v[m, 1],
-                        known_v[m, 2],
-                        known_v[m, 3],
+                        known_v[j, 0],
+                        known_v[j, 1],
+                        known_v[j, 2],
+                        known_v[j, 3],
                     )
+                    t += one
                     keep_u, keep_v = _ONE - rate_u * weight_u, _ONE - rate_v * weight_v
-                    add_u, add_v = -rate_u * slope, -rate_v * slope
-                    move_both(flat_u, at_u, flat_v, at_v, vectors, keep_u, add_u, keep_v, add_v)
+                    add_u, add_v = -rate_u * half, -rate_v * half
+                    move_both(flat_u, at_i, flat_v, at_j, vectors, keep_u, add_u, keep_v, add_v)
+                    g = h = _ZERO
                     if with_biases:
-                        g, h = slope + weight_u * bias_u[n], slope + weight_v * bias_v[m]
-                        bias_u[n] -= rate_u * g
-                        bias_v[m] -= rate_v * h
-                    else:
-                        g = h = _ZERO
+                        g, h = half + weight_u * bias_u[i], half + weight_v * bias_v[j]
+                        bias_u[i] -= rate_u * g
+                        bias_v[j] -= rate_v * h
                     if scaled:
                         # The squares of gradients and factors follow from the product: neither has
                         # to be added up. Rounding may leave less than nothing.
-                        both, square = _TWO * slope * product, slope * slope
+                        both, square = _TWO * half * x_y, half * half
                         new_u = square * y_squared + weight_u * (both + weight_u * x_squared)
                         new_v = square * x_squared + weight_v * (both + weight_v * y_squared)
                         sum_u += max(new_u + g * g, _ZERO) * one_of_width
                         sum_v += max(new_v + h * h, _ZERO) * one_of_width
-                        twice = _TWO * product
-                        known_u[n, 0] = rate / np.sqrt(sum_u)
-                        known_u[n, 1] = sum_u
-                        known_u[n, 2] = keep_u * keep_u * x_squared + add_u * (
+                        twice = _TWO * x_y
+                        known_u[i, 0] = rate / np.sqrt(sum_u)
+                        known_u[i, 1] = sum_u
+                        known_u[i, 2] = keep_u * keep_u * x_squared + add_u * (
                             twice * keep_u + add_u * y_squared
                         )
-                        known_v[m, 0] = rate / np.sqrt(sum_v)
-                        known_v[m, 1] = sum_v
-                        known_v[m, 2] = keep_v * keep_v * y_squared + add_v * (
+                        known_v[j, 0] = rate / np.sqrt(sum_v)
+                        known_v[j, 1] = sum_v
+                        known_v[j, 2] = keep_v * keep_v * y_squared + add_v * (
                             twice * keep_v + add_v * x_squared
                         )
             for factors, squares, flat, known, bias, at in (
