@@ -46,7 +46,9 @@ from metamf_jax.types import Factors
 
 _INPUTS = flags.DEFINE_integer("inputs", 10_000, "Mutated files for each reader.", lower_bound=1)
 _READERS = flags.DEFINE_list("readers", None, "Only these; default: all.")
-_TIME_LIMIT = flags.DEFINE_float("time_limit", 60.0, "Seconds that reading one file may take.")
+_TIME_LIMIT = flags.DEFINE_float(
+    "time_limit", 60.0, "Processor seconds that reading one file may take, or seconds of waiting."
+)
 
 # What a process may add to its memory: imports, threads' stacks and caches come out of it too.
 _MEMORY = 1 << 30
@@ -445,9 +447,10 @@ def run_reader(
         worker.start()
         send.close()
         started, problem = number, ""
+        assert worker.pid is not None
         while True:
             # The first answer waits for the imports.
-            if not receive.poll(time_limit if number > started else 120):
+            if not _answers(receive, worker.pid, time_limit if number > started else 120):
                 problem = "hang"
                 worker.kill()
                 break
@@ -472,6 +475,31 @@ def run_reader(
             counts[problem.split(" ")[0]] += 1
             _keep(kept, name, number, seed, seeds, problem)
     return counts, megabytes
+
+
+def _answers(connection, pid: int, limit: float) -> bool:
+    """Waits for an answer until the process has computed, or slept, for so many seconds.
+
+    One that computes gets as much time as it needs where the machine is busy, or it is stopped; on
+    Linux alone this can be told.
+    """
+    _, first = _progress(pid)
+    before = first
+    while not connection.poll(limit):
+        state, seconds = _progress(pid)
+        if seconds - first > limit or (state in "SD" and seconds - before < 0.01):
+            return False
+        before = seconds
+    return True
+
+
+def _progress(pid: int) -> tuple[str, float]:
+    """A process's state as Linux names it (S: sleeping), and its processor seconds."""
+    stat = pathlib.Path(f"/proc/{pid}/stat")
+    if not stat.exists():
+        return "S", 0.0
+    state, *numbers = stat.read_text().rpartition(")")[2].split()
+    return state, (int(numbers[10]) + int(numbers[11])) / os.sysconf("SC_CLK_TCK")
 
 
 def _keep(kept: pathlib.Path, name: str, number: int, seed: int, seeds, problem: str) -> None:

@@ -114,6 +114,29 @@ def test_a_run_with_bad_luck_ends_alike(name, undisturbed, tmp_path, monkeypatch
     assert seconds[-1] < 1000
 
 
+@pytest.mark.parametrize(
+    ("file", "old", "new", "expected"),
+    [
+        ("summary.json", b'"seconds": ', b'"seconds": 1', None),
+        ("summary.json", b'"test_rmse": ', b'"test_rmse": 1', "summary.json"),
+        ("metrics.jsonl", b'"step": 2', b'"step": 7', "metrics.jsonl"),
+        ("factors.safetensors", b"F32", b"I32", "factors.safetensors"),
+        ("checkpoints/4.safetensors", None, None, "the newest checkpoint"),
+    ],
+)
+def test_what_runs_differ_in_is_seen(file, old, new, expected, undisturbed, tmp_path):
+    workdir, _ = undisturbed("factorize")
+    other = tmp_path / "other"
+    shutil.copytree(workdir, other)
+    if old is None:
+        shutil.copy(other / "checkpoints" / "3.safetensors", other / file)
+    else:
+        content = (other / file).read_bytes()
+        assert old in content
+        (other / file).write_bytes(content.replace(old, new, 1))
+    assert torture.difference(other, workdir) == expected
+
+
 def test_a_second_sigterm_does_not_wait():
     def twice():
         with common.until_checkpoint():
