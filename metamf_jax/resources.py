@@ -38,11 +38,12 @@ def compile_seconds() -> float:
 
 
 def peak_memory_bytes(devices: Sequence[Any]) -> int | None:
-    """The most memory in use so far: of the fullest device, or of the process on a CPU.
+    """The most memory in use so far: of this process's fullest device, or of itself on a CPU.
 
     None where the platform does not tell.
     """
-    stats = [device.memory_stats() or {} for device in devices]
+    own = [device for device in devices if device.process_index == jax.process_index()]
+    stats = [device.memory_stats() or {} for device in own]
     peaks = [each["peak_bytes_in_use"] for each in stats if "peak_bytes_in_use" in each]
     if peaks:
         return max(peaks)

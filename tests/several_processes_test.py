@@ -25,23 +25,11 @@ def checkout(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
 
 
-def _table():
+def test_killed_factorization_goes_on_to_the_bytes_of_one_process(tmp_path):
     rng = np.random.default_rng(0)
     cells = sorted({(int(n), int(m)) for n, m in rng.integers(0, 20, (150, 2))})
-    return "\n".join(f"u{n},i{m},{1 + (n * m) % 5}" for n, m in cells)
-
-
-def _command(config, workdir):
-    command = [sys.executable, "-m", "experiments.factorize", f"--workdir={workdir}"]
-    command.append(f"--input={config.dataset}")
-    for name in ("solver", "rank", "epochs", "blocks", "step_size", "backend"):
-        command.append(f"--{name}={getattr(config, name)}")
-    return command
-
-
-def test_killed_factorization_goes_on_to_the_bytes_of_one_process(tmp_path):
     table, two, one = (tmp_path / name for name in ("table.csv", "two", "one"))
-    table.write_text(_table())
+    table.write_text("\n".join(f"u{n},i{m},{1 + (n * m) % 5}" for n, m in cells))
     config = factorize.Config(
         dataset=str(table),
         rank=2,
@@ -50,7 +38,11 @@ def test_killed_factorization_goes_on_to_the_bytes_of_one_process(tmp_path):
         step_size="bold_driver:0.05",
         backend="xla",
     )
-    children = local_hosts.start(_command(config, two), 2, 2)
+    command = [sys.executable, "-m", "experiments.factorize", f"--workdir={two}"]
+    command.append(f"--input={table}")
+    for name in ("rank", "epochs", "blocks", "step_size", "backend"):
+        command.append(f"--{name}={getattr(config, name)}")
+    children = local_hosts.start(command, 2, 2)
     victim = children["process 1 of 2"]
     killed = []
 
@@ -78,27 +70,6 @@ def test_killed_factorization_goes_on_to_the_bytes_of_one_process(tmp_path):
     for name in ("objective", "train_rmse", "test_rmse"):
         assert [x[name] for x in read_metrics(two)] == [x[name] for x in read_metrics(one)]
     factors = [(folder / "factors.safetensors").read_bytes() for folder in (one, two)]
-    assert factors[0] == factors[1]
-
-
-@pytest.mark.parametrize(("solver", "processes"), [("psgd", 2), ("dsgd", 4)])
-def test_factorization_over_processes_gives_the_bytes_of_one(tmp_path, solver, processes):
-    table, several, one = (tmp_path / name for name in ("table.csv", "several", "one"))
-    table.write_text(_table())
-    config = factorize.Config(
-        dataset=str(table),
-        solver=solver,
-        rank=2,
-        epochs=3,
-        blocks=4,
-        step_size="bold_driver:0.05",
-        backend="xla",
-    )
-    assert local_hosts.run(_command(config, several), processes, 1, "first", 2) == 0
-    factorize.run(config, one, num_devices=1)
-    objectives = [[x["objective"] for x in read_metrics(folder)] for folder in (one, several)]
-    assert objectives[0] == objectives[1]
-    factors = [(folder / "factors.safetensors").read_bytes() for folder in (one, several)]
     assert factors[0] == factors[1]
 
 
