@@ -295,18 +295,23 @@ def _read_store(
         print(f"building the block store {config.block_store}", flush=True)
         stream = cell_streams.open_stream(config.dataset, data_dir, config.seed)
         held_out = np.random.default_rng((config.seed, 4))
-        block_store.build_store(
-            config.block_store,
-            stream.chunks,
-            stream.shape,
-            config.blocks,
-            width,
-            dsgd.sides_rng(work),
-            dsgd.block_rng(work, 0),
-            made_from,
-            stream.ids,
-            (config.test_fraction, held_out),
-        )
+        try:
+            block_store.build_store(
+                config.block_store,
+                stream.chunks,
+                stream.shape,
+                config.blocks,
+                width,
+                dsgd.sides_rng(work),
+                dsgd.block_rng(work, 0),
+                made_from,
+                stream.ids,
+                (config.test_fraction, held_out),
+            )
+        except block_store.DuplicateCell as error:
+            if stream.given_twice is None:
+                raise
+            raise stream.given_twice(error.row, error.column) from None
     processes.from_first(None)  # The others wait until it is there.
     own = parallel.own_share(parallel.make_mesh(work.num_devices), config.blocks)
     store = block_store.open_store(config.block_store, made_from, own)

@@ -92,8 +92,8 @@ class BlockUpdateTest(parameterized.TestCase):
         losses = block_update.block_losses(
             backend, objective, jnp.asarray(u.factors), jnp.asarray(v.factors), points, work
         )
-        factors = [np.float64(s.factors) for s in (u, v)]
-        squares = [np.float64(s.squares) for s in (u, v)]
+        factors = [np.asarray(s.factors, np.float64) for s in (u, v)]
+        squares = [np.asarray(s.squares, np.float64) for s in (u, v)]
         for b, s in enumerate(work.slots):
             visits = [t for q in range(2) for t in range(work.first[b, q], work.last[b, q])]
             order = [tuple(x[b, t] for x in points) for t in visits]

@@ -2,12 +2,12 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from metamf_jax.data import sources, synthetic
+from metamf_jax.data import sources, synthetic, table_streams
 from metamf_jax.types import Entries, Table
 
 _CHUNK = 1 << 20
@@ -20,11 +20,14 @@ class CellStream(NamedTuple):
       chunks: its cells.
       shape: (N, M).
       ids: names of rows [N] and columns [M], or None for their numbers.
+      given_twice: the mistake of a cell that comes twice, from its row and column, where that may
+        be; None where no cell does.
     """
 
     chunks: Iterator[Entries]
     shape: tuple[int, int]
     ids: tuple[np.ndarray, np.ndarray] | None
+    given_twice: Callable[[int, int], ValueError] | None = None
 
 
 def open_stream(
@@ -32,9 +35,12 @@ def open_stream(
 ) -> CellStream:
     """A stream of `sources.load`'s table, or of a synthetic matrix of any size.
 
+    Of a text of pairs (`table_streams`) and of a synthetic matrix no more than a part is ever in
+    memory; other files are read whole.
+
     Args:
-      name_or_path: as for `sources.load`, which holds the table in memory; or
-        ``synthetic:ROWSxCOLUMNSxCELLS``, CELLS in each row, drawn as they are asked for.
+      name_or_path: as for `sources.load`; or ``synthetic:ROWSxCOLUMNSxCELLS``, CELLS in each row,
+        drawn as they are asked for.
       data_dir: likewise.
       seed: of synthetic matrices.
 
@@ -43,6 +49,11 @@ def open_stream(
     """
     name = os.fspath(name_or_path)
     if not name.startswith("synthetic:"):
+        if name not in sources.SOURCES and os.path.isfile(name):
+            pairs = table_streams.open_pairs(name)
+            if pairs is not None:
+                ids = pairs.row_ids, pairs.column_ids
+                return CellStream(pairs.chunks(), pairs.shape, ids, pairs.given_twice)
         table = sources.load(name, data_dir, seed)
         return CellStream(_parts(table), table.entries.shape, (table.row_ids, table.column_ids))
     sizes = re.fullmatch(r"synthetic:(\d+)x(\d+)x(\d+)", name)

@@ -7,7 +7,7 @@ import re
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, Final, NamedTuple
 
 import numpy as np
 
@@ -28,14 +28,26 @@ _EXTENSIONS = {
 }
 _INT64 = np.iinfo(np.int64)
 
+# How a compressed file begins.
+GZIP: Final = b"\x1f\x8b"
+
 
 class Source(NamedTuple):
-    """A file in memory: its path, its bytes (decompressed), and its format so far as known."""
+    """A file, or a piece of one, in memory.
+
+    Attributes:
+      path: where it lies.
+      data: its bytes, decompressed.
+      format: so far as known.
+      gzip: whether the file is compressed.
+      lines_before: lines of the file before this piece.
+    """
 
     path: Path
     data: bytes
     format: str
     gzip: bool
+    lines_before: int = 0
 
 
 class Cells(NamedTuple):
@@ -64,8 +76,23 @@ def load(path: str | os.PathLike, format: str | None) -> Source:
     path = Path(path)
     if format is not None and format not in FORMATS:
         raise ValueError(f"unknown format {format!r}; expected one of {', '.join(FORMATS)}")
+    with opened(path) as file:
+        data = file.read()
+    compressed = data[:2] == GZIP
+    if compressed:
+        data = _decompress(path, data)
+    return as_source(path, data, format, compressed)
+
+
+def opened(path: Path) -> BinaryIO:
+    """Opens a table.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is a folder.
+    """
     try:
-        data = path.read_bytes()
+        return path.open("rb")
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path}: no such file; give the path of a table ({', '.join(FORMATS)})"
@@ -74,17 +101,20 @@ def load(path: str | os.PathLike, format: str | None) -> Source:
         raise mistake(
             path, None, "expected a file, got a folder", "give the path of a file in it"
         ) from None
-    compressed = data[:2] == b"\x1f\x8b"
-    if compressed:
-        data = _decompress(path, data)
+
+
+def as_source(
+    path: Path, data: bytes, format: str | None, compressed: bool, lines_before: int = 0
+) -> Source:
+    """What is at hand of a file, decompressed, with its format found out and its text checked."""
     if format is None:
         suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
         format = _format_of(path, data, _EXTENSIONS.get(suffixes[-1], "") if suffixes else "")
     if format not in ("parquet", "npz"):
-        data = _require_utf8(path, data)
+        data = _require_utf8(path, data, lines_before)
     if not data.strip():
         raise mistake(path, None, "the file is empty", "expected a table with at least one cell")
-    return Source(path, data, format, compressed)
+    return Source(path, data, format, compressed, lines_before)
 
 
 def _decompress(path: Path, data: bytes) -> bytes:
@@ -94,12 +124,16 @@ def _decompress(path: Path, data: bytes) -> bytes:
         whole = b""
         with contextlib.suppress(zlib.error):  # Damaged rather than cut: the line is not known.
             whole = zlib.decompressobj(wbits=31).decompress(data)
-        raise mistake(
-            path,
-            whole.count(b"\n") + 1,
-            f"the gzip data are cut short or damaged here ({error})",
-            "fetch or compress the file again",
-        ) from None
+        raise damaged_gzip(path, whole.count(b"\n") + 1, error) from None
+
+
+def damaged_gzip(path: Path, line: int, error: Exception) -> ValueError:
+    return mistake(
+        path,
+        line,
+        f"the gzip data are cut short or damaged here ({error})",
+        "fetch or compress the file again",
+    )
 
 
 def _format_of(path: Path, data: bytes, by_extension: str) -> str:
@@ -130,7 +164,7 @@ def _format_of(path: Path, data: bytes, by_extension: str) -> str:
     return by_extension or "text"
 
 
-def _require_utf8(path: Path, data: bytes) -> bytes:
+def _require_utf8(path: Path, data: bytes, lines_before: int) -> bytes:
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise mistake(path, 1, "expected UTF-8 text, got UTF-16", "save the file as UTF-8")
     if data[:3] == b"\xef\xbb\xbf":
@@ -138,7 +172,7 @@ def _require_utf8(path: Path, data: bytes) -> bytes:
     if b"\0" in data:
         raise mistake(
             path,
-            data.count(b"\n", 0, data.index(b"\0")) + 1,
+            lines_before + data.count(b"\n", 0, data.index(b"\0")) + 1,
             "expected text, got a zero byte",
             "save the table as CSV or Parquet",
         )
@@ -148,7 +182,7 @@ def _require_utf8(path: Path, data: bytes) -> bytes:
         except UnicodeDecodeError as error:
             raise mistake(
                 path,
-                data.count(b"\n", 0, error.start) + 1,
+                lines_before + data.count(b"\n", 0, error.start) + 1,
                 f"expected UTF-8 text, got the byte 0x{data[error.start]:02x}",
                 "save the file as UTF-8 (for instance: iconv -f LATIN1 -t UTF-8)",
             ) from None

@@ -32,7 +32,7 @@ def detect(
 
     Args and errors are those of `read_table`.
     """
-    return _detect(load(path, format), layout, header, row_names)
+    return detect_source(load(path, format), layout, header, row_names)
 
 
 def read_table(
@@ -66,7 +66,7 @@ def read_table(
         cell at most once: see the tests for the list.
     """
     source = load(path, format)
-    found = _detect(source, layout, header, row_names)
+    found = detect_source(source, layout, header, row_names)
     if found.format == "mtx":
         return sparse_tables.read_matrix_market(source)
     if found.format == "npz":
@@ -167,7 +167,8 @@ def positions(ids: np.ndarray, known_ids: np.ndarray) -> np.ndarray:
     return np.array([index.get(str(wanted), -1) for wanted in ids.tolist()], np.int32)
 
 
-def _detect(source: Source, layout, header, row_names) -> TableFormat:
+def detect_source(source: Source, layout=None, header=None, row_names=None) -> TableFormat:
+    """`detect` of a file in memory, or of its first piece."""
     if layout is not None and layout not in LAYOUTS:
         raise ValueError(f"unknown layout {layout!r}; expected one of {', '.join(LAYOUTS)}")
     options = {"layout": layout, "header": header, "row_names": row_names}

@@ -72,16 +72,18 @@ def _csv_delimiter(head: str) -> str:
     return (even or some or [","])[0]
 
 
-def _split(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def _split(
+    path: Path, text: str, delimiter: str, lines_before: int = 0
+) -> Iterator[tuple[int, list[str]]]:
     """The records of a text with the number of the line on which each starts; skips blank lines."""
     if delimiter in (" ", "::"):
-        for number, line in enumerate(text.split("\n"), 1):
+        for number, line in enumerate(text.split("\n"), lines_before + 1):
             if line.strip():
                 yield number, line.split() if delimiter == " " else line.rstrip("\r").split("::")
         return
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     while True:
-        start = reader.line_num + 1
+        start = lines_before + reader.line_num + 1
         try:
             record = next(reader)
         except StopIteration:
@@ -96,7 +98,8 @@ def _split(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[st
 
 def body_records(source: Source, found: TableFormat) -> Iterator[tuple[int, list[str]]]:
     """The records after the header, each held to the number of columns of the first."""
-    records = _split(source.path, source.data.decode("utf-8"), found.delimiter)
+    text = source.data.decode("utf-8")
+    records = _split(source.path, text, found.delimiter, source.lines_before)
     for line, record in itertools.islice(records, 1 if found.header else 0, None):
         if len(record) != found.num_columns:
             raise mistake(
@@ -212,10 +215,13 @@ def _time(source: Source, line: int, token: str) -> int:
 
 
 def read_pairs_text(source: Source, found: TableFormat) -> Table:
+    return make_table(pairs_of(source, found))
+
+
+def pairs_of(source: Source, found: TableFormat) -> Cells:
+    """The cells of a text of pairs, or of a piece; raises at the first line that is wrong."""
     cells = _pairs_in_bulk(source, found)
-    if cells is None or not _sound(cells):
-        cells = _pairs_with_care(source, found)
-    return make_table(cells)
+    return cells if cells is not None and _sound(cells) else _pairs_with_care(source, found)
 
 
 def _pairs_in_bulk(source: Source, found: TableFormat) -> Cells | None:
@@ -257,16 +263,7 @@ def _pairs_with_care(source: Source, found: TableFormat) -> Cells:
         if time:
             times.append(_time(source, line, record[time[0]]))
         if lines.setdefault(n << 32 | m, line) != line:
-            remedy = "keep one of them"
-            if found.header is None and found.format in ("csv", "tsv"):
-                remedy += ", or say layout=dense if the file is a matrix with blanks"
-            raise mistake(
-                source.path,
-                line,
-                f"row {record[row]!r}, column {record[column]!r} was given on line "
-                f"{lines[n << 32 | m]} already",
-                remedy,
-            )
+            raise given_twice(source, found, record, (lines[n << 32 | m], line))
     if not values:
         raise no_cell(source)
     codes = np.array(list(lines), np.int64)
@@ -278,6 +275,18 @@ def _pairs_with_care(source: Source, found: TableFormat) -> Cells:
         np.array(values),
         np.array(times, np.int64) if time else None,
     )
+
+
+def given_twice(
+    source: Source, found: TableFormat, record: list[str], lines: tuple[int, int]
+) -> ValueError:
+    """That a record's cell was given on two lines."""
+    remedy = "keep one of them"
+    if found.header is None and found.format in ("csv", "tsv"):
+        remedy += ", or say layout=dense if the file is a matrix with blanks"
+    row, column = (record[role] for role in found.roles[:2])
+    what = f"row {row!r}, column {column!r} was given on line {lines[0]} already"
+    return mistake(source.path, lines[1], what, remedy)
 
 
 def read_dense_text(source: Source, found: TableFormat) -> Table:

@@ -48,6 +48,17 @@ _FORMAT = "metamf_jax block store"
 _VERSION = 1
 
 
+class DuplicateCell(ValueError):
+    """A cell that was given twice: `row` and `column`, counted from 0."""
+
+    def __init__(self, row: int, column: int):
+        self.row, self.column = row, column
+        super().__init__(
+            f"expected every cell once, but that at row {row}, column {column} was given twice"
+            " (counted from 0); keep one of them"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class BlockStore:
     """A store that was opened. Points are read block by block; the rest is in memory.
@@ -198,8 +209,9 @@ def build_store(
       held_out: part of the cells to hold out for testing, and what draws them.
 
     Raises:
-      ValueError: a cell outside the matrix, given twice, or not finite; more blocks than rows or
-        columns; no cell at all; or the folder is there.
+      DuplicateCell: a cell is given twice.
+      ValueError: a cell outside the matrix, or not finite; more blocks than rows or columns; no
+        cell at all; or the folder is there.
     """
     sides = u, v = deal_sides(shape, num_blocks, rng)
     values_seen = _ValueSums()
@@ -294,10 +306,7 @@ def _refuse_duplicates(rows: np.ndarray, columns: np.ndarray, num_columns: int) 
     twice = np.flatnonzero(cell[1:] == cell[:-1])
     if len(twice):
         row, column = divmod(int(cell[twice[0]]), num_columns)
-        raise ValueError(
-            f"expected every cell once, but that at row {row}, column {column} was given twice"
-            " (counted from 0); keep one of them"
-        )
+        raise DuplicateCell(row, column)
 
 
 class _ValueSums:

@@ -34,15 +34,9 @@ def make_solver(
     prior: FactorPrior | None = None,
     width: int = 32,
 ) -> Solver:
-    """A solver by name.
+    """A solver by name, a key of `SOLVERS`; the other arguments are those of `dsgd.make_solver`.
 
-    Args:
-      name: a key of `SOLVERS`.
-      objective: a loss that the solver serves, see `objective.SOLVER_LOSSES`.
-      entries: the points.
-      config: blocks, devices and order of the stochastic ones; `sgd` ignores blocks and devices.
-      prior: see `objective.make_terms`.
-      width: columns of the factors to come.
+    Of `config`, `sgd` ignores blocks and devices, `als` reads devices and backend, `lbfgs` nothing.
 
     Raises:
       ValueError: an unknown solver, or one that does not serve the loss; bad values or sizes.

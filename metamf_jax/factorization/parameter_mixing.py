@@ -43,15 +43,10 @@ def make_solver(
     prior: FactorPrior | None = None,
     width: int = 32,
 ) -> Solver:
-    """Parameter mixing as a solver.
+    """Parameter mixing as a solver, with the arguments of `dsgd.make_solver`.
 
-    Args:
-      objective: any loss and penalty.
-      entries: the points.
-      config: ``num_blocks`` is the number of workers W, a multiple of ``num_devices``; the schedule
-        is not read.
-      prior: see `objective.make_terms`.
-      width: columns of the factors to come, which size the sub-blocks.
+    ``config.num_blocks`` is the number of workers W, a multiple of ``num_devices``; the schedule is
+    not read.
 
     Raises:
       ValueError: bad values, more workers than points, or fewer devices than asked for.

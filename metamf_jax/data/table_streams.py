@@ -1,0 +1,138 @@
+"""Texts of pairs, a line for each cell, read piece by piece: for files larger than memory.
+
+The file is read twice, once for the ids and once for the cells. Both passes keep the ids and one
+piece. What `tables.read_table` says of a wrong line is said here too, with the line's number.
+"""
+
+import dataclasses
+import gzip
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from metamf_jax.data import tables, text_tables
+from metamf_jax.data.table_format import TableFormat
+from metamf_jax.data.table_source import (
+    GZIP,
+    Cells,
+    Source,
+    as_source,
+    damaged_gzip,
+    opened,
+    typed_ids,
+)
+from metamf_jax.types import Entries
+
+# Bytes of text in a piece.
+_PIECE = 1 << 25
+
+
+class PairStream:
+    """A text of pairs that was read once, for its ids.
+
+    Attributes:
+      row_ids: [N], as `tables.read_table` gives them.
+      column_ids: [M].
+    """
+
+    def __init__(self, path: Path, found: TableFormat):
+        self._path, self._found = path, found
+        self._index: tuple[dict[str, int], dict[str, int]] = ({}, {})
+        for _ in self._coded():
+            pass
+        self.row_ids, self.column_ids = (typed_ids(list(index)) for index in self._index)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, M)."""
+        return len(self.row_ids), len(self.column_ids)
+
+    def chunks(self) -> Iterator[Entries]:
+        """The cells, in the order of the file; a cell may come twice in different pieces."""
+        for cells, _, _ in self._coded():
+            rows, columns = (x.astype(np.int32) for x in (cells.rows, cells.columns))
+            yield Entries(rows, columns, cells.values.astype(np.float32), self.shape)
+
+    def given_twice(self, row: int, column: int) -> ValueError:
+        """The mistake of a cell that the file gives twice, from its numbers."""
+        wanted = [str(ids[n]) for ids, n in ((self.row_ids, row), (self.column_ids, column))]
+        lines: list[int] = []
+        for cells, source, found in self._coded():
+            if not ((cells.rows == row) & (cells.columns == column)).any():
+                continue
+            for line, record in text_tables.body_records(source, found):
+                if [record[role] for role in found.roles[:2]] == wanted:
+                    lines.append(line)
+                    if len(lines) == 2:
+                        return text_tables.given_twice(source, found, record, (lines[0], lines[1]))
+        raise AssertionError(f"{self._path} changed while it was read")
+
+    def _coded(self) -> Iterator[tuple[Cells, Source, TableFormat]]:
+        """The cells of each piece by the ids' numbers, with the piece."""
+        found = self._found
+        for source in _pieces(self._path, found):
+            cells = text_tables.pairs_of(source, found)
+            rows, columns = (
+                np.array([index.setdefault(str(x), len(index)) for x in ids.tolist()])[codes]
+                for index, ids, codes in zip(
+                    self._index,
+                    (cells.row_ids, cells.column_ids),
+                    (cells.rows, cells.columns),
+                    strict=True,
+                )
+            )
+            yield cells._replace(rows=rows, columns=columns), source, found
+            found = dataclasses.replace(found, header=None)
+
+
+def open_pairs(path: str | os.PathLike) -> PairStream | None:
+    """Reads the ids of a text of pairs, compressed or not; None for a file of another kind.
+
+    Raises:
+      FileNotFoundError, ValueError: as `tables.read_table`; but a cell that stands twice in
+        different pieces is not seen here.
+    """
+    path = Path(path)
+    first = next(_pieces(path, None))
+    if first.format in ("parquet", "mtx", "npz"):
+        return None
+    found = tables.detect_source(first)
+    return None if found.dense else PairStream(path, found)
+
+
+def _pieces(path: Path, found: TableFormat | None) -> Iterator[Source]:
+    """Pieces that end at a line's end; of a file not yet known, the first alone."""
+    with opened(path) as file:
+        compressed = file.read(2) == GZIP
+        file.seek(0)
+        stream = gzip.GzipFile(fileobj=file) if compressed else file
+        rest, lines = b"", 0
+        while True:
+            try:
+                data = stream.read(_PIECE)
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise damaged_gzip(path, lines + rest.count(b"\n") + 1, error) from None
+            rest += data
+            end = _end_of_piece(rest) if data else len(rest)
+            piece, rest = rest[:end], rest[end:]
+            if found is None and (piece or not data):
+                yield as_source(path, piece, None, compressed)
+                return
+            if piece.strip():
+                name = found.format if found else None
+                yield as_source(path, piece, name, compressed, lines)
+            lines += piece.count(b"\n")
+            if not data:
+                return
+
+
+def _end_of_piece(data: bytes) -> int:
+    """After the last line's end that is not within quotes; 0 for none."""
+    end, quotes = data.rfind(b"\n") + 1, 0
+    if data.count(b'"', 0, end) % 2:
+        quotes = data.rfind(b'"', 0, end)
+        end = data.rfind(b"\n", 0, quotes) + 1
+    return end
