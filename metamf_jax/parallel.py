@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -323,7 +324,7 @@ def exchange(blocks: Any, rounds: Array, send: Array, receive: Array, num_device
     overwritten.
 
     Args:
-      blocks: arrays whose leading axis are this device's ``B`` slots.
+      blocks: arrays of one type whose leading axis are this device's ``B`` slots.
       rounds: [D - 1] int32, the same on every device: how many blocks move on by 1 .. D - 1
         devices, the largest number over the devices.
       send: [D - 1, B] int32: ``send[h - 1, j]`` is the slot whose block leaves in round j.
@@ -338,12 +339,18 @@ def exchange(blocks: Any, rounds: Array, send: Array, receive: Array, num_device
         pairs = [(d, (d + hop) % num_devices) for d in range(num_devices)]
 
         def one_round(j, arrived, hop=hop, pairs=pairs):
-            def move(old, new):
-                leaving = jax.lax.dynamic_index_in_dim(old, send[hop - 1, j], keepdims=False)
-                arriving = jax.lax.ppermute(leaving, AXIS, pairs)
-                return new.at[receive[hop - 1, j]].set(arriving, mode="drop")
-
-            return jax.tree.map(move, blocks, arrived)
+            leaving = jax.tree.map(
+                lambda old: jax.lax.dynamic_index_in_dim(old, send[hop - 1, j], keepdims=False),
+                blocks,
+            )
+            # As one message: devices wait for each other at each.
+            flat, apart = jax.flatten_util.ravel_pytree(leaving)
+            arriving = apart(jax.lax.ppermute(flat, AXIS, pairs))
+            return jax.tree.map(
+                lambda new, block: new.at[receive[hop - 1, j]].set(block, mode="drop"),
+                arrived,
+                arriving,
+            )
 
         arrived = jax.lax.fori_loop(0, rounds[hop - 1], one_round, arrived)
     return arrived

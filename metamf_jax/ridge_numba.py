@@ -26,7 +26,7 @@ from metamf_jax.numba_vectors import (
 BATCH = 64
 
 # Rows of the Cholesky factor between two trailing updates. At width 128 an iteration of ALS on
-# MovieLens-1M took 589 ms on two cores, and 755 ms with 32.
+# MovieLens-1M took 589 ms on two cores, and 755 ms with 32, once each on a machine with other work.
 _PANEL = 16
 
 _ROWS, _COLUMNS, _LANES = (np.uint64(x) for x in (*TILE, LANES))

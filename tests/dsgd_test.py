@@ -77,6 +77,7 @@ def _serial_epoch(entries, config, terms, objective, factors, squares, epoch, st
 class DsgdTest(parameterized.TestCase):
     @parameterized.parameters(
         ("numba", "squared", "prior", False, "wor", (1, 2, 4, 8)),
+        ("numba", "squared", "l2", False, "wor", (1, 2, 4, 8)),
         ("numba", "squared_all", "l2", True, "random", (1, 4)),
         ("xla", "gkl", "weighted_l2", True, "wor", (1, 8)),
         ("pallas", "squared", "l2", False, "wor", (1, 8)),
