@@ -1,5 +1,6 @@
 """The benchmarks, run as a user runs them."""
 
+import dataclasses
 import json
 import re
 import shlex
@@ -9,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import benchmark_factorize, benchmark_meta_step
+from experiments import benchmark_factorize, benchmark_imputer, benchmark_meta_step
 from metamf_jax.meta_learning.encoder import EncoderConfig
 from metamf_jax.meta_learning.map_estimation import MapConfig
 from metamf_jax.meta_learning.meta_loss import ModelConfig
@@ -23,6 +24,26 @@ def _run(module, *flags):
         text=True,
         check=False,
     )
+
+
+def test_imputer_goes_on_where_it_was_stopped(tmp_path):
+    config = dataclasses.replace(benchmark_imputer.PRESETS["smoke"], methods=("mean", "knn"))
+    whole = benchmark_imputer.run(config, tmp_path / "whole")["results"]
+    assert len(whole["tasks"]) == 2
+    for task in whole["tasks"].values():
+        assert set(task["rmse"]) == {"metamf", "mean", "knn"}
+        assert task["rmse"]["metamf"] < task["rmse"]["mean"]
+        assert task["more_than_ours"] == pytest.approx(
+            task["rmse"][task["best_other"]] ** 2 - task["rmse"]["metamf"] ** 2
+        )
+    (tmp_path / "half").mkdir()
+    lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "half" / "metrics.jsonl").write_text(lines[0])
+    again = benchmark_imputer.run(config, tmp_path / "half")["results"]
+    for name, task in whole["tasks"].items():
+        assert task["rmse"] == again["tasks"][name]["rmse"]
+    with pytest.raises(ValueError, match=r"unknown methods \['knm'\]; there are mean, bias"):
+        benchmark_imputer.run(dataclasses.replace(config, methods=("knm",)), tmp_path / "wrong")
 
 
 def _peer(code):

@@ -1,5 +1,7 @@
 """The pipeline around the learned prior: any size, any scale, honest error bars."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -108,9 +110,47 @@ def test_bad_cells(rows, columns, values, message):
         completion.complete(PRIOR, entries)
 
 
-def test_cells_outside(completed):
-    with pytest.raises(ValueError, match="columns from 0 to 19"):
-        completion.predict(completed, [0], [20])
+def test_unknown_rows_and_columns_are_answered_like_empty_ones(completed):
+    train_rows, train_columns = completed.shape
+    rows, columns = np.array([0, 99, 0, 99]), np.array([0, 0, 77, 77])
+    values, errors = completion.predict(completed, rows, columns)
+    assert np.isfinite(values).all()
+    # The less is known, the wider.
+    assert errors[0] < min(errors[1:3])
+    assert max(errors[1:3]) < errors[3]
+    same, _ = completion.predict(completed, [train_rows], [train_columns])
+    np.testing.assert_array_equal(same, values[3:])
+    with pytest.raises(ValueError, match="column numbers from 0, got -1"):
+        completion.predict(completed, [0], [-1])
+
+
+@pytest.mark.parametrize("way", ["matrix", "columns"])
+def test_further_columns_are_folded_in(way):
+    """Not much worse than had they been there at the fit, where they tell more of the rows."""
+    entries = synthetic.low_rank(1, 60, 45, 2, density=0.7, noise=0.3, bias=0.7)[0].entries
+    held = np.random.default_rng(0).random(len(entries.rows)) < 0.25
+    train, test = select(entries, ~held), select(entries, held & (entries.columns >= 30))
+    values = np.full(train.shape, np.nan)
+    values[train.rows, train.columns] = train.values
+    first = dataclasses.replace(select(train, train.columns < 30), shape=(60, 30))
+    fitted = completion.complete(PRIOR, first, way=way)
+    before = completion.predict_rows(fitted, 0, 60)
+    found, errors = completion.fold_in_columns(fitted, values[:, 30:], ~np.isnan(values[:, 30:]))
+    at = test.rows, test.columns - 30
+    together = completion.predict(
+        completion.complete(PRIOR, train, way=way), test.rows, test.columns
+    )[0]
+    left, had = found[at] - test.values, together - test.values
+    assert np.sqrt((left**2).mean()) < 1.25 * np.sqrt((had**2).mean())
+    assert (np.abs(left) <= completion.NORMAL_QUANTILE * errors[at]).mean() > 0.8
+    for one, other in zip(completion.predict_rows(fitted, 0, 60), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+    nothing = np.full((60, 1), np.nan)
+    empty, wide = completion.fold_in_columns(fitted, nothing, ~np.isnan(nothing))
+    assert np.isfinite(empty).all()
+    assert wide.mean() > errors.mean()
+    with pytest.raises(ValueError, match="of 60 rows, got shapes"):
+        completion.fold_in_columns(fitted, nothing[:3], np.isnan(nothing[:3]))
 
 
 def test_scaling_of_columns():

@@ -195,19 +195,15 @@ def predict(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Values and standard errors at cells ``(rows, columns)``, each [P]; float64 [P].
 
+    Numbers from N (or M) on stand for rows (or columns) unknown to the fitted matrix, which are
+    answered like those without a cell.
+
     Raises:
-      ValueError: a cell lies outside of the matrix.
+      ValueError: a number is negative.
     """
-    rows, columns = np.asarray(rows), np.asarray(columns)
-    for kind, places, size in zip(
-        ("row", "column"), (rows, columns), completion.shape, strict=True
-    ):
-        if len(places) and (places.min() < 0 or places.max() >= size):
-            raise ValueError(
-                f"expected {kind}s from 0 to {size - 1}, got {places.min()} to {places.max()}"
-            )
     held = completion.cells
-    n, m = completion.row_places[rows], completion.column_places[columns]
+    n = _places(rows, "row", completion.row_places, len(held.u))
+    m = _places(columns, "column", completion.column_places, len(held.v))
     values, errors = np.empty(len(n)), np.empty(len(n))
     # A block at a time: the products need 60 numbers a cell.
     for start in range(0, len(n), 2**18):
@@ -217,6 +213,14 @@ def predict(
         variances = np.einsum("pk,pk->p", held.p[i], held.r[j]) + held.noise[j]
         values[part], errors[part] = _in_units(completion, standardised, variances, j)
     return values, errors
+
+
+def _places(numbers, kind: str, places: np.ndarray, size: int) -> np.ndarray:
+    numbers = np.asarray(numbers)
+    if len(numbers) and numbers.min() < 0:
+        raise ValueError(f"expected {kind} numbers from 0, got {numbers.min()}")
+    # The last place is padding: it has no cell.
+    return np.append(places, size - 1)[np.minimum(numbers, len(places))]
 
 
 def predict_rows(completion: Completion, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
@@ -251,6 +255,59 @@ def fold_in(
     parts = zip(*answers, strict=True)
     u, p = (np.concatenate(part) for part in parts)
     return _dense(completion, u, p)
+
+
+def fold_in_columns(
+    completion: Completion, values: np.ndarray, observed: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values and standard errors of every cell of further columns over the fitted rows.
+
+    Answered by the posterior alone, since the learned prior of a column is not a function of its
+    own cells. Error bars are those of the fitted columns by the same factor.
+
+    Args:
+      completion: of the fitted matrix.
+      values: [N, M'], whatever the unobserved cells hold.
+      observed: [N, M'] bool.
+
+    Returns:
+      float64 [N, M'], twice.
+
+    Raises:
+      ValueError: another number of rows, or an observed value that is not finite.
+    """
+    if values.shape != observed.shape or len(values) != completion.shape[0]:
+        raise ValueError(
+            f"expected values and a mask of {completion.shape[0]} rows, got shapes {values.shape} "
+            f"and {observed.shape}"
+        )
+    post, num_columns = completion.columns.posterior, values.shape[1]
+    rows, columns = np.nonzero(observed)
+    entries = Entries(rows, columns, np.asarray(values[rows, columns], np.float64), values.shape)
+    if len(rows):
+        _require_valid(entries)
+    # Padding is standardised as a column of which nothing is known.
+    fitted = Scaling(*(np.full(num_columns, held[-1], np.float64) for held in completion.scaling))
+    bounds = tuple(np.full(num_columns, bound[-1]) for bound in completion.bounds)
+    if completion.way == "columns" and len(rows):
+        fitted = scaling.fit_scaling(entries, "columns")
+        bounds = _bounds(entries, "columns", num_columns)
+    shape = num_columns, len(post.rows.mean)
+    listed = Entries(
+        columns.astype(np.int32),
+        completion.row_places[rows],
+        scaling.standardize(entries, fitted).values.astype(np.float32),
+        shape,
+    )
+    side, noise = posterior.fold_in_columns(Rows(listed), post)
+    n = completion.row_places
+    of_rows = Side(*(np.asarray(x, np.float64) for x in post.rows))
+    standardised = post.mean + of_rows.mean[n] @ side.mean.T
+    variances = (of_rows.mean**2 + of_rows.variance)[n] @ side.variance.T + noise
+    variances += of_rows.variance[n] @ (side.mean**2).T
+    answer = fitted.centers + fitted.scales * standardised
+    errors = completion.inflation * fitted.scales * np.sqrt(variances)
+    return np.clip(answer, *bounds), errors
 
 
 def _fold_block(completion, values, observed):

@@ -8,11 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from metamf_jax.checkpoint import load_params, read_params_metadata
+from metamf_jax.imputation.model_file import another_version, read_model
 from metamf_jax.meta_learning import episodes, meta_loss
-from metamf_jax.meta_learning.encoder import EncoderConfig
 from metamf_jax.meta_learning.episodes import Standardization
-from metamf_jax.meta_learning.map_estimation import MapConfig
 from metamf_jax.types import Entries, Factors
 
 
@@ -67,29 +65,17 @@ def load_prior(workdir: str | os.PathLike) -> LearnedPrior:
       ValueError: there are none, or the file holds another architecture.
     """
     path = pathlib.Path(workdir) / "model.safetensors"
-    held = read_params_metadata(path)
+    config, params, held = read_model(path)
     try:
-        config = meta_loss.ModelConfig(
-            EncoderConfig(**held["model"]["encoder"]), MapConfig(**held["model"]["inner"])
-        )
         standardization = Standardization(**held["standardization"])
         low, high = held["value_range"]
         rows, columns = held["sides"]
-        encoder = config.encoder
-        for size in (encoder.channels, encoder.rank, config.inner.steps, 100 * encoder.layers):
-            # A model is built layer by layer before it is compared with the file.
-            if type(size) is not int or size > 10_000:
-                raise ValueError(f"expected sizes up to 10000, and 100 layers, got {encoder}")
         if not all(type(side) is int for side in (rows, columns)):
             raise ValueError(f"expected two sides, got {held['sides']}")
         if not np.isfinite([low, high, *standardization]).all() or standardization.deviation <= 0:
             raise ValueError("expected a finite scale")
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} was written by another version of this package ({error}); train again"
-        ) from error
-    like = jax.eval_shape(meta_loss.make_model(config).init, jax.random.key(0))
-    params = load_params(path, like)
+        raise another_version(path, error) from error
     return LearnedPrior(config, params, standardization, (low, high), (rows, columns))
 
 

@@ -22,9 +22,12 @@ from metamf_jax.types import Array, Factors
 # Observations' worth of the matrix's noise in that of a column; rows' worth of a mean square in
 # each precision: small matrices must not declare a factor certain or absent.
 _NOISE_WEIGHT = 10.0
+_LEAST_NOISE = 1e-6
 _PRECISION_WEIGHT, _START_SQUARE = 2.0, 0.1
-# The noise starts at this multiple of what the start leaves over, and the factors settle first.
-_START_NOISE = 1.5
+# The noise starts at this multiple of what the start leaves over. Too much of it lets real factors
+# die: on synthetic matrices of rank 3 with 30% of 60 x 45 cells the error was 0.716 with 1.5, 0.666
+# with 1, 0.539 with 0.7, 0.528 with 0.3; on fuller ones it made no difference.
+_START_NOISE = 0.5
 # The sweeps end when one changes the noise by less than this share.
 _TOLERANCE = 1e-3
 
@@ -98,16 +101,12 @@ def fit(rows: Rows, columns: Rows, posterior: Posterior, sweeps: int = 50) -> Po
     )
     before = np.inf
     for _ in range(sweeps):
-        solved = columns.solve(_column_problem(posterior))
-        side = Side(
-            solved.mean, np.where(column_free, solved.variance, 0), posterior.columns.precision
-        )
+        solved = columns.solve(_column_problem(posterior, posterior.noise))
+        side = _columns_from(posterior, solved)
         posterior = posterior._replace(columns=_with_precision(side, columns.counts, column_free))
-        # As little as float32 tells from the sum of squares.
-        squares = np.maximum(solved.square, 0)
-        overall = max(float(squares.sum(dtype=np.float64)) / total, 1e-6)
-        noise = (squares + _NOISE_WEIGHT * overall) / (columns.counts + _NOISE_WEIGHT)
-        posterior = posterior._replace(noise=np.maximum(noise, 1e-6).astype(np.float32))
+        # Sums of squares are right to float32's rounding, and may be negative by that.
+        overall = max(float(solved.square.sum(dtype=np.float64)) / total, _LEAST_NOISE)
+        posterior = posterior._replace(noise=_noise(solved, columns.counts, overall))
         solved = rows.solve(row_problem(posterior, len(rows.counts)))
         side = rows_from(posterior, solved)
         step = solved.left.sum(dtype=np.float64) / max((columns.counts / posterior.noise).sum(), 1)
@@ -119,6 +118,24 @@ def fit(rows: Rows, columns: Rows, posterior: Posterior, sweeps: int = 50) -> Po
     # As further rows will be solved: with the precisions as they stand now.
     solved = rows.solve(row_problem(posterior, len(rows.counts)))
     return posterior._replace(rows=rows_from(posterior, solved))
+
+
+def fold_in_columns(columns: Rows, posterior: Posterior) -> tuple[Side, np.ndarray]:
+    """The posterior of further columns over the fitted rows, and the noise [M'] in each.
+
+    Nothing of the fitted matrix changes.
+
+    Args:
+      columns: the cells of the further columns, those as rows; standardised.
+      posterior: of the fitted matrix.
+    """
+    usual = float(np.exp(np.log(posterior.noise).mean()))
+    noise = np.full(len(columns.counts), usual, np.float32)
+    solved = columns.solve(_column_problem(posterior, noise))
+    # Once more with the noise that they then show.
+    noise = _noise(solved, columns.counts, usual)
+    solved = columns.solve(_column_problem(posterior, noise))
+    return _columns_from(posterior, solved), noise
 
 
 def row_problem(posterior: Posterior, num_rows: int) -> Problem:
@@ -141,14 +158,26 @@ def row_problem(posterior: Posterior, num_rows: int) -> Problem:
     )
 
 
+def _columns_from(posterior: Posterior, solved: Solution) -> Side:
+    _, column_free = _free(solved.mean.shape[1])
+    return Side(solved.mean, solved.variance * column_free, posterior.columns.precision)
+
+
+def _noise(solved: Solution, counts: np.ndarray, overall: float) -> np.ndarray:
+    """The noise [M] of columns that were solved, shrunken to that of all."""
+    noise = (np.maximum(solved.square, 0) + _NOISE_WEIGHT * overall) / (counts + _NOISE_WEIGHT)
+    return np.maximum(noise, _LEAST_NOISE).astype(np.float32)
+
+
 def rows_from(posterior: Posterior, solved: Solution) -> Side:
     """The posterior of rows that were solved so."""
     row_free, _ = _free(solved.mean.shape[1])
     return Side(solved.mean, solved.variance * row_free, posterior.rows.precision)
 
 
-def _column_problem(posterior: Posterior) -> Problem:
-    rows, num_columns = posterior.rows, len(posterior.noise)
+def _column_problem(posterior: Posterior, noise: np.ndarray) -> Problem:
+    """What columns, those fitted or others, are solved with; noise [M] is that of their cells."""
+    rows, num_columns = posterior.rows, len(noise)
     _, column_free = _free(rows.mean.shape[1])
     return Problem(
         design=rows.mean * column_free,
@@ -157,7 +186,7 @@ def _column_problem(posterior: Posterior) -> Problem:
         offset_spread=rows.variance[:, -2],
         weight=np.ones(len(rows.mean), np.float32),
         base=np.zeros(num_columns, np.float32),
-        noise=posterior.noise,
+        noise=noise,
         mean=np.ones((num_columns, 1), np.float32) * ~column_free,
         precision=posterior.columns.precision,
         strength=np.ones(num_columns, np.float32),

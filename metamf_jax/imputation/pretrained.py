@@ -4,14 +4,8 @@ import functools
 import os
 import pathlib
 
-import jax
-
-from metamf_jax import cells
-from metamf_jax.checkpoint import load_params, read_params_metadata
 from metamf_jax.imputation.completion import GeneralPrior
-from metamf_jax.meta_learning import meta_loss
-from metamf_jax.meta_learning.encoder import EncoderConfig
-from metamf_jax.meta_learning.map_estimation import MapConfig
+from metamf_jax.imputation.model_file import read_model
 
 FOLDER = pathlib.Path(__file__).parent / "weights"
 
@@ -40,18 +34,7 @@ def load(name_or_path: str | os.PathLike) -> GeneralPrior:
 
 @functools.lru_cache(maxsize=4)
 def _load(path: pathlib.Path, modified: int) -> GeneralPrior:
-    held = read_params_metadata(path)
-    try:
-        config = meta_loss.ModelConfig(
-            EncoderConfig(**held["model"]["encoder"]), MapConfig(**held["model"]["inner"])
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} was written by another version of this package: {error}"
-        ) from error
+    config, params, _ = read_model(path)
     if not config.encoder.effects:
         raise ValueError(f"{path} holds a prior without a bias model: expected one with effects")
-    # Kernels would be loaded for nothing, which takes a second.
-    with cells.using_backend("xla"):
-        like = jax.eval_shape(meta_loss.make_model(config).init, jax.random.key(0))
-    return GeneralPrior(config, load_params(path, like))
+    return GeneralPrior(config, params)
