@@ -254,6 +254,9 @@ def test_parquet(tmp_path):
     table = tables.read_table(path)
     assert cells_of(table) == {(7, "b"): 3, (8, "a"): 1.5, (7, "a"): -2}
     np.testing.assert_array_equal(table.times, [1000, 2000, 3000])
+    columns["rating"] = pa.array([3, 2**60 + 1, -2], pa.int64())
+    pyarrow.parquet.write_table(pa.table(columns), path)
+    assert cells_of(tables.read_table(path))[8, "a"] == 2.0**60
     columns["rating"] = pa.array([3, None, -2], pa.float32())
     pyarrow.parquet.write_table(pa.table(columns), path)
     with pytest.raises(ValueError, match=r"cells.parquet, row 2: expected a finite number"):

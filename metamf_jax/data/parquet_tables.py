@@ -92,7 +92,8 @@ def _parquet_numbers(source: Source, table: pa.Table, position: int) -> np.ndarr
             f"expected numbers in column {name!r}, got {column.type}",
             "convert the column, or name the columns row, column, value",
         )
-    return column.cast(pa.float64()).to_numpy()
+    # Unsafe: integers beyond 2**53 are rounded, as they are in a text.
+    return column.cast(pa.float64(), safe=False).to_numpy()
 
 
 def read_parquet(source: Source, found: TableFormat) -> Table:
