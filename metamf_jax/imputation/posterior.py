@@ -74,11 +74,9 @@ def start(effects: Effects, factors: Factors, noise: float) -> Posterior:
     ones = np.ones((len(u), 1), np.float32), np.ones((len(v), 1), np.float32)
     rows = np.hstack([u, np.asarray(effects.rows)[:, None], ones[0]])
     columns = np.hstack([v, ones[1], np.asarray(effects.columns)[:, None]])
-    return Posterior(
-        np.float32(effects.mean),
-        *(Side(x, np.zeros_like(x), np.zeros_like(x[0])) for x in (rows, columns)),
-        np.full(len(v), _START_NOISE * noise, np.float32),
-    )
+    of_rows, of_columns = (Side(x, np.zeros_like(x), np.zeros_like(x[0])) for x in (rows, columns))
+    started = np.full(len(v), _START_NOISE * noise, np.float32)
+    return Posterior(np.asarray(effects.mean, np.float32), of_rows, of_columns, started)
 
 
 def fit(rows: Rows, columns: Rows, posterior: Posterior, sweeps: int = 50) -> Posterior:
@@ -175,7 +173,7 @@ def rows_from(posterior: Posterior, solved: Solution) -> Side:
     return Side(solved.mean, solved.variance * row_free, posterior.rows.precision)
 
 
-def _column_problem(posterior: Posterior, noise: np.ndarray) -> Problem:
+def _column_problem(posterior: Posterior, noise: Array) -> Problem:
     """What columns, those fitted or others, are solved with; noise [M] is that of their cells."""
     rows, num_columns = posterior.rows, len(noise)
     _, column_free = _free(rows.mean.shape[1])

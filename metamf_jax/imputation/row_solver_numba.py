@@ -4,6 +4,9 @@ A row's K x K matrix is summed, factorized, inverted and forgotten while it lies
 (`ridge_numba`). Rows do not depend on each other, so the results do not depend on the threads.
 """
 
+# Numba calls an intrinsic without its first parameter, the typing context.
+# pyright: reportCallIssue=false
+
 import concurrent.futures
 import functools
 import os

@@ -8,7 +8,6 @@ folded in.
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -106,7 +105,7 @@ def fold_in(
     observations: cells.Observations,
     context: Context,
     v: Array,
-) -> tuple[Effects, jax.Array, FactorPrior]:
+) -> tuple[Effects, Array, FactorPrior]:
     """Effects, factors [N, K] and prior of further rows over the columns of a fitted matrix.
 
     For the rows of that matrix these are the fitted ones, to rounding. Pure.
