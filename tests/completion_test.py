@@ -153,6 +153,40 @@ def test_further_columns_are_folded_in(way):
         completion.fold_in_columns(fitted, nothing[:3], np.isnan(nothing[:3]))
 
 
+def test_a_narrow_table_is_answered_by_its_rows(monkeypatch):
+    """One column is the square of another: neither effects nor factors can say that."""
+    rng = np.random.default_rng(5)
+    along, other = rng.normal(size=(2, 120))
+    table = np.stack([along, 10 * along + other, along**2, 300 - 40 * along], axis=1)
+    table += 0.1 * table.std(axis=0) * rng.normal(size=table.shape)
+    observed = rng.random(table.shape) < 0.8
+    rows, columns = (x.astype(np.int32) for x in np.nonzero(observed))
+    entries = Entries(rows, columns, table[rows, columns], table.shape)
+    completed = completion.complete(PRIOR, entries)
+    assert completed.way == "columns"
+    np.testing.assert_allclose(completed.weights.sum(), 1)
+    assert completed.weights[3:].sum() > 0.5
+    units = table.std(axis=0)
+    values, errors = completion.predict_rows(completed, 0, 120)
+    left = ((values - table) / units)[~observed]
+    with monkeypatch.context() as patched:
+        patched.setattr(completion.row_gaussian, "suits", lambda *_: False)
+        factors = completion.complete(PRIOR, entries)
+    assert not factors.weights[3:].any()
+    others = ((completion.predict_rows(factors, 0, 120)[0] - table) / units)[~observed]
+    assert np.sqrt((left**2).mean()) < 0.7 * np.sqrt((others**2).mean())
+    inside = (np.abs(left) <= completion.NORMAL_QUANTILE * (errors / units)[~observed]).mean()
+    assert 0.8 < inside < 0.98
+    # Rows, empty ones too, are folded in as they were fitted; others have wider error bars.
+    folded = completion.fold_in(completed, table, observed)
+    for one, other in zip(folded, (values, errors), strict=True):
+        np.testing.assert_allclose(one / units, other / units, atol=1e-3)
+    unknown, wide = completion.predict(completed, [500] * 5, np.arange(5))
+    assert np.isfinite(unknown).all()
+    assert (wide[:4] > np.median(errors, axis=0)).all()
+    assert wide[4] > 0
+
+
 def test_scaling_of_columns():
     """Unlike columns each by their own; a constant or single cell by the usual deviation."""
     rows = np.array([0, 1, 2, 0, 1, 2, 0, 1, 0], np.int32)
@@ -175,7 +209,7 @@ def test_weights_lie_on_the_simplex_and_find_the_best_answer():
     np.testing.assert_allclose(weights.sum(), 1)
     assert weights[2] > 0.8
     np.testing.assert_allclose(
-        completion._weigh(answers[:, :1], truth[:1]), completion._START_WEIGHTS, atol=0.35
+        completion._weigh(answers[:, :1], truth[:1]), completion._START_WEIGHTS[:3], atol=0.35
     )
 
 

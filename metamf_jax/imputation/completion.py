@@ -4,10 +4,11 @@
 2. Values are standardised, by one mean and deviation or by each column's (`scaling`).
 3. Three answers, each knowing what the former knows: a bias model with learned shrinkage; factors
    under the encoder's prior (`zero_shot`); a posterior that starts there and learns its precisions
-   from the matrix (`posterior`).
-4. A held-out check on observed cells weights the three, chooses the standardisation, and measures
-   by how much the posterior's error bars are too narrow (split conformal prediction; Vovk et al.
-   2005). Too few cells to check leave everything at what the prior says.
+   from the matrix (`posterior`). For narrow tables two more, a Gaussian over the rows that is
+   shrunken to the posterior, and the mean over rows that it finds alike (`row_gaussian`).
+4. A held-out check on observed cells weights the answers, chooses the standardisation, and measures
+   by how much the error bars are too narrow (split conformal prediction; Vovk et al. 2005). Too few
+   cells to check leave everything at what the prior says.
 
 Nothing is trained: all of it is closed-form, and deterministic in the seed.
 """
@@ -24,8 +25,9 @@ import numpy as np
 
 from metamf_jax import cells
 from metamf_jax.bias_model import Effects
-from metamf_jax.imputation import posterior, row_solver, scaling, zero_shot
+from metamf_jax.imputation import posterior, row_gaussian, row_solver, scaling, zero_shot
 from metamf_jax.imputation.posterior import Posterior, Side
+from metamf_jax.imputation.row_gaussian import Completed, RowGaussian
 from metamf_jax.imputation.row_solver import Rows
 from metamf_jax.imputation.scaling import Scaling
 from metamf_jax.meta_learning.encoder import Context
@@ -33,13 +35,13 @@ from metamf_jax.meta_learning.meta_loss import MetaParams, ModelConfig
 from metamf_jax.meta_learning.padding import bucket_size, pad_dense, stack_entries
 from metamf_jax.types import Array, Entries, PaddedMatrices
 
-ANSWERS = ("bias", "learned", "posterior")
+ANSWERS = ("bias", "learned", "posterior", "gaussian", "neighbors")
 
 # Fewer observed cells than this cannot be checked on a part of them.
 _FEWEST_CHECKED = 10
-# What the three answers weigh before anything is known of the matrix, and how many observations'
-# worth of error it takes to leave that.
-_START_WEIGHTS = np.array([0.0, 0.6, 0.4])
+# What the answers weigh before anything is known of the matrix, and how many observations' worth of
+# error it takes to leave that.
+_START_WEIGHTS = np.array([0.0, 0.6, 0.4, 0.0, 0.0])
 _WEIGHT_STRENGTH = 6.0
 # Error bars are this much too narrow before anything is known, with the weight of so many cells.
 _START_INFLATION, _INFLATION_WEIGHT = 1.15, 10
@@ -78,11 +80,18 @@ class Check(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """All that further rows are folded in with; NumPy arrays, standardised units."""
+    """All that further rows are folded in with; NumPy arrays, standardised units.
+
+    Attributes:
+      context, v: of the learned prior.
+      posterior: see there.
+      gaussian: over the first columns, those that had cells; None where factors are to do alone.
+    """
 
     context: Context
     v: Array
     posterior: Posterior
+    gaussian: RowGaussian | None
 
 
 class Cells(NamedTuple):
@@ -110,7 +119,7 @@ class Completion:
       seen_columns: [M] bool, columns that had a cell.
       scaling: of the columns in ``cells``.
       way: the standardisation chosen.
-      weights: of the three `ANSWERS`.
+      weights: [5], of the `ANSWERS`.
       inflation: by what error bars are multiplied.
       bounds: least and greatest value that each column's cells may take.
       cells, columns: see their classes.
@@ -155,17 +164,21 @@ def complete(
     _require_valid(entries)
     dense, row_places, column_places = _occupied(entries)
     ways = scaling.SCALINGS if scaling.columns_differ(dense) else scaling.SCALINGS[:1]
-    fits = [_fit(prior, dense, tried, seed, progress) for tried in (ways if way is None else [way])]
+    ways = ways if way is None else (way,)
+    # What is said of rows hardly depends on the standardisation: the last one does.
+    fits = [_fit(prior, dense, tried, tried == ways[-1], seed, progress) for tried in ways]
     best = min(fits, key=lambda found: found.error)
-    fitted, adapted, post = best.scaling, best.adapted, best.posterior
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((adapted, post))):
+    fitted, adapted, post = best.scaling, best.fitted.adapted, best.fitted.posterior
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(best.fitted)):
         raise ValueError(
             f"the factors of this {entries.shape[0]} x {entries.shape[1]} matrix with "
             f"{len(entries.rows)} cells came out non-finite: its values may be too far apart for "
             "float32"
         )
-    columns = Columns(adapted.context, adapted.factors.v, post)
-    rows = _rows(best.weights, columns, adapted.effects, adapted.factors.u, post.rows)
+    columns = _kept(best.fitted)
+    rows = _rows(
+        best.weights, columns, adapted.effects, adapted.factors.u, post.rows, best.fitted.completed
+    )
     seen = np.zeros(entries.shape[1], bool)
     seen[entries.columns] = True
     padded = len(post.noise)
@@ -324,12 +337,17 @@ def _fold_block(completion, values, observed):
     dense.observed[rows, places] = True
     with jax.enable_x64(dtype == np.float64):
         state = jax.tree.map(
-            lambda leaf: np.asarray(leaf, dtype), (completion.prior.params, completion.columns)
+            lambda leaf: np.asarray(leaf, dtype),
+            (completion.prior.params, completion.columns._replace(gaussian=None)),
         )
         effects, u, side = jax.tree.map(
             np.asarray, _fold_compiled(completion.prior.config, *state, dense)
         )
-    u, p = _rows(completion.weights, completion.columns, effects, u, side)
+    completed, gaussian = None, completion.columns.gaussian
+    if gaussian is not None:
+        part = slice(len(values)), slice(len(gaussian.mean))
+        completed = row_gaussian.complete(gaussian, dense.values[part], dense.observed[part])
+    u, p = _rows(completion.weights, completion.columns, effects, u, side, completed)
     return u[: len(values)], p[: len(values)]
 
 
@@ -395,10 +413,23 @@ def _bucket(size: int, least: int) -> int:
 class _Fitted(NamedTuple):
     adapted: zero_shot.Adapted
     posterior: Posterior
+    gaussian: RowGaussian | None = None
+    completed: Completed | None = None
 
 
-def _adapt(prior: GeneralPrior, whole: Entries, parts: list[Entries]) -> list[_Fitted]:
-    """Fits a matrix and parts of it, all standardised; the parts first, to start the whole from."""
+def _kept(fitted: _Fitted) -> Columns:
+    adapted = fitted.adapted
+    return Columns(adapted.context, adapted.factors.v, fitted.posterior, fitted.gaussian)
+
+
+def _adapt(
+    prior: GeneralPrior, whole: Entries, parts: list[Entries], by_rows: bool
+) -> list[_Fitted]:
+    """Fits a matrix and parts of it, all standardised; the parts first, to start the whole from.
+
+    Args:
+      by_rows: whether a Gaussian over the rows is fitted too, where it suits the matrix.
+    """
     matrices = [*parts, whole]
     # A padding row and column remain for whatever is empty.
     shape = _bucket(whole.shape[0] + 1, 32), _bucket(whole.shape[1] + 1, 32)
@@ -422,8 +453,22 @@ def _adapt(prior: GeneralPrior, whole: Entries, parts: list[Entries]) -> list[_F
         started = posterior.start(adapted.effects, adapted.factors, adapted.noise)
         if fitted and n == len(parts):
             started = fitted[0].posterior
-        fitted.append(_Fitted(adapted, posterior.fit(rows, columns, started)))
+        found = _Fitted(adapted, posterior.fit(rows, columns, started))
+        if by_rows and row_gaussian.suits(rows.counts[: whole.shape[0]], whole.shape[1]):
+            start = fitted[0].gaussian if fitted and n == len(parts) else None
+            found = _by_rows(found, matrices[n], start)
+        fitted.append(found)
     return [fitted[-1], *fitted[:-1]]
+
+
+def _by_rows(fitted: _Fitted, entries: Entries, start: RowGaussian | None) -> _Fitted:
+    values, observed = np.zeros(entries.shape), np.zeros(entries.shape, bool)
+    values[entries.rows, entries.columns] = entries.values
+    observed[entries.rows, entries.columns] = True
+    prior = posterior.of_rows(fitted.posterior, entries.shape[1])
+    gaussian = row_gaussian.fit(values, observed, prior, start)
+    completed = row_gaussian.complete(gaussian, values, observed)
+    return fitted._replace(gaussian=gaussian, completed=completed)
 
 
 def _unstack(batch, count: int) -> list:
@@ -446,8 +491,7 @@ class _Fit(NamedTuple):
 
     way: str
     scaling: Scaling
-    adapted: zero_shot.Adapted
-    posterior: Posterior
+    fitted: _Fitted
     weights: np.ndarray
     inflation: float
     error: float
@@ -458,6 +502,7 @@ def _fit(
     prior: GeneralPrior,
     entries: Entries,
     way: str,
+    by_rows: bool,
     seed: int,
     progress: Callable[[str], None],
 ) -> _Fit:
@@ -478,22 +523,27 @@ def _fit(
     scales = [scaling.fit_scaling(matrix, way) for matrix in matrices]
     progress(f"fitting {len(matrices)} times, standardised by {way}")
     standardised = [scaling.standardize(*each) for each in zip(matrices, scales, strict=True)]
-    whole, *parts = _adapt(prior, standardised[0], standardised[1:])
+    whole, *parts = _adapt(prior, standardised[0], standardised[1:], by_rows)
     if count < _FEWEST_CHECKED:
         nothing = Check(0, math.nan, math.nan, math.nan)
-        return _Fit(way, scales[0], *whole, _START_WEIGHTS, _START_INFLATION, 0.0, nothing)
+        return _Fit(way, scales[0], whole, _START_WEIGHTS, _START_INFLATION, 0.0, nothing)
     checked = np.concatenate(held)
     found = [
         _answers(part, fitted, entries.rows[out], entries.columns[out])
         for part, fitted, out in zip(parts, scales[1:], held, strict=True)
     ]
-    answers, bars = (np.concatenate(part, axis=-1) for part in zip(*found, strict=True))
+    # Parts may be full enough for a Gaussian where others are not.
+    fewest = min(len(answers) for answers, _ in found)
+    answers = np.concatenate([answers[:fewest] for answers, _ in found], axis=1)
+    variances = np.concatenate([variances for _, variances in found], axis=1)
     # Errors count in units of each column's spread, so that no column drowns the others.
     units = scaling.fit_scaling(entries, "columns").scales[entries.columns[checked]]
     target, candidates = entries.values[checked].astype(np.float64) / units, answers / units
-    weights = _weigh(candidates, target)
-    left = target - weights @ candidates
-    inflation, coverage = _inflation(np.abs(left) / (bars / units))
+    weights = np.zeros(len(ANSWERS))
+    weights[: len(answers)] = _weigh(candidates, target)
+    left = target - weights[: len(answers)] @ candidates
+    bars = np.sqrt(_row_share(weights) @ variances) / units
+    inflation, coverage = _inflation(np.abs(left) / bars)
     check = Check(
         len(checked),
         float(np.sqrt(((left * units) ** 2).mean())),
@@ -501,21 +551,35 @@ def _fit(
         coverage,
     )
     error = float((left**2).mean())
-    return _Fit(way, scales[0], *whole, weights, inflation, error, check)
+    return _Fit(way, scales[0], whole, weights, inflation, error, check)
 
 
-def _answers(fit, fitted: Scaling, rows, columns) -> tuple[np.ndarray, np.ndarray]:
-    """The three `ANSWERS` [3, P] at cells, and the posterior's error bars [P], in units."""
-    adapted, post = fit
-    kept = Columns(adapted.context, adapted.factors.v, post)
+def _answers(fit: _Fitted, fitted: Scaling, rows, columns) -> tuple[np.ndarray, np.ndarray]:
+    """The `ANSWERS` [3 or 5, P] at cells, and the factors' and the rows' variances [2, P].
+
+    In units; the second variances are those of the first where there is no Gaussian over rows.
+    """
+    adapted, post, _, completed = fit
+    kept = _kept(fit)._replace(gaussian=None)
     answers = []
-    for weights in np.eye(3):
-        u, p = _rows(weights, kept, adapted.effects, adapted.factors.u, post.rows)
+    for weights in np.eye(len(ANSWERS))[:3]:
+        u, p = _rows(weights, kept, adapted.effects, adapted.factors.u, post.rows, None)
         v, r, noise = _columns(weights, kept)
         answers.append(np.einsum("pk,pk->p", u[rows], v[columns]))
-    variances = np.einsum("pk,pk->p", p[rows], r[columns]) + noise[columns]
+    variances = [np.einsum("pk,pk->p", p[rows], r[columns]) + noise[columns]]
+    if completed is not None:
+        of_rows, near, variance = (part[rows, columns] for part in completed)
+        answers += [of_rows, near]
+        variances.append(variance)
     scales = fitted.scales[columns]
-    return fitted.centers[columns] + scales * np.array(answers), scales * np.sqrt(variances)
+    variances = np.broadcast_to(variances, (2, len(rows))) if completed is None else variances
+    return fitted.centers[columns] + scales * np.array(answers), scales**2 * np.array(variances)
+
+
+def _row_share(weights: np.ndarray) -> np.ndarray:
+    """What the variances of the factors and of the rows' Gaussian weigh, [2]."""
+    share = min(weights[3:].sum(), 1.0)
+    return np.array([1 - share, share])
 
 
 def _select(entries: Entries, which: np.ndarray) -> Entries:
@@ -527,12 +591,13 @@ def _select(entries: Entries, which: np.ndarray) -> Entries:
 def _weigh(candidates: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Weights from the simplex with the least squared error, shrunken to the start."""
     errors = target - candidates
+    start = _START_WEIGHTS[: len(errors)]
     noise = (errors**2).mean(axis=1).min()
     ridge = _WEIGHT_STRENGTH * noise + 1e-12 * (errors**2).mean() + 1e-300
     # With weights that add up to one, the error is the weighted sum of errors.
     gram = errors @ errors.T + ridge * np.eye(len(errors))
-    pull = ridge * _START_WEIGHTS
-    best, least = _START_WEIGHTS, np.inf
+    pull = ridge * start
+    best, least = start, np.inf
     # A few numbers: the best of each set of answers by itself, where that is inside the simplex.
     for size in range(1, len(errors) + 1):
         for chosen in map(list, itertools.combinations(range(len(errors)), size)):
@@ -588,23 +653,44 @@ def _bounds(entries: Entries, way: str, padded: int) -> tuple[np.ndarray, np.nda
     return lows, highs
 
 
-def _rows(weights, columns: Columns, effects: Effects, u, side: Side):
+def _rows(weights, columns: Columns, effects: Effects, u, side: Side, completed: Completed | None):
     """The rows' half of `Cells`."""
     of_bias, of_posterior = weights[0] + weights[1], weights[2]
     constant = of_bias * (effects.mean + effects.rows) + of_posterior * columns.posterior.mean
     u = np.column_stack(
         [constant, np.full(len(u), of_bias), weights[1] * u, of_posterior * side.mean]
     )
-    return u, np.concatenate([side.mean**2 + side.variance, side.variance], axis=1)
+    p = np.concatenate([side.mean**2 + side.variance, side.variance], axis=1)
+    if completed is None or columns.gaussian is None:
+        return u, p
+    # What is said of rows is a cell for each column; padding is a row of which nothing is known.
+    gaussian, padding = columns.gaussian, ((0, len(u) - len(completed.values)), (0, 0))
+    values, variances = (np.pad(part, padding) for part in (completed.values, completed.variances))
+    values[len(completed.values) :] = gaussian.mean
+    variances[len(completed.values) :] = np.diag(gaussian.covariance)
+    near = values.copy()
+    near[: len(completed.values)] = completed.neighbors
+    of_factors, of_rows = _row_share(weights)
+    return (
+        np.hstack([u, weights[3] * values + weights[4] * near]),
+        np.hstack([of_factors * p, of_rows * variances]),
+    )
 
 
 def _columns(weights, columns: Columns):
     """The columns' half of `Cells`."""
-    side = columns.posterior.columns
+    side, noise, gaussian = columns.posterior.columns, columns.posterior.noise, columns.gaussian
     effects = columns.context.effects
     assert effects is not None
     v = np.column_stack([np.ones(len(columns.v)), effects.columns, columns.v, side.mean])
-    return v, np.concatenate([side.variance, side.mean**2], axis=1), columns.posterior.noise
+    r = np.concatenate([side.variance, side.mean**2], axis=1)
+    if gaussian is None:
+        return v, r, noise
+    own = np.eye(len(v), len(gaussian.mean))
+    of_factors, of_rows = _row_share(weights)
+    # Of a column without cells the Gaussian knows the mean of the others alone.
+    unknown = np.where(own.any(axis=1), 0, np.trace(gaussian.covariance) / len(gaussian.mean))
+    return np.hstack([v, own]), np.hstack([r, own]), of_factors * noise + of_rows * unknown
 
 
 def _dense(completion, u, p):

@@ -1,0 +1,231 @@
+"""A Gaussian over the rows of a narrow table, corrected by the rows that are most alike.
+
+Where a table has many more rows than columns, the covariances of its columns can be learned
+outright: ``x_n ~ N(mean, covariance)``, by expectation maximisation over the missing cells (Little
+and Rubin, *Statistical Analysis with Missing Data*, section 11.3), the covariance shrunken towards
+that of a factor model. Given the row's observed cells o, with ``K = covariance^-1``, the missing
+cells m are
+
+    x_m ~ N(mean_m - K_mm^-1 K_mo (x_o - mean_o), K_mm^-1)
+
+so that a row costs the cube of its missing cells. What is not linear is left over, and alike in
+rows that are alike: the errors that the Gaussian makes at observed cells, each predicted from the
+others of its row, are averaged over near rows (Nadaraya and Watson) and added.
+
+NumPy, float64: the batches are of small matrices, of as many sizes as rows have gaps.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+# The most columns, and the fewest rows for each: below that, factors say more.
+_MOST_COLUMNS, _ROWS_A_COLUMN = 128, 2
+# Cubes of missing cells, of an iteration: some 0.3 s. Sparser tables are for factors.
+_MOST_WORK = 3e8
+_ITERATIONS, _TOLERANCE = 20, 1e-3
+# Multiplications of the comparison with other rows: some seconds.
+_MOST_COMPARED = 2.5e8
+# Rows weigh exp(-2) times the nearest at the distance of the tenth; the correction is shrunken by
+# one such nearest row without an error. On cells removed from iris, wine, diabetes and digits, a
+# third or a twentieth row and half the exponent were up to 4% worse on one of them each.
+_NEIGHBORS, _DECAY, _SHRINKAGE = 10, 2.0, 1.0
+# Numbers in a batch.
+_BATCH = 2**21
+
+
+class RowGaussian(NamedTuple):
+    """What rows are completed with; float64.
+
+    Attributes:
+      mean: [M].
+      covariance: [M, M].
+      rows: [R, M], fitted rows, completed.
+      variances: [R, M], of these; zero at observed cells.
+      errors: [R, M], value minus prediction from the row's other cells; zero at missing ones.
+      observed: [R, M] bool.
+    """
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    rows: np.ndarray
+    variances: np.ndarray
+    errors: np.ndarray
+    observed: np.ndarray
+
+
+class Completed(NamedTuple):
+    """Completed rows, each [N, M]; observed cells have their values and the variance zero.
+
+    Attributes:
+      values: of the Gaussian, corrected.
+      neighbors: means over the near rows.
+      variances: of the Gaussian.
+    """
+
+    values: np.ndarray
+    neighbors: np.ndarray
+    variances: np.ndarray
+
+
+def suits(counts: np.ndarray, num_columns: int) -> bool:
+    """Whether a table is narrow and full enough.
+
+    Args:
+      counts: [N], observed cells of each row.
+      num_columns: M.
+    """
+    if not 2 <= num_columns <= min(_MOST_COLUMNS, len(counts) / _ROWS_A_COLUMN):
+        return False
+    return float(((num_columns - counts.astype(float)) ** 3).sum()) <= _MOST_WORK
+
+
+def fit(
+    values: np.ndarray,
+    observed: np.ndarray,
+    prior: tuple[np.ndarray, np.ndarray],
+    start: RowGaussian | None = None,
+) -> RowGaussian:
+    """Fits the Gaussian to a table.
+
+    Args:
+      values: [N, M], whatever the missing cells hold.
+      observed: [N, M] bool.
+      prior: mean [M] and covariance [M, M] that it is shrunken to, counting as one row and as M:
+        a normal inverse Wishart prior, of which the mode is found.
+      start: of much the same table, to start from.
+    """
+    num_rows, num_columns = values.shape
+    prior_mean, prior_covariance = (np.asarray(part, np.float64) for part in prior)
+    mean, covariance = (prior_mean, prior_covariance) if start is None else start[:2]
+    values = np.where(observed, values, 0).astype(np.float64)
+    gaps = _gaps(observed)
+    for _ in range(_ITERATIONS):
+        before = covariance
+        completed, uncertain = _expect(values, observed, gaps, mean, covariance)
+        mean = (completed.sum(axis=0) + prior_mean) / (num_rows + 1)
+        left = np.vstack([completed, prior_mean]) - mean
+        covariance = left.T @ left + uncertain + num_columns * prior_covariance
+        covariance /= len(left) + num_columns
+        if np.abs(covariance - before).max() <= _TOLERANCE * np.abs(before).max():
+            break
+    compared = int(min(num_rows, max(_MOST_COMPARED / values.size, 2 * _NEIGHBORS)))
+    chosen = np.sort(np.random.default_rng(0).permutation(num_rows)[:compared])
+    observed = observed[chosen]
+    rows, variances, errors = _condition(values[chosen], observed, mean, covariance)
+    return RowGaussian(mean, covariance, rows, variances, errors, observed)
+
+
+def complete(gaussian: RowGaussian, values: np.ndarray, observed: np.ndarray) -> Completed:
+    """Completes rows, fitted or others, each from its own observed cells.
+
+    Args:
+      gaussian: of the table.
+      values: [N, M], whatever the missing cells hold.
+      observed: [N, M] bool.
+    """
+    values = np.where(observed, values, 0).astype(np.float64)
+    rows, variances, _ = _condition(values, observed, gaussian.mean, gaussian.covariance)
+    corrected, neighbors = rows.copy(), rows.copy()
+    scale = 1 / np.sqrt(np.diag(gaussian.covariance))
+    ours, theirs = rows * scale, gaussian.rows * scale
+    our_variances, their_variances = variances * scale**2, gaussian.variances * scale**2
+    # Expected squared distances, of which the column that is asked for is taken out.
+    distances = (ours**2 + our_variances).sum(axis=1)[:, None] - 2 * ours @ theirs.T
+    distances += (theirs**2 + their_variances).sum(axis=1)
+    # A row of which nothing is known is like no other.
+    some = observed.any(axis=1)
+    for m in range(rows.shape[1]):
+        asked = np.flatnonzero(~observed[:, m] & some)
+        known = np.flatnonzero(gaussian.observed[:, m])
+        if not len(asked) or len(known) <= _NEIGHBORS:
+            continue
+        away = distances[np.ix_(asked, known)] - our_variances[asked, m][:, None]
+        away -= (ours[asked, m][:, None] - theirs[known, m]) ** 2
+        nearest, tenth = np.partition(away, (0, _NEIGHBORS - 1), axis=1)[:, [0, _NEIGHBORS - 1]].T
+        width = np.maximum(tenth - nearest, 1e-12)
+        weights = np.exp(-_DECAY * (away - nearest[:, None]) / width[:, None])
+        total = weights.sum(axis=1)
+        corrected[asked, m] += weights @ gaussian.errors[known, m] / (total + _SHRINKAGE)
+        neighbors[asked, m] = weights @ gaussian.rows[known, m] / total
+    return Completed(corrected, neighbors, variances)
+
+
+class _Gaps(NamedTuple):
+    """Rows of much the same number of missing cells.
+
+    Attributes:
+      rows: [B].
+      columns: [B, G], the missing cells', then others.
+      missing: [B, G] bool, which are.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    missing: np.ndarray
+
+
+def _gaps(observed: np.ndarray) -> list[_Gaps]:
+    counts = (~observed).sum(axis=1)
+    order = np.argsort(counts, kind="stable")
+    order = order[counts[order] > 0]
+    batches, first = [], 0
+    while first < len(order):
+        least = counts[order[first]]
+        last = int(np.searchsorted(counts[order], least + max(2, least // 8), side="right"))
+        most = counts[order[last - 1]]
+        last = min(last, first + max(1, _BATCH // int(most) ** 2))
+        rows = order[first:last]
+        columns = np.argsort(observed[rows], axis=1, kind="stable")[:, :most]
+        missing = np.arange(most) < counts[rows][:, None]
+        batches.append(_Gaps(rows, columns, missing))
+        first = last
+    return batches
+
+
+def _of_gaps(batch: _Gaps, precision: np.ndarray) -> np.ndarray:
+    """Covariances [B, G, G] of the missing cells given the observed ones; zero beyond them."""
+    both = batch.missing[:, :, None] & batch.missing[:, None, :]
+    own = precision[batch.columns[:, :, None], batch.columns[:, None, :]]
+    return np.linalg.inv(np.where(both, own, np.eye(both.shape[1]))) * both
+
+
+def _fill(values, batch: _Gaps, covariances, mean, precision) -> None:
+    """Sets the missing cells of a batch to their means; before, ``values`` holds `mean` there."""
+    rows, columns, missing = batch
+    pull = ((values[rows] - mean) @ precision)[np.arange(len(rows))[:, None], columns] * missing
+    moved = np.einsum("bij,bj->bi", covariances, pull)
+    places = np.broadcast_to(rows[:, None], columns.shape)[missing], columns[missing]
+    values[places] -= moved[missing]
+
+
+def _expect(values, observed, gaps: list[_Gaps], mean, covariance):
+    """Completed rows [N, M], and the sum [M, M] of their covariances."""
+    precision, size = np.linalg.inv(covariance), len(mean)
+    completed, uncertain = np.where(observed, values, mean), np.zeros(size * size)
+    for batch in gaps:
+        covariances = _of_gaps(batch, precision)
+        _fill(completed, batch, covariances, mean, precision)
+        places = batch.columns[:, :, None] * size + batch.columns[:, None, :]
+        uncertain += np.bincount(places.ravel(), covariances.ravel(), size * size)
+    return completed, uncertain.reshape(size, size)
+
+
+def _condition(values, observed, mean, covariance):
+    """Completed rows, their variances, and the errors at observed cells; see `RowGaussian`."""
+    precision = np.linalg.inv(covariance)
+    completed, variances = np.where(observed, values, mean), np.zeros(values.shape)
+    # Precisions of the observed cells, each given the other observed ones of its row.
+    own = np.broadcast_to(np.diag(precision), values.shape).copy()
+    for batch in _gaps(observed):
+        covariances = _of_gaps(batch, precision)
+        _fill(completed, batch, covariances, mean, precision)
+        rows, columns, missing = batch
+        places = np.broadcast_to(rows[:, None], columns.shape)[missing], columns[missing]
+        variances[places] = np.einsum("bii->bi", covariances)[missing]
+        towards = precision[columns] * missing[:, :, None]
+        own[rows] -= np.einsum("bim,bim->bm", np.matmul(covariances, towards), towards)
+    # At least the precision of a cell by itself, which rounding must not undercut.
+    own = np.maximum(own, 1 / np.diag(covariance))
+    errors = np.where(observed, (completed - mean) @ precision / own, 0)
+    return completed, variances, errors
