@@ -330,11 +330,11 @@ def _fold_block(completion, values, observed):
     held = completion.scaling
     dtype = values.dtype if values.dtype == np.float64 else np.float32
     size = _bucket(len(values), 32), completion.columns.v.shape[0]
-    dense = PaddedMatrices(np.zeros(size, dtype), np.zeros(size, bool))
-    dense.values[rows, places] = (values[rows, columns] - held.centers[places]) / held.scales[
-        places
-    ]
-    dense.observed[rows, places] = True
+    standardised, seen = np.zeros(size, dtype), np.zeros(size, bool)
+    own = (values[rows, columns] - held.centers[places]) / held.scales[places]
+    standardised[rows, places] = own
+    seen[rows, places] = True
+    dense = PaddedMatrices(standardised, seen)
     with jax.enable_x64(dtype == np.float64):
         state = jax.tree.map(
             lambda leaf: np.asarray(leaf, dtype),
@@ -346,7 +346,7 @@ def _fold_block(completion, values, observed):
     completed, gaussian = None, completion.columns.gaussian
     if gaussian is not None:
         part = slice(len(values)), slice(len(gaussian.mean))
-        completed = row_gaussian.complete(gaussian, dense.values[part], dense.observed[part])
+        completed = row_gaussian.complete(gaussian, standardised[part], seen[part])
     u, p = _rows(completion.weights, completion.columns, effects, u, side, completed)
     return u[: len(values)], p[: len(values)]
 

@@ -164,7 +164,7 @@ def of_rows(posterior: Posterior, num_columns: int) -> tuple[np.ndarray, np.ndar
     # The last factor of a row is one: its mean is the column's effect.
     free, prior = v[:, :-1], prior[:-1]
     own = posterior.noise[:num_columns] + spread[:, :-1] @ prior + spread[:, -1]
-    return posterior.mean + v[:, -1], (free * prior) @ free.T + np.diag(own)
+    return np.asarray(posterior.mean + v[:, -1]), (free * prior) @ free.T + np.diag(own)
 
 
 def _columns_from(posterior: Posterior, solved: Solution) -> Side:
