@@ -100,7 +100,8 @@ def tasks(config: Config, data_dir: str | None) -> Iterator[Task]:
                 yield Task(f"{name} {side} x {side}", "cut", train, test, np.ones(train.shape[1]))
         for name in config.tables:
             values = _table(name)
-            units = np.maximum(values.std(axis=0), 1e-9)
+            deviations = values.std(axis=0)
+            units = np.where(deviations > 0, deviations, 1)
             for share in config.removed:
                 for way in ("random", "high values"):
                     rng = np.random.default_rng([config.seed, repeat, int(100 * share)])
