@@ -120,3 +120,35 @@ def test_a_row_is_answered_from_its_own_cells():
 )
 def test_narrow_tables_suit(rows, columns, seen, suits):
     assert row_gaussian.suits(np.full(rows, seen), columns) is suits
+
+
+def fitted_to(values, observed):
+    return row_gaussian.fit(values, observed, (np.zeros(values.shape[1]), np.eye(values.shape[1])))
+
+
+def test_what_is_missing_for_its_own_value_is_found():
+    """The slope of the log odds, in each column's unit; none for cells missing at random."""
+    rng = np.random.default_rng(5)
+    values, mean, covariance = correlated(rng, 800, 5)
+    values = (values - mean) / np.sqrt(np.diag(covariance))
+    units = np.array([1.0, 10.0, 1.0, 0.1, 1.0])
+    chance = rng.logistic(size=values.shape)
+    slope = row_gaussian.missing_by_value(fitted_to(values * units, chance < 1 - 1.5 * values))
+    np.testing.assert_allclose(slope * units, 1.5 * np.ones(5), rtol=0.25)
+    slope = row_gaussian.missing_by_value(fitted_to(values, chance < 1 + 1.5 * values))
+    np.testing.assert_allclose(slope, -1.5 * np.ones(5), rtol=0.25)
+    assert not row_gaussian.missing_by_value(fitted_to(values, chance < 1)).any()
+
+
+def test_what_is_missing_for_another_cells_value_is_not_mistaken():
+    rng = np.random.default_rng(6)
+    values, mean, covariance = correlated(rng, 800, 5)
+    values = (values - mean) / np.sqrt(np.diag(covariance))
+    chance = rng.logistic(size=values.shape)
+    observed = chance < 1 - 1.5 * values[:, :1]
+    observed[:, 0] = True
+    slopes = [row_gaussian.missing_by_value(fitted_to(values, observed))]
+    # A single column with gaps cannot tell.
+    observed[:, 2:] = True
+    slopes.append(row_gaussian.missing_by_value(fitted_to(values, observed)))
+    np.testing.assert_allclose(slopes, 0, atol=0.2)

@@ -9,6 +9,8 @@
 4. A held-out check on observed cells weights the answers, chooses the standardisation, and measures
    by how much the error bars are too narrow (split conformal prediction; Vovk et al. 2005). Too few
    cells to check leave everything at what the prior says.
+5. Where a narrow table shows that large values (or small ones) are the likelier to be missing, what
+   is imputed is moved that way (`row_gaussian.missing_by_value`).
 
 Nothing is trained: all of it is closed-form, and deterministic in the seed.
 """
@@ -122,6 +124,7 @@ class Completion:
       weights: [5], of the `ANSWERS`.
       inflation: by what error bars are multiplied.
       bounds: least and greatest value that each column's cells may take.
+      tilt: [M'], what the log odds of being missing gain with a unit of a cell's value.
       cells, columns: see their classes.
       check: what was found on held-out cells.
     """
@@ -136,6 +139,7 @@ class Completion:
     weights: np.ndarray
     inflation: float
     bounds: tuple[np.ndarray, np.ndarray]
+    tilt: np.ndarray
     cells: Cells
     columns: Columns
     check: Check
@@ -197,6 +201,7 @@ def complete(
         best.weights,
         best.inflation,
         _bounds(dense, best.way, padded),
+        _tilt(columns.gaussian, scales),
         Cells(*rows, *_columns(best.weights, columns)),
         columns,
         best.check,
@@ -653,6 +658,13 @@ def _bounds(entries: Entries, way: str, padded: int) -> tuple[np.ndarray, np.nda
     return lows, highs
 
 
+def _tilt(gaussian: RowGaussian | None, fitted: Scaling) -> np.ndarray:
+    tilt = np.zeros(len(fitted.scales))
+    if gaussian is not None:
+        tilt[: len(gaussian.mean)] = row_gaussian.missing_by_value(gaussian)
+    return tilt / fitted.scales
+
+
 def _rows(weights, columns: Columns, effects: Effects, u, side: Side, completed: Completed | None):
     """The rows' half of `Cells`."""
     of_bias, of_posterior = weights[0] + weights[1], weights[2]
@@ -702,6 +714,8 @@ def _dense(completion, u, p):
 
 def _in_units(completion, standardised, variances, places):
     scales = completion.scaling.scales[places]
+    errors = completion.inflation * scales * np.sqrt(variances)
     values = completion.scaling.centers[places] + scales * standardised
+    values += completion.tilt[places] * errors**2
     low, high = (bound[places] for bound in completion.bounds)
-    return np.clip(values, low, high), completion.inflation * scales * np.sqrt(variances)
+    return np.clip(values, low, high), errors
