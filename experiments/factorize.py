@@ -420,13 +420,15 @@ def run(
     before, seconds = progress.finite_objective, []
     with common.until_checkpoint() as leave_if_asked:
         while progress.epoch < config.epochs:
-            used = progress.step_size
-            due = (progress.epoch + 1) % every == 0 or progress.epoch + 1 == config.epochs
-            progress = solver.advance(method, rule, progress, evaluate=due)
-            seconds.append(progress.seconds)
-            log.advance()
-            if not due:
+            used, done = progress.step_size, progress.epoch
+            due = min(done - done % every + every, config.epochs)
+            progress = solver.advance(method, rule, progress, due)
+            seconds += [progress.seconds] * (progress.epoch - done)
+            log.advance(progress.epoch - done)
+            if progress.epoch < due:
                 continue
+            if not rule.reads_objective:
+                used = rule.after(progress.epoch - 1, used, 0.0, 0.0)
             errors = dict(zip(("train_rmse", "test_rmse"), errors_of(progress.state), strict=True))
             log.metrics(
                 progress.epoch,
