@@ -24,7 +24,7 @@ def compiled(function: Callable, signature: Any, **options: Any) -> Callable:
       signature: Numba types, or a signature with them.
       **options: of ``numba.njit``, without ``cache``.
     """
-    dispatcher = numba.njit(**options)(function)
+    dispatcher: Any = numba.njit(**options)(function)
     dispatcher._cache = _Cache(function)
     dispatcher.compile(signature)
     dispatcher.disable_compile()

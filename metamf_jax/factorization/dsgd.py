@@ -505,7 +505,7 @@ def solve_blocks(
         u, v = state.u, state.v
         if has_all_cell_term:
             u, v = without_points_program(u, v, state.held.astype(np.int32), sizes[0])
-        for which, points, first, last in portions(schedule, *ends, shuffle):
+        for which, points, first, last in portions(schedule, ends[0], ends[1], shuffle):
             count = first.shape[1]
             longest = 1 if isinstance(cut, BlockStore) else at_once * num_blocks
             moves, first_last, rates = jax.tree.map(
