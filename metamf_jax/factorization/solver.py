@@ -14,8 +14,8 @@ from metamf_jax.types import Entries, Factors
 INITS: Final = ("uniform", "normal", "positive")
 
 
-# A rise of the objective by more than so many times itself in one epoch is divergence. Sound runs rise
-# by a few percent, under `squared_all` by a third. While tenfold rises were kept, a few of them led
+# A rise of the objective by more than so many times itself in one epoch is divergence. Sound runs
+# rise by a few percent, under `squared_all` by a third. While tenfold rises were kept, some led
 # `gkl` on MovieLens-1M to 18 times the objective of the start.
 _LARGEST_RISE = 0.5
 
