@@ -343,6 +343,9 @@ def run(
     objective = Objective(config.loss, config.penalty, config.regularization, config.biases)
     objectives.check_solver(objective, config.solver)
     rule = step_size.parse(config.step_size.replace(":auto", ""))
+    stepped = config.solver in methods.STEPPED
+    if not stepped:  # A bold driver would want the objective after every epoch.
+        rule = step_size.StepSize("constant")
     init, _ = _parse_init(config.init)
     work = DsgdConfig(
         config.blocks,
@@ -384,7 +387,7 @@ def run(
             config.solver, objective, train, work, None, factors.u.shape[1]
         )
     log = open_run_log(workdir, "factorize", config)
-    if ":auto" in config.step_size and config.solver in ("sgd", "psgd", "dsgd"):
+    if ":auto" in config.step_size and stepped:
         if processes.is_first():
             sample = train.sample(50_000) if isinstance(train, BlockStore) else train
             rule = methods.choose_step_size(objective, sample, config.rank, rule, work, init, scale)
@@ -420,20 +423,22 @@ def run(
     before, seconds = progress.finite_objective, []
     with common.until_checkpoint() as leave_if_asked:
         while progress.epoch < config.epochs:
-            used = progress.step_size
-            due = (progress.epoch + 1) % every == 0 or progress.epoch + 1 == config.epochs
-            progress = solver.advance(method, rule, progress, evaluate=due)
-            seconds.append(progress.seconds)
-            log.advance()
-            if not due:
+            used, done = progress.step_size, progress.epoch
+            due = min(done - done % every + every, config.epochs)
+            progress = solver.advance(method, rule, progress, due)
+            seconds += [progress.seconds] * (progress.epoch - done)
+            log.advance(progress.epoch - done)
+            if progress.epoch < due:
                 continue
+            if not rule.reads_objective:
+                used = rule.after(progress.epoch - 1, used, 0.0, 0.0)
             errors = dict(zip(("train_rmse", "test_rmse"), errors_of(progress.state), strict=True))
             log.metrics(
                 progress.epoch,
                 {
                     "objective": progress.objective,
                     **{name: value for name, value in errors.items() if value is not None},
-                    "step_size": used,
+                    **({"step_size": used} if stepped else {}),
                     "epoch_seconds": sum(seconds) / len(seconds),
                     "epochs": len(seconds),
                     "updates_per_second": matrix.num_points / max(min(seconds), 1e-9),

@@ -257,6 +257,10 @@ def fixed_overhead(points: list[int], seconds: list[float]) -> tuple[float, floa
     return float(intercept), float(slope)
 
 
+def _workers_named(count: int) -> str:
+    return f"{count} worker{'s' * (count > 1)}"
+
+
 def _xy(lines, x, y, divide_by=1.0):
     return [line[x] for line in lines], [line[y] / divide_by for line in lines]
 
@@ -279,7 +283,7 @@ def _errors(curves, x="epoch", x_label="epoch"):
 def _solvers(runs, config, cells):
     most = max(config.workers)
     names = {
-        name: f"{title}, {most} workers" if name in ("psgd", "dsgd") else title
+        name: f"{title}, {_workers_named(most)}" if name in ("psgd", "dsgd") else title
         for name, title in _TITLES.items()
     }
     curves = {
@@ -298,8 +302,8 @@ def _workers(runs, config, cells):
     if same:
         curves = {f"DSGD, {', '.join(map(str, ends))} workers": next(iter(distributed.values()))}
     else:
-        curves = {f"DSGD, {w} workers": lines for w, lines in distributed.items()}
-    curves |= {f"parameter mixing, {w} workers": lines for w, lines in mixed.items()}
+        curves = {f"DSGD, {_workers_named(w)}": lines for w, lines in distributed.items()}
+    curves |= {f"parameter mixing, {_workers_named(w)}": lines for w, lines in mixed.items()}
     times = {
         title: (list(by), [1e3 * seconds_per_epoch(lines) for lines in by.values()])
         for title, by in (("DSGD", distributed), ("parameter mixing", mixed))
@@ -353,17 +357,17 @@ def _scaling(runs, config, cells):
         times = [seconds_per_epoch(runs("dsgd", w, share=share, **epochs)) for share in shares]
         intercept, _ = fixed_overhead([cells * share for share in shares], times)
         overheads[str(w)] = 1e3 * intercept
-        title = f"{w} workers: {1e3 * intercept:.1f} ms fixed"
-        by_size[title] = [cells * share for share in shares], [1e3 * t for t in times]
+        title = f"{_workers_named(w)}: {1e3 * intercept:.1f} ms fixed"
+        by_size[title] = [cells * share / 1e3 for share in shares], [1e3 * t for t in times]
     panels = [
         Panel(
-            f"data and workers grow together ({cells} points a worker)",
-            "workers = copies of the data",
+            "data and workers grow together",
+            f"workers = copies of the {cells} points",
             "milliseconds an epoch",
             {"as many workers": (config.workers, together), "one worker": (config.workers, alone)},
             x_scale="log2",
         ),
-        Panel("the same workers, more data", "points", "milliseconds an epoch", by_size),
+        Panel("the same workers, more data", "thousand points", "milliseconds an epoch", by_size),
     ]
     return panels, {"overhead_ms": overheads, "together_ms": together, "one_worker_ms": alone}
 

@@ -180,7 +180,7 @@ class NumbaKernel:
         import numba
         from numba.core import compiler
 
-        from metamf_jax import _xla_call_frame
+        from metamf_jax import _xla_call_frame, numba_cache
 
         class DistinctCompiler(compiler.Compiler):
             """Numba's own, with the promise that arrays do not overlap."""
@@ -195,14 +195,14 @@ class NumbaKernel:
             for i, (dtype, rank) in enumerate(described)
         ]
         # Compiled for one signature at once, so that the cache on disk serves the next process.
-        kernel = numba.njit(
+        kernel = numba_cache.compiled(
+            self._function,
             tuple(array_types),
-            cache=True,
             nogil=True,
             error_model="numpy",
             fastmath=set(self._fastmath),
             pipeline_class=DistinctCompiler if self._distinct else compiler.Compiler,
-        )(self._function)
+        )
         # Read by the handler: they live as long as the process, like the registration.
         self._messages = [
             ctypes.create_string_buffer(f"{self.name}: {message}".encode())

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator, StrMethodFormatter
 
 from metamf_jax.types import Entries
 
@@ -276,6 +276,9 @@ def panels(path: str | os.PathLike, contents: Sequence[Panel], title: str = "") 
                 getattr(axes, f"{axis}axis").set_minor_formatter(
                     plain if high < 10 * low else NullFormatter()
                 )
+                if high < 3 * low:  # Between 1 and 2 a logarithmic axis has no marks.
+                    getattr(axes, f"{axis}axis").set_major_locator(MaxNLocator(6))
+                    getattr(axes, f"{axis}axis").set_minor_locator(NullLocator())
         if panel.x_scale == "log2":
             axes.set_xticks(sorted(marked), [f"{x:g}" for x in sorted(marked)], minor=False)
             axes.minorticks_off()

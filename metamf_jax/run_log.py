@@ -165,10 +165,10 @@ class RunLog:
             total=total, initial=first, unit=unit, disable=not sys.stderr.isatty(), leave=False
         )
 
-    def advance(self) -> None:
-        """One step more on the bar."""
+    def advance(self, steps: int = 1) -> None:
+        """So many steps more on the bar."""
         if self._bar is not None:
-            self._bar.update()
+            self._bar.update(steps)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Logs numbers under a step: a JSON line, TensorBoard events, a printed line."""
@@ -229,7 +229,7 @@ class SilentRunLog(RunLog):
     def start_progress(self, total: int, first: int, unit: str) -> None:
         """Nothing."""
 
-    def advance(self) -> None:
+    def advance(self, steps: int = 1) -> None:
         """Nothing."""
 
     def metrics(self, step: int, values: dict[str, float]) -> None:

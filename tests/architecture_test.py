@@ -13,6 +13,7 @@ BASE = {
     "cells",
     "cells_xla",
     "cells_numba",
+    "numba_cache",
     "numba_ffi",
     "numba_vectors",
     "_xla_call_frame",

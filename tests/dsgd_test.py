@@ -170,6 +170,28 @@ class DsgdTest(parameterized.TestCase):
         jax.jit(lambda x: x + 41.5)(1.0)
         assert compiled, "the listener hears nothing"
 
+    @parameterized.parameters(("squared", [3, 5, 3]), ("squared_all", [1] * 11))
+    def test_epochs_at_once_leave_the_bits_of_single_ones(self, loss, at_once):
+        objective = Objective(loss, "l2", 0.1)
+        entries, _, start = _problem(objective)
+        config = DsgdConfig(4, 2, per_row=True)
+        method = dsgd.make_solver(objective, entries, config, width=K)
+        sizes = [0.1 / epoch for epoch in range(1, 12)]
+        single = method.init(start)
+        for epoch, size in enumerate(sizes, 1):
+            single = method.epoch(single, epoch, size)
+        assert method.epochs is not None
+        # The points are shuffled before the ninth.
+        state, done = method.epochs(method.init(start), 1, sizes[: at_once[0]])
+        counts = [done]
+        while sum(counts) < len(sizes):
+            state, done = method.epochs(state, sum(counts) + 1, sizes[sum(counts) :])
+            counts.append(done)
+        assert counts == at_once
+        for one, other in zip(method.factors(single), method.factors(state), strict=True):
+            assert one.tobytes() == other.tobytes()
+        assert method.objective(single) == method.objective(state)
+
     def test_bold_driver_recovers_and_others_end(self):
         objective = Objective("squared", "l2", 0.1)
         entries, _, start = _problem(objective)

@@ -122,14 +122,14 @@ def shuffle_inside(
       offsets: [Q + 1], where the sub-blocks begin, from any number on.
       rng: draws the order.
     """
-    sub_block = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    order = _random_order(sub_block, rng)
+    order = _order_inside(np.asarray(offsets) - offsets[0], rng)
     return BlockPoints(*(x[order] for x in points))
 
 
-def _random_order(sub_block: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Sorts by sub-block, and inside each at random."""
-    return np.argsort(sub_block + rng.random(len(sub_block)))
+def _order_inside(offsets: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A random order in which sub-blocks, [Q + 1] offsets from 0, stay where they are."""
+    spans = zip(offsets[:-1], np.diff(offsets), strict=True)
+    return np.concatenate([first + rng.permutation(count) for first, count in spans])
 
 
 def side_of_ranks(rank: np.ndarray, num_blocks: int) -> Side:
@@ -224,8 +224,10 @@ def cut_row_block(
     for j in range(num_blocks):
         span = order[ends[j - 1] if j else 0 : ends[j]]
         sub_block = _sub_blocks(sides, (points.rows[span], points.columns[span]), cuts)
-        order[ends[j] - len(span) : ends[j]] = span[_random_order(sub_block, rng(i, j))]
         counts[j] = np.bincount(sub_block, minlength=math.prod(cuts))
+        inside = _order_inside(np.concatenate([[0], counts[j].cumsum()]), rng(i, j))
+        span = span[_stable_order(sub_block, math.prod(cuts))[inside]]
+        order[ends[j] - len(span) : ends[j]] = span
     return BlockPoints(*(x[order] for x in points)), _offsets(counts)
 
 

@@ -46,6 +46,10 @@ POINT_ORDERS: Final = ("blocks", "full")
 # cells, the objective ends 1% higher when it comes rarely.
 _INSIDE_EVERY, _INSIDE_EVERY_OF_MANY, _MANY = 8, 64, 8
 
+# Epochs that one program runs where nothing is evaluated between them: no more than so many strata
+# and updates, so that a program ends within a second. To start a program takes a few milliseconds.
+_STRATA_AT_ONCE, _POINTS_AT_ONCE = 64, 20_000_000
+
 # Streams of random numbers drawn from one seed.
 _CUT, _EPOCH, _INSIDE = range(3)
 
@@ -276,6 +280,11 @@ def _stratum_points(
     return tables
 
 
+def _lengthened(length: int, x: np.ndarray, axis: int) -> np.ndarray:
+    """With zeros up to a length of one axis: one shape, so one program, however many epochs."""
+    return np.pad(x, [(0, (length - x.shape[a]) * (a == axis)) for a in range(x.ndim)])
+
+
 def make_solver(
     objective: Objective,
     entries: Entries,
@@ -369,8 +378,12 @@ def solve_blocks(
             _sums_in_block_order(objective, v, held, num_blocks),
         )
 
-    def over_strata(body, u, v, travel, visits):
-        """Runs ``body(u, v, work, held)`` for each stratum, moving the column blocks before it."""
+    def sub_epochs(body, travel, visits):
+        """What a loop over strata takes: all its steps, and a function of carry and one step.
+
+        A step moves the column blocks and runs ``body(u, v, work, held)``, which returns u, v and a
+        result.
+        """
         first, last = visits
         local = travel._replace(send=travel.send[0], receive=travel.receive[0])
         by_step = (
@@ -386,7 +399,7 @@ def solve_blocks(
             u, v, result = body(u, v, Work(first, last, move.slots), move.held)
             return (u, v), result
 
-        return jax.lax.scan(sub_epoch, (u, v), by_step)
+        return by_step, sub_epoch
 
     def run_without_points(u, v, held, step_size):
         sums = sums_of(u.factors, v.factors, held)
@@ -402,22 +415,27 @@ def solve_blocks(
 
         return move(u, sums[1], masks[0]), move(v, sums[0], masks[1])
 
-    def run_strata(u, v, points, travel, visits, step_size):
-        def body(u, v, work, held):
-            sums = sums_of(u.factors, v.factors, held)
-            u, v = block_update.block_update(
-                backend, objective, config.per_row, step_size, u, v, points, work, sums
-            )
-            return *parallel.as_varying((u, v)), None
+    def run_strata(u, v, points, travel, visits, count, step_sizes):
+        def one_stratum(s, carry):
+            def body(u, v, work, held):
+                sums = sums_of(u.factors, v.factors, held)
+                u, v = block_update.block_update(
+                    backend, objective, config.per_row, step_sizes[s], u, v, points, work, sums
+                )
+                return *parallel.as_varying((u, v)), None
 
-        return over_strata(body, u, v, travel, visits)[0]
+            by_step, sub_epoch = sub_epochs(body, travel, visits)
+            return sub_epoch(carry, jax.tree.map(lambda x: x[s], by_step))[0]
+
+        return jax.lax.fori_loop(0, count, one_stratum, (u, v))
 
     def run_losses(loss, u, v, points, travel, visits):
         def body(u, v, work, held):
             losses = block_update.block_losses(backend, loss, u, v, points, work)
             return u, v, parallel.as_varying(losses)
 
-        (_, v), losses = over_strata(body, u, v, travel, visits)
+        by_step, sub_epoch = sub_epochs(body, travel, visits)
+        (_, v), losses = jax.lax.scan(sub_epoch, (u, v), by_step)
         return v, losses.T
 
     def run_penalties(u, v):
@@ -442,7 +460,7 @@ def solve_blocks(
     strata_program = parallel.sharded(
         mesh,
         run_strata,
-        (SPLIT, SPLIT, SPLIT, travel_specs, SPLIT, REPLICATED),
+        (SPLIT, SPLIT, SPLIT, travel_specs, SPLIT, REPLICATED, REPLICATED),
         (SPLIT, SPLIT),
         block_update.follows_devices(backend),
     )
@@ -460,15 +478,46 @@ def solve_blocks(
     penalties_program = parallel.sharded(mesh, run_penalties, (SPLIT, SPLIT), SPLIT)
     has_all_cell_term = objective.loss in objectives.ALL_CELL_LOSSES
 
-    def epoch(state, epoch, step_size):
-        visits = draw_visits(cut, config, epoch)
-        travel = plan_travel(visits.schedule, state.held, num_devices)
-        u, v, step_size = state.u, state.v, np.float32(step_size)
+    def most_at_once():
+        """Epochs in one program."""
+        if has_all_cell_term or isinstance(cut, BlockStore):
+            return 1
+        by_time = _POINTS_AT_ONCE // max(1, cut.num_points)
+        return max(1, min(by_time, _STRATA_AT_ONCE // num_blocks))
+
+    at_once = most_at_once()
+
+    def epochs(state, epoch, step_sizes):
+        visits = [draw_visits(cut, config, epoch)]
+        for later in range(epoch + 1, epoch + min(at_once, len(step_sizes))):
+            drawn = draw_visits(cut, config, later)
+            if drawn.shuffle != visits[0].shuffle:
+                break
+            visits.append(drawn)
+        shuffle = visits[0].shuffle
+        schedule = np.concatenate([each.schedule for each in visits])
+        travel = plan_travel(schedule, state.held, num_devices)
+        ends = [
+            np.concatenate(each, axis=1)
+            for each in zip(*((each.first, each.last) for each in visits), strict=True)
+        ]
+        sizes = np.repeat(np.float32(step_sizes[: len(visits)]), num_blocks)
+        u, v = state.u, state.v
         if has_all_cell_term:
-            u, v = without_points_program(u, v, state.held.astype(np.int32), step_size)
-        for which, points, first, last in portions(*visits):
-            u, v = strata_program(u, v, points, travel.strata(which), (first, last), step_size)
-        return DsgdState(u, v, travel.held[:, -1], visits.shuffle)
+            u, v = without_points_program(u, v, state.held.astype(np.int32), sizes[0])
+        for which, points, first, last in portions(schedule, ends[0], ends[1], shuffle):
+            count = first.shape[1]
+            longest = 1 if isinstance(cut, BlockStore) else at_once * num_blocks
+            moves, first_last, rates = jax.tree.map(
+                functools.partial(_lengthened, longest),
+                (travel.strata(which), (first, last), sizes[which]),
+                (Travel(0, 1, 1, 1, 1), (1, 1), 0),
+            )
+            u, v = strata_program(u, v, points, moves, first_last, np.int32(count), rates)
+        return DsgdState(u, v, travel.held[:, -1], shuffle), len(visits)
+
+    def epoch(state, epoch, step_size):
+        return epochs(state, epoch, [step_size])[0]
 
     # The objective's pass over the points gives the squared error too, where that is the loss.
     last_losses: dict[str, Any] = {}
@@ -511,4 +560,4 @@ def solve_blocks(
         u, v = parallel.to_host((state.u.factors, state.v.factors))
         return Factors(cut.u.join(u), cut.v.join(v[np.argsort(state.held)]))
 
-    return Solver(init, epoch, objective_of, factors, squared_error)
+    return Solver(init, epoch, objective_of, factors, squared_error, epochs)

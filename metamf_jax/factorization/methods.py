@@ -21,6 +21,9 @@ SOLVERS: Final = {
     "lbfgs": "L-BFGS on the whole objective",
 }
 
+# Those that read a step size.
+STEPPED: Final = ("sgd", "psgd", "dsgd")
+
 # Powers of two, the largest first: tried on a sample where no step size is given.
 _CANDIDATES = tuple(2.0**-k for k in range(1, 12))
 _SAMPLE_EPOCHS = 3

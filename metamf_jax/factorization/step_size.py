@@ -5,7 +5,7 @@
 `decay:E:A`        E / n^A in epoch n, from 1
 `bold_driver:E`    starts at E; times 1.05 after an epoch whose objective, penalty included,
                    fell, and times 0.5 otherwise. The factors are not rolled back, except that
-                   after an objective that is not finite, or more than ten times the one before,
+                   after an objective that is not finite, or more than half above the one before,
                    those before come back.
 `adagrad:E`        E / sqrt(1 + sum of the mean squares of its gradients so far), of each row
                    and column its own

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
+from metamf_jax.numba_cache import compiled
 from metamf_jax.numba_ffi import VECTORISED
 from metamf_jax.numba_vectors import LANES, add_multiple, add_product
 from metamf_jax.ridge_numba import (
@@ -42,10 +43,10 @@ _INDEX_OUT, _VECTOR_OUT, _TABLE_OUT = (t.copy(readonly=False) for t in (_INDEX, 
 
 
 def _compiled(*arguments: Any):
-    return numba.njit(
-        [numba.void(*arguments)],
+    return functools.partial(
+        compiled,
+        signature=numba.void(*arguments),
         nogil=True,
-        cache=True,
         error_model="numpy",
         fastmath=set(VECTORISED),
     )
