@@ -40,9 +40,10 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     those of `fit` stand for rows and columns of which nothing is known.
 
     Error bars are measured on held-out observed cells, so they hold for cells that are missing for
-    reasons that have nothing to do with their own values. Where the larger values are the missing
-    ones, nothing in the observed cells tells by how much, and fewer than nine of ten are held: of
-    Fisher's irises with half of the cells removed so, 58%
+    reasons that have nothing to do with their own values. Where large values are the likelier to be
+    missing, a narrow table shows it, and what is imputed is moved accordingly
+    (`metamf_jax.imputation.row_gaussian.missing_by_value`); but fewer than nine of ten are held
+    still: of Fisher's irises with half of the cells removed so, 76%
     (``python -m experiments.benchmark_imputer --preset=smoke``).
 
     Args:
