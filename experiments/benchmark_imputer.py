@@ -35,8 +35,8 @@ from metamf_jax.meta_learning import padding
 from metamf_jax.run_log import RunLog, read_metrics
 from metamf_jax.types import Entries
 
-_REPEATS = flags.DEFINE_integer(
-    "repeats", None, "Draws of each cut and of each removal; the preset's if not given.", 1
+_DRAWS = flags.DEFINE_integer(
+    "draws", None, "Of each cut and of each removal; the preset's if not given.", 1
 )
 _WEIGHTS = flags.DEFINE_string("weights", "general", "Name or file of the learned prior.")
 
@@ -397,7 +397,7 @@ def _compare(lines: list[dict[str, float]]) -> dict[str, Any]:
 
 def main() -> None:
     preset = PRESETS[common.PRESET.value]
-    repeats = preset.repeats if _REPEATS.value is None else _REPEATS.value
+    repeats = preset.repeats if _DRAWS.value is None else _DRAWS.value
     chosen = () if METHODS.value == ["all"] else tuple(METHODS.value)
     config = dataclasses.replace(
         preset, repeats=repeats, methods=chosen, weights=_WEIGHTS.value, seed=common.SEED.value
