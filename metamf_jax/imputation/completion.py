@@ -10,8 +10,7 @@
    by how much the error bars are too narrow (split conformal prediction; Vovk et al. 2005). Too few
    cells to check leave everything at what the prior says.
 5. Where a narrow table shows that large values (or small ones) are the likelier to be missing, what
-   is imputed is moved that way (`row_gaussian.missing_by_value`), and the held-out cells that stand
-   for it count more.
+   is imputed is moved that way (`row_gaussian.missing_by_value`).
 
 Nothing is trained: all of it is closed-form, and deterministic in the seed.
 """
@@ -48,8 +47,6 @@ _START_WEIGHTS = np.array([0.0, 0.6, 0.4, 0.0, 0.0])
 _WEIGHT_STRENGTH = 6.0
 # Error bars are this much too narrow before anything is known, with the weight of so many cells.
 _START_INFLATION, _INFLATION_WEIGHT = 1.15, 10
-# Of cells that are missing for their own value: most that a held-out cell counts, over the median.
-_MOST_LOG_ODDS, _TILT_TURNS = 3.0, 3
 _COVERAGE = 0.9
 NORMAL_QUANTILE = 1.6448536  # Of that coverage, two-sided.
 # Up to so many observed cells: how many times a part is held out, and what share. Interval widths
@@ -193,7 +190,6 @@ def complete(
         np.append(fitted.centers, np.full(padded - len(fitted.centers), np.mean(dense.values))),
         np.append(fitted.scales, np.full(padded - len(fitted.scales), fitted.scales.max())),
     )
-    tilt = _tilt(columns.gaussian, scales)
     return Completion(
         prior,
         entries.shape,
@@ -203,9 +199,9 @@ def complete(
         scales,
         best.way,
         best.weights,
-        _tilted_inflation(best, tilt),
+        best.inflation,
         _bounds(dense, best.way, padded),
-        tilt,
+        _tilt(columns.gaussian, scales),
         Cells(*rows, *_columns(best.weights, columns)),
         columns,
         best.check,
@@ -495,15 +491,6 @@ def _encode(config, params, batch):
     return jax.vmap(lambda observations: zero_shot.encode(config, params, observations))(batch)
 
 
-class _Held(NamedTuple):
-    """The held-out cells, each [H]: columns, values, what they were predicted, and error bars."""
-
-    columns: np.ndarray
-    values: np.ndarray
-    predicted: np.ndarray
-    bars: np.ndarray
-
-
 class _Fit(NamedTuple):
     """A matrix fitted under one standardisation, and what the held-out check said of that."""
 
@@ -514,7 +501,6 @@ class _Fit(NamedTuple):
     inflation: float
     error: float
     check: Check
-    held: _Held | None
 
 
 def _fit(
@@ -545,7 +531,7 @@ def _fit(
     whole, *parts = _adapt(prior, standardised[0], standardised[1:], by_rows)
     if count < _FEWEST_CHECKED:
         nothing = Check(0, math.nan, math.nan, math.nan)
-        return _Fit(way, scales[0], whole, _START_WEIGHTS, _START_INFLATION, 0.0, nothing, None)
+        return _Fit(way, scales[0], whole, _START_WEIGHTS, _START_INFLATION, 0.0, nothing)
     checked = np.concatenate(held)
     found = [
         _answers(part, fitted, entries.rows[out], entries.columns[out])
@@ -561,8 +547,8 @@ def _fit(
     weights = np.zeros(len(ANSWERS))
     weights[: len(answers)] = _weigh(candidates, target)
     left = target - weights[: len(answers)] @ candidates
-    bars = np.sqrt(_row_share(weights) @ variances)
-    inflation, coverage = _inflation(np.abs(left) * units / bars, np.ones(len(left)))
+    bars = np.sqrt(_row_share(weights) @ variances) / units
+    inflation, coverage = _inflation(np.abs(left) / bars)
     check = Check(
         len(checked),
         float(np.sqrt(((left * units) ** 2).mean())),
@@ -570,9 +556,7 @@ def _fit(
         coverage,
     )
     error = float((left**2).mean())
-    values = target * units
-    cells_held = _Held(np.asarray(entries.columns[checked]), values, values - left * units, bars)
-    return _Fit(way, scales[0], whole, weights, inflation, error, check, cells_held)
+    return _Fit(way, scales[0], whole, weights, inflation, error, check)
 
 
 def _answers(fit: _Fitted, fitted: Scaling, rows, columns) -> tuple[np.ndarray, np.ndarray]:
@@ -633,54 +617,25 @@ def _weigh(candidates: np.ndarray, target: np.ndarray) -> np.ndarray:
     return best
 
 
-def _tilted_inflation(fit: _Fit, tilt: np.ndarray) -> float:
-    """The inflation for cells that are missing for their own value.
-
-    A held-out cell then counts as much as its odds of being missing (conformal prediction under a
-    shift of known odds; Tibshirani et al. 2019), and its error is that after the move by the tilt.
-    """
-    if fit.held is None or not tilt.any():
-        return fit.inflation
-    columns, values, predicted, bars = fit.held
-    odds = tilt[columns] * (values - fit.scaling.centers[columns])
-    importance = np.exp(np.minimum(odds - np.median(odds), _MOST_LOG_ODDS))
-    inflation = fit.inflation
-    # The move is by the square of the error bars, which depend on the move.
-    for _ in range(_TILT_TURNS):
-        moved = predicted + tilt[columns] * (inflation * bars) ** 2
-        inflation, _ = _inflation(np.abs(values - moved) / bars, importance / importance.mean())
-    return inflation
-
-
-def _inflation(scores: np.ndarray, importance: np.ndarray) -> tuple[float, float]:
+def _inflation(scores: np.ndarray) -> tuple[float, float]:
     """By what error bars must grow to hold 90% of the held-out cells, and what share that holds.
 
     Args:
       scores: [H] errors divided by their bars.
-      importance: [H], what each counts; of mean one.
     """
-    measured = max(_quantile(scores, importance) / NORMAL_QUANTILE, 1e-3)
-    count = importance.sum() ** 2 / (importance**2).sum()
+    count = len(scores)
+    rank = min(math.ceil(_COVERAGE * (count + 1)), count)
+    measured = max(np.sort(scores)[rank - 1] / NORMAL_QUANTILE, 1e-3)
     share = count / (count + _INFLATION_WEIGHT)
     inflation = math.exp(share * math.log(measured) + (1 - share) * math.log(_START_INFLATION))
-    if len(scores) < 2:
-        return inflation, math.nan
     # Measured on the other half, so that it can fail.
-    halves, inside = [slice(0, None, 2), slice(1, None, 2)], 0.0
+    halves = [scores[::2], scores[1::2]]
+    inside = []
     for one, other in (halves, halves[::-1]):
-        held = scores[other] <= _quantile(scores[one], importance[one])
-        inside += importance[other][held].sum()
-    return inflation, float(inside / importance.sum())
-
-
-def _quantile(scores: np.ndarray, importance: np.ndarray) -> float:
-    """The least score with `_COVERAGE` of the cells and of one more below; else the largest."""
-    order = np.argsort(scores)
-    mass = np.cumsum(importance[order])
-    wanted = _COVERAGE * (mass[-1] + importance.mean())
-    # Equal weights add up to whole numbers, but for rounding.
-    place = int(np.searchsorted(mass, wanted * (1 - 1e-9)))
-    return float(scores[order[min(place, len(scores) - 1)]])
+        if len(other):
+            rank = min(math.ceil(_COVERAGE * (len(one) + 1)), len(one))
+            inside.append(other <= np.sort(one)[rank - 1])
+    return inflation, float(np.concatenate(inside).mean()) if inside else math.nan
 
 
 def _bounds(entries: Entries, way: str, padded: int) -> tuple[np.ndarray, np.ndarray]:
