@@ -107,7 +107,10 @@ def run(
     Raises:
       ValueError: an unknown method, data that cannot be read or split, or a workdir that holds
         another configuration.
+      FloatingPointError: at the end, when all else is done and reported: the meta-loss of some
+        methods became non-finite; the message names them.
     """
+    diverged = []
     made = {name: make_method(name, config.model) for name in methods}
     entries = sources.load(config.dataset, data_dir, config.seed).entries
     log = RunLog(workdir, "compare_methods", config)
@@ -125,7 +128,12 @@ def run(
                 config.training_episodes,
             )
         for name in missing:
-            result = _score(name, made[name], split, split_seed, config, workdir)
+            try:
+                result = _score(name, made[name], split, split_seed, config, workdir)
+            except FloatingPointError as error:
+                diverged.append(f"split {split_seed}  {name}: {error}")
+                log.print(diverged[-1])
+                continue
             path = _result_path(workdir, name, split_seed)
             write_text(path, json.dumps(result, indent=2) + "\n")
             log.print(
@@ -136,6 +144,8 @@ def run(
     results = _read(workdir)
     print(f"\n{(workdir / 'results.md').read_text(encoding='utf-8')}")
     print(f"wrote {workdir / 'results.csv'}, results.md and plots/comparison.png")
+    if diverged:
+        raise FloatingPointError("no results of\n" + "\n".join(diverged))
     table = {name: line._asdict() for name, line in _compare(results).items()}
     return log.finish({"table": table, "splits": splits})
 

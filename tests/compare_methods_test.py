@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import common, compare_methods, figures, presets, protocol, whole_matrix
+from metamf_jax.baselines import make_method
 from tests.experiments_test import launch
 
 METHODS = ("metamf", "mean", "knn", "eml", "finetune")
@@ -92,6 +93,28 @@ def test_compares_resumes_and_extends(untrained, tmp_path):
     refused = compare(tmp_path, "--splits=3", "--max_steps=77")
     assert refused.code == 1
     assert "training.max_steps" in refused.err
+
+
+def test_a_method_that_diverges_does_not_cost_the_others(untrained, monkeypatch, tmp_path):
+    start = protocol.meta_train
+
+    def diverges(method, *args):
+        if method is make_method("eml", presets.COMPARE["smoke"]["model"]):
+            raise FloatingPointError("the meta-loss became nan")
+        return start(method, *args)
+
+    monkeypatch.setattr(protocol, "meta_train", diverges)
+    ended = compare(tmp_path, "--splits=2", methods=("eml", "mean"))
+    assert ended.code == 1
+    assert ended.err.splitlines()[1:] == [
+        f"split {split}  eml: the meta-loss became nan" for split in range(2)
+    ]
+    rows = table(tmp_path / "results.csv")
+    assert [(row["method"], row["split"]) for row in rows] == [("mean", "0"), ("mean", "1")]
+
+    monkeypatch.setattr(protocol, "meta_train", start)
+    assert compare(tmp_path, "--splits=2", methods=("eml", "mean")).code == 0
+    assert len(table(tmp_path / "results.csv")) == 4
 
 
 def test_a_wrong_method_is_named(tmp_path):

@@ -57,6 +57,29 @@ class MapEstimationTest(parameterized.TestCase):
         )
         np.testing.assert_allclose(factors.u, expected, rtol=1e-3, atol=1e-4)
 
+    @parameterized.parameters("scaled", "curvature")
+    def test_without_the_pull_only_the_step_sizes_know_the_precisions(self, form):
+        size = jnp.float32(0.5)
+
+        def after(steps, pull):
+            config = MapConfig(steps=steps, step_form=form, pull=pull)
+            return map_estimate(self.entries, self.prior, size, config)
+
+        # The first step starts at the prior means, where nothing pulls.
+        first = after(1, True)
+        np.testing.assert_allclose(after(1, False).u, first.u, rtol=1e-6)
+        u_sizes, v_sizes = map_estimation.step_sizes(self.entries, self.prior, size, form)
+        u_pull = (u_sizes * self.prior.u_precision)[:, None] * (first.u - self.prior.u_mean)
+        v_pull = (v_sizes * self.prior.v_precision)[:, None] * (first.v - self.prior.v_mean)
+        assert np.abs(u_pull).max() > 1e-3
+        np.testing.assert_allclose(after(2, False).u - after(2, True).u, u_pull, atol=1e-6)
+        np.testing.assert_allclose(after(2, False).v - after(2, True).v, v_pull, atol=1e-6)
+
+    def test_an_exact_solve_needs_the_pull(self):
+        for changes in ({"step_form": "ridge"}, {"memory": "implicit"}):
+            with pytest.raises(ValueError, match="without the pull"):
+                MapConfig(pull=False, **changes)
+
     def test_rows_without_cells_stay_at_the_prior_mean(self):
         empty = self.padded._replace(observed=np.zeros_like(self.padded.observed))
         for form in ("plain", "scaled", "curvature", "ridge"):

@@ -2,7 +2,8 @@
 
 * ``prior_only``: no inner loop, the products of the prior means.
 * ``precision_off``, ``precision_scalar``, ``precision_per_row``: what pulls towards the prior
-  means: nothing, so that they are but the start of the descent; one learned number; a head's answer
+  means: nothing, so that they are but the start of the descent (one learned number damps its steps
+  still: factors near zero would else get steps without bound); one learned number; a head's answer
   for each row and column.
 * ``ridge``: exact alternating ridge solves inside, instead of gradient descent.
 * ``steps_T``: T inner steps.
@@ -25,8 +26,6 @@ from metamf_jax.meta_learning.meta_loss import ModelConfig, make_model
 # Two sweeps: each costs a Cholesky factorization for every row and column, about as much as a
 # hundred gradient steps.
 _RIDGE_SWEEPS = 2
-# exp(-20) is nothing beside a cell, and divides a step size without overflow.
-_NO_PRECISION = -20.0
 
 
 @functools.cache
@@ -70,12 +69,9 @@ def _precision(kind) -> MethodOf:
     )
 
 
-_no_precision = functools.partial(_replace, "log_precision", _NO_PRECISION)
-
-
 def _precision_off(config: ModelConfig) -> Method:
     encoder = dataclasses.replace(config.encoder, precision="scalar")
-    return method(dataclasses.replace(config, encoder=encoder), _no_precision)
+    return _inner(pull=False)(dataclasses.replace(config, encoder=encoder))
 
 
 VARIANTS: dict[str, MethodOf] = {

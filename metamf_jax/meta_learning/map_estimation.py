@@ -38,11 +38,14 @@ class MapConfig:
         recomputes each step (same gradients, less memory); ``implicit`` solves to a tolerance and
         differentiates the optimum, with memory independent of the number of steps
         (`metamf_jax.meta_learning.implicit_gradient`).
+      pull: whether the precisions pull towards the prior means. If not, those are but the start of
+        the descent, and the precisions damp the step sizes alone.
     """
 
     steps: int = 10
     step_form: Literal["plain", "scaled", "curvature", "ridge"] = "plain"
     memory: Literal["unroll", "checkpoint", "implicit"] = "unroll"
+    pull: bool = True
 
     def __post_init__(self):
         if self.steps < 0:
@@ -51,6 +54,8 @@ class MapConfig:
             raise ValueError(f"step_form must be one of {list(_START)}, got {self.step_form!r}")
         if self.memory not in ("unroll", "checkpoint", "implicit"):
             raise ValueError(f"memory must be unroll, checkpoint or implicit, got {self.memory!r}")
+        if not self.pull and (self.step_form == "ridge" or self.memory == "implicit"):
+            raise ValueError("without the pull of the prior an exact solve has no single answer")
 
 
 def energy(observations: cells.Observations, factors: Factors, prior: FactorPrior) -> jax.Array:
@@ -145,6 +150,11 @@ def map_estimate(
 
     else:
         u_sizes, v_sizes = step_sizes(observations, prior, step_size, config.step_form)
+        if not config.pull:
+            none = jnp.zeros_like
+            prior = prior._replace(
+                u_precision=none(prior.u_precision), v_precision=none(prior.v_precision)
+            )
         if config.memory == "unroll":
             return cells.descend(observations, prior, u_sizes, v_sizes, config.steps)
 
