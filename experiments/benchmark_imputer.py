@@ -30,7 +30,7 @@ from experiments import common
 from experiments.shared_flags import METHODS
 from metamf_jax.baselines import bias, iterative, knn, mf, soft_impute
 from metamf_jax.data import jester, movielens
-from metamf_jax.imputation import completion, pretrained, scaling
+from metamf_jax.imputation import completion, fitting, held_out, pretrained, scaling
 from metamf_jax.meta_learning import padding
 from metamf_jax.run_log import RunLog, read_metrics
 from metamf_jax.types import Entries
@@ -328,7 +328,7 @@ def run(config: Config, workdir: str | os.PathLike, data_dir: str | None = None)
     return log.finish({"tasks": rows, "best_or_within_one_error": good})
 
 
-def _measure(prior: completion.GeneralPrior, task: Task, config: Config) -> dict[str, float]:
+def _measure(prior: fitting.GeneralPrior, task: Task, config: Config) -> dict[str, float]:
     """A line of ``metrics.jsonl``.
 
     Of each method its mean squared error and seconds; of the others also by how much their squared
@@ -342,7 +342,7 @@ def _measure(prior: completion.GeneralPrior, task: Task, config: Config) -> dict
     values, errors = completion.predict(completed, rows, columns)
     seconds["metamf"] = time.perf_counter() - started
     squares["metamf"] = ((values - task.test.values) / units) ** 2
-    inside = np.abs(values - task.test.values) <= completion.NORMAL_QUANTILE * errors
+    inside = np.abs(values - task.test.values) <= held_out.NORMAL_QUANTILE * errors
     way = "columns" if task.kind == "table" else "matrix"
     for name, (predict, grid, dense) in methods(way).items():
         if dense and np.prod(task.train.shape) > _MOST_DENSE_CELLS:

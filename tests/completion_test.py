@@ -7,7 +7,7 @@ import pytest
 
 from metamf_jax import cells
 from metamf_jax.data import synthetic
-from metamf_jax.imputation import completion, pretrained, scaling
+from metamf_jax.imputation import completion, held_out, pretrained, scaling
 from metamf_jax.types import Entries
 
 PRIOR = pretrained.load("general")
@@ -35,7 +35,7 @@ def test_beats_the_bias_model_of_a_matrix_with_factors(split, completed):
     values, errors = completion.predict(completed, split[1].rows, split[1].columns)
     error = np.sqrt(((values - split[1].values) ** 2).mean())
     assert error < 0.8 * completed.check.bias_rmse
-    inside = np.abs(values - split[1].values) <= completion.NORMAL_QUANTILE * errors
+    inside = np.abs(values - split[1].values) <= held_out.NORMAL_QUANTILE * errors
     assert 0.75 < inside.mean() <= 1
     assert completed.check.cells == len(split[0].rows)
 
@@ -142,7 +142,7 @@ def test_further_columns_are_folded_in(way):
     )[0]
     left, had = found[at] - test.values, together - test.values
     assert np.sqrt((left**2).mean()) < 1.25 * np.sqrt((had**2).mean())
-    assert (np.abs(left) <= completion.NORMAL_QUANTILE * errors[at]).mean() > 0.8
+    assert (np.abs(left) <= held_out.NORMAL_QUANTILE * errors[at]).mean() > 0.8
     for one, other in zip(completion.predict_rows(fitted, 0, 60), before, strict=True):
         np.testing.assert_array_equal(one, other)
     nothing = np.full((60, 1), np.nan)
@@ -175,7 +175,7 @@ def test_a_narrow_table_is_answered_by_its_rows(monkeypatch):
     assert not factors.weights[3:].any()
     others = ((completion.predict_rows(factors, 0, 120)[0] - table) / units)[~observed]
     assert np.sqrt((left**2).mean()) < 0.7 * np.sqrt((others**2).mean())
-    inside = (np.abs(left) <= completion.NORMAL_QUANTILE * (errors / units)[~observed]).mean()
+    inside = (np.abs(left) <= held_out.NORMAL_QUANTILE * (errors / units)[~observed]).mean()
     assert 0.8 < inside < 0.98
     # Rows, empty ones too, are folded in as they were fitted; others have wider error bars.
     folded = completion.fold_in(completed, table, observed)
@@ -185,6 +185,35 @@ def test_a_narrow_table_is_answered_by_its_rows(monkeypatch):
     assert np.isfinite(unknown).all()
     assert (wide[:4] > np.median(errors, axis=0)).all()
     assert wide[4] > 0
+
+
+def test_what_is_missing_for_its_own_value_is_imputed_larger():
+    """Larger values are the likelier to be missing; the mean of the missing is not theirs."""
+    rng = np.random.default_rng(7)
+    root = rng.normal(size=(4, 4))
+    table = rng.normal(size=(300, 4)) @ root + rng.normal(size=(300, 4))
+    table = (table - table.mean(axis=0)) / table.std(axis=0) * [1, 10, 100, 1000]
+    units = table.std(axis=0)
+    observed = rng.logistic(size=table.shape) < 0.5 - 1.5 * (table - table.mean(axis=0)) / units
+    rows, columns = (x.astype(np.int32) for x in np.nonzero(observed))
+    entries = Entries(rows, columns, table[rows, columns], table.shape)
+    completed = completion.complete(PRIOR, entries)
+    assert (completed.tilt[:4] * units > 1).all()
+    left, inside = {}, {}
+    at_random = dataclasses.replace(completed, tilt=0 * completed.tilt, widening=1.0)
+    for name, one in (("moved", completed), ("at random", at_random)):
+        values, errors = completion.predict_rows(one, 0, 300)
+        left[name] = ((table - values) / units)[~observed]
+        inside[name] = (np.abs(table - values) <= held_out.NORMAL_QUANTILE * errors)[~observed]
+    assert np.abs(left["moved"].mean()) < 0.3 * left["at random"].mean()
+    assert (left["moved"] ** 2).mean() < 0.7 * (left["at random"] ** 2).mean()
+    assert inside["at random"].mean() < 0.75
+    assert 0.85 < inside["moved"].mean() < 0.97
+    # Rows folded in are moved alike.
+    folded, bars = completion.fold_in(completed, table, observed)
+    values, errors = completion.predict_rows(completed, 0, 300)
+    np.testing.assert_allclose(folded / units, values / units, atol=1e-3)
+    np.testing.assert_allclose(bars / units, errors / units, atol=1e-3)
 
 
 def test_scaling_of_columns():
@@ -205,19 +234,41 @@ def test_weights_lie_on_the_simplex_and_find_the_best_answer():
     rng = np.random.default_rng(0)
     truth = rng.normal(size=400)
     answers = truth + np.array([[0.9], [0.6], [0.1]]) * rng.normal(size=(3, 400))
-    weights = completion._weigh(answers, truth)
+    weights = held_out.weigh(answers, truth)
     np.testing.assert_allclose(weights.sum(), 1)
     assert weights[2] > 0.8
     np.testing.assert_allclose(
-        completion._weigh(answers[:, :1], truth[:1]), completion._START_WEIGHTS[:3], atol=0.35
+        held_out.weigh(answers[:, :1], truth[:1]), held_out.START_WEIGHTS[:3], atol=0.35
     )
 
 
 def test_inflation_holds_nine_of_ten():
     scores = np.abs(np.random.default_rng(0).normal(size=4000))
-    inflation, coverage = completion._inflation(3 * scores)
+    inflation, coverage = held_out.inflation(3 * scores)
     np.testing.assert_allclose(inflation, 3, rtol=0.05)
     np.testing.assert_allclose(coverage, 0.9, atol=0.02)
+
+
+def test_held_out_cells_stand_for_the_missing():
+    """The odds make of a normal value the same normal, moved by the tilt times its variance."""
+    rng = np.random.default_rng(3)
+    predicted = rng.normal(size=40_000)
+    values = predicted + rng.normal(size=40_000)
+    one = np.ones(40_000)
+    for bars, further, widening in ((0.5, 1 / 0.5**2, 1 / 0.5), (1.0, 1.0, 1.0)):
+        cells_out = held_out.HeldOut(np.zeros(40_000, int), values, predicted, bars * one)
+        got = held_out.moved(cells_out, one, 0 * one, bars * one)
+        np.testing.assert_allclose(got, (further, widening), rtol=0.05)
+    # Bars too wide make a move too far, which is not taken back.
+    assert held_out.moved(cells_out, one, 0 * one, 2 * one)[0] == 1
+
+
+def test_a_cell_that_counts_three_times_is_three_cells():
+    scores = np.abs(np.random.default_rng(0).normal(size=4000))
+    importance = np.tile([3.0, 0.0, 0.5, 0.5], 1000)
+    copies = np.concatenate([np.repeat(scores[::4], 6), scores[2::4], scores[3::4]])
+    got = held_out._quantile(scores, importance)
+    np.testing.assert_allclose(got, held_out._quantile(copies, np.ones(8000)), rtol=0.01)
 
 
 def test_weights_of_another_kind(tmp_path):

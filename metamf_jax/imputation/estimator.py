@@ -57,7 +57,7 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
     Attributes:
       completion_: the fitted `metamf_jax.imputation.completion.Completion`.
-      check_: what was found on held-out cells, a `metamf_jax.imputation.completion.Check`.
+      check_: what was found on held-out cells, a `metamf_jax.imputation.held_out.Check`.
       n_features_in_, feature_names_in_: as everywhere in scikit-learn.
     """
 

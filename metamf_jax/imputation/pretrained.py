@@ -4,7 +4,7 @@ import functools
 import os
 import pathlib
 
-from metamf_jax.imputation.completion import GeneralPrior
+from metamf_jax.imputation.fitting import GeneralPrior
 from metamf_jax.imputation.model_file import read_model
 
 FOLDER = pathlib.Path(__file__).parent / "weights"

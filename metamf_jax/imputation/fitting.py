@@ -1,0 +1,235 @@
+"""Fits a matrix under one standardisation, and parts of it to check the answers on what is left."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from metamf_jax import cells
+from metamf_jax.imputation import answers, held_out, posterior, row_gaussian, scaling, zero_shot
+from metamf_jax.imputation.answers import ANSWERS, Columns
+from metamf_jax.imputation.held_out import Check, HeldOut
+from metamf_jax.imputation.posterior import Posterior
+from metamf_jax.imputation.row_gaussian import Completed, RowGaussian
+from metamf_jax.imputation.row_solver import Rows
+from metamf_jax.imputation.scaling import Scaling
+from metamf_jax.meta_learning.meta_loss import MetaParams, ModelConfig
+from metamf_jax.meta_learning.padding import bucket_size, pad_dense, stack_entries
+from metamf_jax.types import Entries
+
+# Cells, observed or not, of a matrix that is kept dense.
+_MOST_DENSE = 2**15
+
+
+class GeneralPrior(NamedTuple):
+    """A learned prior for matrices in standardised units: see `imputation.pretrained`."""
+
+    config: ModelConfig
+    params: MetaParams
+
+
+def bucket(size: int, least: int) -> int:
+    """Few sizes for small matrices, since each compiles anew; finer ones for large."""
+    if size <= 2**14:
+        return max(least, 1 << (size - 1).bit_length())
+    return bucket_size(size)
+
+
+class Fitted(NamedTuple):
+    """All that was found of a standardised matrix.
+
+    Attributes:
+      adapted, posterior: see their classes.
+      gaussian, completed: of a narrow table with rows enough, else None.
+    """
+
+    adapted: zero_shot.Adapted
+    posterior: Posterior
+    gaussian: RowGaussian | None = None
+    completed: Completed | None = None
+
+    @property
+    def columns(self) -> Columns:
+        """What further rows need."""
+        adapted = self.adapted
+        return Columns(adapted.context, adapted.factors.v, self.posterior, self.gaussian)
+
+
+class Fit(NamedTuple):
+    """A matrix fitted under one standardisation, and what the held-out check said of that.
+
+    Attributes:
+      way: the standardisation.
+      scaling: by it.
+      fitted: the standardised matrix.
+      weights: [5], of the `ANSWERS`.
+      inflation: by what error bars are to be multiplied.
+      error: mean squared error of the held-out cells in units of each column's spread.
+      check: the same in the units of the values.
+      held_out: the cells; None where there were too few.
+    """
+
+    way: str
+    scaling: Scaling
+    fitted: Fitted
+    weights: np.ndarray
+    inflation: float
+    error: float
+    check: Check
+    held_out: HeldOut | None
+
+
+def fit(
+    prior: GeneralPrior,
+    entries: Entries,
+    way: str,
+    by_rows: bool,
+    seed: int,
+    progress: Callable[[str], None],
+) -> Fit:
+    """Fits a matrix and checks that on held-out cells.
+
+    Args:
+      prior: the learned prior.
+      entries: a matrix without empty rows or columns, NumPy arrays.
+      way: the standardisation, one of `scaling.SCALINGS`.
+      by_rows: whether a Gaussian over the rows is fitted too, where it suits the matrix.
+      seed: of the choice of held-out cells.
+      progress: told of each stage as it begins.
+    """
+    count = len(entries.rows)
+    held = held_out.folds(count, seed)
+    kept = []
+    for out in held:
+        inside = np.ones(count, bool)
+        inside[out] = False
+        # Of a handful of cells none is held out; they go through the same compiled program.
+        kept.append(_select(entries, inside) if count >= held_out.FEWEST_CHECKED else entries)
+    matrices = [entries, *kept]
+    scales = [scaling.fit_scaling(matrix, way) for matrix in matrices]
+    progress(f"fitting {len(matrices)} times, standardised by {way}")
+    standardised = [scaling.standardize(*each) for each in zip(matrices, scales, strict=True)]
+    whole, *parts = _fit_all(prior, standardised[0], standardised[1:], by_rows)
+    if count < held_out.FEWEST_CHECKED:
+        nothing = Check(0, math.nan, math.nan, math.nan)
+        start = held_out.START_WEIGHTS, held_out.START_INFLATION
+        return Fit(way, scales[0], whole, *start, 0.0, nothing, None)
+    checked = np.concatenate(held)
+    found = [
+        _answers_at(part, fitted, entries.rows[out], entries.columns[out])
+        for part, fitted, out in zip(parts, scales[1:], held, strict=True)
+    ]
+    # Parts may be full enough for a Gaussian where others are not.
+    fewest = min(len(answered) for answered, _ in found)
+    answered = np.concatenate([answered[:fewest] for answered, _ in found], axis=1)
+    variances = np.concatenate([variances for _, variances in found], axis=1)
+    columns = np.asarray(entries.columns)[checked]
+    values = np.asarray(entries.values, np.float64)[checked]
+    # Errors count in units of each column's spread, so that no column drowns the others.
+    units = scaling.fit_scaling(entries, "columns").scales[columns]
+    weights = np.zeros(len(ANSWERS))
+    weights[:fewest] = held_out.weigh(answered / units, values / units)
+    predicted = weights[:fewest] @ answered
+    bars = np.sqrt(answers.row_share(weights) @ variances)
+    left = values - predicted
+    inflation, coverage = held_out.inflation(np.abs(left) / bars)
+    check = Check(
+        len(checked),
+        float(np.sqrt((left**2).mean())),
+        float(np.sqrt(((values - answered[0]) ** 2).mean())),
+        coverage,
+    )
+    error = float(((left / units) ** 2).mean())
+    cells_held_out = HeldOut(columns, values, predicted, bars)
+    return Fit(way, scales[0], whole, weights, inflation, error, check, cells_held_out)
+
+
+def _answers_at(fit: Fitted, fitted: Scaling, rows, columns) -> tuple[np.ndarray, np.ndarray]:
+    """The `ANSWERS` [3 or 5, P] at cells, and the factors' and the rows' variances [2, P].
+
+    In units; the second variances are those of the first where there is no Gaussian over rows.
+    """
+    adapted, post, _, completed = fit
+    kept = fit.columns._replace(gaussian=None)
+    answered = []
+    for weights in np.eye(len(ANSWERS))[:3]:
+        u, p = answers.of_rows(weights, kept, adapted.effects, adapted.factors.u, post.rows, None)
+        v, r, noise = answers.of_columns(weights, kept)
+        answered.append(np.einsum("pk,pk->p", u[rows], v[columns]))
+    variances = [np.einsum("pk,pk->p", p[rows], r[columns]) + noise[columns]]
+    if completed is not None:
+        of_rows, near, variance = (part[rows, columns] for part in completed)
+        answered += [of_rows, near]
+        variances.append(variance)
+    scales = fitted.scales[columns]
+    variances = np.broadcast_to(variances, (2, len(rows))) if completed is None else variances
+    return fitted.centers[columns] + scales * np.array(answered), scales**2 * np.array(variances)
+
+
+def _fit_all(
+    prior: GeneralPrior, whole: Entries, parts: list[Entries], by_rows: bool
+) -> list[Fitted]:
+    """Fits a matrix and parts of it, all standardised; the parts first, to start the whole from."""
+    matrices = [*parts, whole]
+    # A padding row and column remain for whatever is empty.
+    shape = bucket(whole.shape[0] + 1, 32), bucket(whole.shape[1] + 1, 32)
+    batch = stack_entries(matrices, shape, bucket(len(whole.rows), 128))
+    small = shape[0] * shape[1] <= _MOST_DENSE
+    if small:
+        # Through XLA alone: the kernels for lists take longer to compile than this to compute.
+        with cells.using_backend("xla"):
+            encoded = _unstack(_encode(prior.config, prior.params, pad_dense(batch)), len(matrices))
+    fitted = []
+    for n in range(len(matrices)):
+        matrix = jax.tree.map(lambda leaf, n=n: leaf[n], batch)
+        if small:
+            found = encoded[n]
+        else:
+            found = jax.tree.map(np.asarray, _encode_one(prior.config, prior.params, matrix))
+        if small and not cells.kernels_run_here():
+            matrix = pad_dense(matrix)
+        rows, columns = Rows(matrix), Rows(cells.transpose(matrix))
+        adapted = zero_shot.adapt(prior.config, found, rows, columns)
+        started = posterior.start(adapted.effects, adapted.factors, adapted.noise)
+        if fitted and n == len(parts):
+            started = fitted[0].posterior
+        found = Fitted(adapted, posterior.fit(rows, columns, started))
+        if by_rows and row_gaussian.suits(rows.counts[: whole.shape[0]], whole.shape[1]):
+            start = fitted[0].gaussian if fitted and n == len(parts) else None
+            found = _by_rows(found, matrices[n], start)
+        fitted.append(found)
+    return [fitted[-1], *fitted[:-1]]
+
+
+def _by_rows(fitted: Fitted, entries: Entries, start: RowGaussian | None) -> Fitted:
+    values, observed = np.zeros(entries.shape), np.zeros(entries.shape, bool)
+    values[entries.rows, entries.columns] = entries.values
+    observed[entries.rows, entries.columns] = True
+    prior = posterior.of_rows(fitted.posterior, entries.shape[1])
+    gaussian = row_gaussian.fit(values, observed, prior, start)
+    completed = row_gaussian.complete(gaussian, values, observed)
+    return fitted._replace(gaussian=gaussian, completed=completed)
+
+
+def _unstack(batch, count: int) -> list:
+    batch = jax.tree.map(np.asarray, batch)
+    return [jax.tree.map(lambda leaf, n=n: leaf[n], batch) for n in range(count)]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode_one(config, params, observations):
+    return zero_shot.encode(config, params, observations)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(config, params, batch):
+    return jax.vmap(lambda observations: zero_shot.encode(config, params, observations))(batch)
+
+
+def _select(entries: Entries, which: np.ndarray) -> Entries:
+    return Entries(
+        entries.rows[which], entries.columns[which], entries.values[which], entries.shape
+    )
