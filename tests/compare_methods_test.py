@@ -128,7 +128,9 @@ def test_every_figure_has_numbers_and_a_picture(untrained, tmp_path, monkeypatch
     monkeypatch.setattr(figures, "_DRAWN", ("metamf", "mean"))
     # Scoring is tested above; here each method and shape would compile.
     monkeypatch.setattr(
-        figures.tuning, "episode_errors", lambda method, part, *_: part.query.values.var(axis=1)
+        figures.tuning,
+        "episode_errors",
+        lambda method, part, *_: part.query.values.var(axis=1) + (method.init is None),
     )
     arguments = ("--preset=smoke", "--transfer_datasets=synthetic", f"--workdir={tmp_path}")
     ended = launch(figures, *arguments)
@@ -149,6 +151,11 @@ def test_every_figure_has_numbers_and_a_picture(untrained, tmp_path, monkeypatch
         assert column in rows[0]
         assert len(rows) == (count or len(rows)) > 1
         assert (tmp_path / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    rows = table(tmp_path / "support_fraction.csv")
+    for row in rows:
+        more = {"metamf": 0, "mean": 1}[row["method"]]
+        assert float(row["minus_metamf"]) == pytest.approx(more)
+        assert float(row["minus_metamf_error"]) == pytest.approx(0, abs=1e-6)
     # Nothing is computed again.
     untrained.clear()
     again = launch(figures, *arguments, "--figures=side,factors")
