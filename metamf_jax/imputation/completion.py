@@ -41,9 +41,6 @@ from metamf_jax.imputation.row_solver import Rows
 from metamf_jax.imputation.scaling import Scaling
 from metamf_jax.types import Entries, PaddedMatrices
 
-# Where cells are missing for their own value, what is imputed moves. The move rests on cells unlike
-# the missing ones, so much of it is doubted; the share is chosen on scikit-learn's tables.
-_MOVE_DOUBT = 0.5
 # Cells of a dense block of rows folded in at once.
 _BLOCK_CELLS = 2**17
 
@@ -63,6 +60,8 @@ class Completion:
       widening: by what further, where cells are missing for their own value; else 1.
       bounds: least and greatest value that each column's cells may take.
       tilt: [M'], by how much of its variance, in units, an imputed value is moved.
+      missing: [M'], the share of a column's cells that are missing. Of a move, which rests on the
+        others, as much is doubted.
       cells, columns: see their classes.
       check: what was found on held-out cells.
     """
@@ -79,6 +78,7 @@ class Completion:
     widening: float
     bounds: tuple[np.ndarray, np.ndarray]
     tilt: np.ndarray
+    missing: np.ndarray
     cells: Cells
     columns: Columns
     check: Check
@@ -143,6 +143,7 @@ def complete(
         widening,
         _bounds(dense, best.way, padded),
         tilt,
+        1 - np.bincount(dense.columns, minlength=padded) / dense.shape[0],
         Cells(*rows, *answers.of_columns(best.weights, columns)),
         columns,
         best.check,
@@ -397,4 +398,5 @@ def _in_units(completion, standardised, variances, places):
     move = completion.tilt[places] * errors**2
     values = completion.scaling.centers[places] + scales * standardised + move
     low, high = (bound[places] for bound in completion.bounds)
-    return np.clip(values, low, high), np.hypot(completion.widening * errors, _MOVE_DOUBT * move)
+    doubt = completion.missing[places] * move
+    return np.clip(values, low, high), np.hypot(completion.widening * errors, doubt)
