@@ -3,6 +3,8 @@
 import gzip
 import io
 import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -199,6 +201,26 @@ def test_a_column_alone_may_have_blank_lines(tmp_path):
     table = tables.read_table(written(tmp_path, "one.csv", "1\n\n3\n"))
     assert table.entries.shape == (3, 1)
     np.testing.assert_array_equal(table.entries.rows, [0, 2])
+
+
+def test_a_dense_file_is_read_and_written_without_pandas(tmp_path):
+    """Which pyarrow's conversions import where it is installed, at a third of a second a start."""
+    (tmp_path / "in.csv").write_text("a,b\n1,\n,2.5\n")
+    program = f"""
+import sys
+from metamf_jax.data import tables, write_tables
+entries = tables.read_table({str(tmp_path / "in.csv")!r}).entries
+print(entries.values.tolist(), "pandas" in sys.modules)
+import numpy as np
+values = np.array([[1, np.nan], [np.nan, 2.5]])
+write_tables.write_dense(
+    {str(tmp_path / "out.csv")!r}, values, np.arange(2), np.array(["a", "b"])
+)
+print("pandas" in sys.modules)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ran.stdout == "[1.0, 2.5] False\nFalse\n", ran.stderr
+    assert (tmp_path / "out.csv").read_text() == "row/column,a,b\n0,1,\n1,,2.5\n"
 
 
 def test_dense_separated_by_spaces(tmp_path):

@@ -289,6 +289,22 @@ def given_twice(
     return mistake(source.path, lines[1], what, remedy)
 
 
+def _with_nan(column: pa.ChunkedArray) -> np.ndarray:
+    """Float64 numbers, NaN where null.
+
+    As ``column.to_numpy()``, which imports pandas where that is installed: a third of a second.
+    """
+    parts = [np.empty(0)]
+    for chunk in column.chunks:
+        valid, data = chunk.buffers()
+        part = slice(chunk.offset, chunk.offset + len(chunk))
+        parts.append(np.frombuffer(data, np.float64)[part])
+        if chunk.null_count:
+            bits = np.unpackbits(np.frombuffer(valid, np.uint8), bitorder="little")[part]
+            parts[-1] = np.where(bits, parts[-1], np.nan)
+    return np.concatenate(parts)
+
+
 def read_dense_text(source: Source, found: TableFormat) -> Table:
     skipped = 1 if found.row_names else 0
     types = {n: pa.float64() for n in range(skipped, found.num_columns)}
@@ -297,7 +313,7 @@ def read_dense_text(source: Source, found: TableFormat) -> Table:
     columns = arrow_columns(source, found, types)
     if columns is not None:
         values = np.stack(
-            [columns[n].to_numpy() for n in range(skipped, found.num_columns)], axis=1
+            [_with_nan(columns[n]) for n in range(skipped, found.num_columns)], axis=1
         )
         names = columns[0].to_pylist() if skipped else None
         named = names is None or (len(set(names)) == len(names) and "" not in names)
