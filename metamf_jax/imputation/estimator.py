@@ -41,9 +41,9 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
     Error bars are measured on held-out observed cells, so they hold for cells that are missing for
     reasons that have nothing to do with their own values. Where large values are the likelier to be
-    missing, a narrow table shows it, and what is imputed is moved accordingly
-    (`metamf_jax.imputation.row_gaussian.missing_by_value`); but fewer than nine of ten are held
-    still: of Fisher's irises with half of the cells removed so, 76%
+    missing, a narrow table shows it, and what is imputed is moved and doubted accordingly
+    (`metamf_jax.imputation.row_gaussian.missing_by_value`); but fewer than nine of ten may be held
+    still: of Fisher's irises with half of the cells removed so, 82%
     (``python -m experiments.benchmark_imputer --preset=smoke``).
 
     Args:
