@@ -13,10 +13,11 @@ def correlated(rng, num_rows, num_columns):
     return rng.multivariate_normal(mean, covariance, num_rows), mean, covariance
 
 
-def test_rows_are_conditioned_as_one_by_one():
+@pytest.mark.parametrize("density", [0.6, 0.3])
+def test_rows_are_conditioned_as_one_by_one(density):
     rng = np.random.default_rng(0)
     values, mean, covariance = correlated(rng, 30, 6)
-    observed = rng.random(values.shape) < 0.6
+    observed = rng.random(values.shape) < density
     observed[0], observed[1] = True, False
     rows, variances, errors = row_gaussian._condition(
         np.where(observed, values, 0), observed, mean, covariance
@@ -114,8 +115,10 @@ def test_a_row_is_answered_from_its_own_cells():
         (10, 1, 1, False),
         (400, 129, 129, False),
         (1797, 64, 13, True),
-        (10**6, 20, 2, False),
+        (10**6, 20, 10, False),
+        (10**6, 20, 2, True),
         (10**6, 20, 18, True),
+        (2 * 10**6, 20, 18, False),
     ],
 )
 def test_narrow_tables_suit(rows, columns, seen, suits):

@@ -8,7 +8,8 @@ cells m are
 
     x_m ~ N(mean_m - K_mm^-1 K_mo (x_o - mean_o), K_mm^-1)
 
-so that a row costs the cube of its missing cells. What is not linear is left over, and alike in
+so that a row costs the cube of its missing cells; or of its observed ones, where those are fewer,
+by way of the inverse of their covariance. What is not linear is left over, and alike in
 rows that are alike: the errors that the Gaussian makes at observed cells, each predicted from the
 others of its row, are averaged over near rows (Nadaraya and Watson) and added.
 
@@ -21,8 +22,10 @@ import numpy as np
 
 # The most columns, and the fewest rows for each: below that, factors say more.
 _MOST_COLUMNS, _ROWS_A_COLUMN = 128, 2
-# Cubes of missing cells, of an iteration: some 0.3 s. Sparser tables are for factors.
+# Cubes of missing or observed cells, of an iteration: some 0.3 s.
 _MOST_WORK = 3e8
+# Cells of a table, observed or not: a few arrays of 256 MB.
+_MOST_TABLE = 2**25
 _ITERATIONS, _TOLERANCE = 20, 1e-3
 # Multiplications of the comparison with other rows: some seconds.
 _MOST_COMPARED = 2.5e8
@@ -80,7 +83,10 @@ def suits(counts: np.ndarray, num_columns: int) -> bool:
     """
     if not 2 <= num_columns <= min(_MOST_COLUMNS, len(counts) / _ROWS_A_COLUMN):
         return False
-    return float(((num_columns - counts.astype(float)) ** 3).sum()) <= _MOST_WORK
+    if len(counts) * num_columns > _MOST_TABLE:
+        return False
+    fewer = np.minimum(counts, num_columns - counts).astype(float)
+    return float((fewer**3).sum()) <= _MOST_WORK
 
 
 def fit(
@@ -102,10 +108,10 @@ def fit(
     prior_mean, prior_covariance = (np.asarray(part, np.float64) for part in prior)
     mean, covariance = (prior_mean, prior_covariance) if start is None else start[:2]
     values = np.where(observed, values, 0).astype(np.float64)
-    gaps = _gaps(observed)
+    blocks = _blocks(observed)
     for _ in range(_ITERATIONS):
         before = covariance
-        completed, uncertain = _expect(values, observed, gaps, mean, covariance)
+        completed, uncertain = _expect(values, observed, blocks, mean, covariance)
         mean = (completed.sum(axis=0) + prior_mean) / (num_rows + 1)
         left = np.vstack([completed, prior_mean]) - mean
         covariance = left.T @ left + uncertain + num_columns * prior_covariance
@@ -193,64 +199,90 @@ def missing_by_value(gaussian: RowGaussian) -> np.ndarray:
     return found[0] * max(0.0, 1 - doubt) / deviations
 
 
-class _Gaps(NamedTuple):
-    """Rows of much the same number of missing cells.
+class _Blocks(NamedTuple):
+    """Rows of much the same number of missing cells, or of observed ones, whichever are the fewer.
 
     Attributes:
       rows: [B].
-      columns: [B, G], the missing cells', then others.
-      missing: [B, G] bool, which are.
+      columns: [B, G], those cells', then others.
+      inside: [B, G] bool, which are.
+      missing: whether they are the missing ones.
     """
 
     rows: np.ndarray
     columns: np.ndarray
-    missing: np.ndarray
+    inside: np.ndarray
+    missing: bool
 
 
-def _gaps(observed: np.ndarray) -> list[_Gaps]:
-    counts = (~observed).sum(axis=1)
-    order = np.argsort(counts, kind="stable")
-    order = order[counts[order] > 0]
-    batches, first = [], 0
-    while first < len(order):
-        least = counts[order[first]]
-        last = int(np.searchsorted(counts[order], least + max(2, least // 8), side="right"))
-        most = counts[order[last - 1]]
-        last = min(last, first + max(1, _BATCH // int(most) ** 2))
-        rows = order[first:last]
-        columns = np.argsort(observed[rows], axis=1, kind="stable")[:, :most]
-        missing = np.arange(most) < counts[rows][:, None]
-        batches.append(_Gaps(rows, columns, missing))
-        first = last
+def _blocks(observed: np.ndarray) -> list[_Blocks]:
+    num_columns, missing = observed.shape[1], (~observed).sum(axis=1)
+    few = 2 * missing <= num_columns
+    batches = []
+    for of_missing, belong, counts in (
+        (True, few & (missing > 0), missing),
+        (False, ~few, num_columns - missing),
+    ):
+        order = np.argsort(counts, kind="stable")
+        order = order[belong[order]]
+        first = 0
+        while first < len(order):
+            least = counts[order[first]]
+            last = int(np.searchsorted(counts[order], least + max(2, least // 8), side="right"))
+            most = max(1, counts[order[last - 1]])
+            last = min(last, first + max(1, _BATCH // int(most) ** 2))
+            rows = order[first:last]
+            others = observed[rows] == of_missing
+            columns = np.argsort(others, axis=1, kind="stable")[:, :most]
+            inside = np.arange(most) < counts[rows][:, None]
+            batches.append(_Blocks(rows, columns, inside, of_missing))
+            first = last
     return batches
 
 
-def _of_gaps(batch: _Gaps, precision: np.ndarray) -> np.ndarray:
-    """Covariances [B, G, G] of the missing cells given the observed ones; zero beyond them."""
-    both = batch.missing[:, :, None] & batch.missing[:, None, :]
-    own = precision[batch.columns[:, :, None], batch.columns[:, None, :]]
+def _inverses(batch: _Blocks, matrix: np.ndarray) -> np.ndarray:
+    """Inverses [B, G, G] of a matrix' blocks; zero beyond them.
+
+    Of the precision and missing cells: their covariances given the observed ones. Of the
+    covariance and observed cells: the precisions of these.
+    """
+    both = batch.inside[:, :, None] & batch.inside[:, None, :]
+    own = matrix[batch.columns[:, :, None], batch.columns[:, None, :]]
     return np.linalg.inv(np.where(both, own, np.eye(both.shape[1]))) * both
 
 
-def _fill(values, batch: _Gaps, covariances, mean, precision) -> None:
-    """Sets the missing cells of a batch to their means; before, ``values`` holds `mean` there."""
-    rows, columns, missing = batch
-    pull = ((values[rows] - mean) @ precision)[np.arange(len(rows))[:, None], columns] * missing
-    moved = np.einsum("bij,bj->bi", covariances, pull)
-    places = np.broadcast_to(rows[:, None], columns.shape)[missing], columns[missing]
-    values[places] -= moved[missing]
+def _fill(completed, batch: _Blocks, inverses, mean, covariance, precision) -> None:
+    """Sets the missing cells of a batch to their means; before, they hold ``mean``."""
+    rows, columns, inside, missing = batch
+    each = np.arange(len(rows))[:, None]
+    left = completed[rows] - mean
+    if missing:
+        pull = (left @ precision)[each, columns] * inside
+        moved = np.einsum("bij,bj->bi", inverses, pull)
+        places = np.broadcast_to(rows[:, None], columns.shape)[inside], columns[inside]
+        completed[places] -= moved[inside]
+        return
+    pull, observed = np.zeros_like(left), np.zeros(left.shape, bool)
+    pull[each, columns] = np.einsum("bij,bj->bi", inverses, left[each, columns])
+    observed[each, columns] = inside
+    completed[rows] = np.where(observed, completed[rows], mean + pull @ covariance)
 
 
-def _expect(values, observed, gaps: list[_Gaps], mean, covariance):
+def _expect(values, observed, blocks: list[_Blocks], mean, covariance):
     """Completed rows [N, M], and the sum [M, M] of their covariances."""
     precision, size = np.linalg.inv(covariance), len(mean)
-    completed, uncertain = np.where(observed, values, mean), np.zeros(size * size)
-    for batch in gaps:
-        covariances = _of_gaps(batch, precision)
-        _fill(completed, batch, covariances, mean, precision)
+    completed = np.where(observed, values, mean)
+    # Of rows by their missing cells the covariances; of the others ``covariance`` less its
+    # product with the observed cells' precisions and itself.
+    sums, others = {True: np.zeros(size**2), False: np.zeros(size**2)}, 0
+    for batch in blocks:
+        inverses = _inverses(batch, precision if batch.missing else covariance)
+        _fill(completed, batch, inverses, mean, covariance, precision)
         places = batch.columns[:, :, None] * size + batch.columns[:, None, :]
-        uncertain += np.bincount(places.ravel(), covariances.ravel(), size * size)
-    return completed, uncertain.reshape(size, size)
+        sums[batch.missing] += np.bincount(places.ravel(), inverses.ravel(), size**2)
+        others += 0 if batch.missing else len(batch.rows)
+    known = covariance @ sums[False].reshape(size, size) @ covariance
+    return completed, sums[True].reshape(size, size) + others * covariance - known
 
 
 def _condition(values, observed, mean, covariance):
@@ -259,15 +291,20 @@ def _condition(values, observed, mean, covariance):
     completed, variances = np.where(observed, values, mean), np.zeros(values.shape)
     # Precisions of the observed cells, each given the other observed ones of its row.
     own = np.broadcast_to(np.diag(precision), values.shape).copy()
-    for batch in _gaps(observed):
-        covariances = _of_gaps(batch, precision)
-        _fill(completed, batch, covariances, mean, precision)
-        rows, columns, missing = batch
-        places = np.broadcast_to(rows[:, None], columns.shape)[missing], columns[missing]
-        variances[places] = np.einsum("bii->bi", covariances)[missing]
-        towards = precision[columns] * missing[:, :, None]
-        own[rows] -= np.einsum("bim,bim->bm", np.matmul(covariances, towards), towards)
+    for batch in _blocks(observed):
+        inverses = _inverses(batch, precision if batch.missing else covariance)
+        _fill(completed, batch, inverses, mean, covariance, precision)
+        rows, columns, inside, missing = batch
+        places = np.broadcast_to(rows[:, None], columns.shape)[inside], columns[inside]
+        towards = (precision if missing else covariance)[columns] * inside[:, :, None]
+        known = np.einsum("bim,bim->bm", np.matmul(inverses, towards), towards)
+        if missing:
+            variances[places] = np.einsum("bii->bi", inverses)[inside]
+            own[rows] -= known
+        else:
+            variances[rows] = np.where(observed[rows], 0, np.diag(covariance) - known)
+            own[places] = np.einsum("bii->bi", inverses)[inside]
     # At least the precision of a cell by itself, which rounding must not undercut.
     own = np.maximum(own, 1 / np.diag(covariance))
     errors = np.where(observed, (completed - mean) @ precision / own, 0)
-    return completed, variances, errors
+    return completed, np.maximum(variances, 0), errors
