@@ -312,6 +312,24 @@ def gather(x: Array) -> jax.Array:
     return jax.lax.all_gather(x, AXIS, axis=0, tiled=True)
 
 
+def deal_out(x: Array) -> jax.Array:
+    """Inside `sharded`: brings each device its part of the rows of all devices' slots.
+
+    Args:
+      x: [B, R, ...], this device's B slots.
+
+    Returns:
+      [D B, ceil(R / D), ...]: the slots of all D devices, in their order, of each the rows that are
+      this device's part, with zeros beyond the R-th. `gather` of ``[ceil(R / D), ...]`` puts the
+      parts together again.
+    """
+    size = jax.lax.axis_size(AXIS)
+    slots, rows, *rest = x.shape
+    part = -(-rows // size)
+    x = jnp.pad(x, [(0, 0), (0, part * size - rows), *((0, 0) for _ in rest)])
+    return jax.lax.all_to_all(x.reshape(slots, size, part, *rest), AXIS, 1, 0, tiled=True)[:, 0]
+
+
 def device_index() -> jax.Array:
     """Inside `sharded`: the number of this device in the mesh."""
     return jax.lax.axis_index(AXIS)

@@ -5,7 +5,7 @@ from absl.testing import parameterized
 
 from metamf_jax.factorization import als, dsgd, parameter_mixing, solver
 from metamf_jax.factorization.dsgd import DsgdConfig
-from metamf_jax.factorization.objective import Objective, make_terms
+from metamf_jax.factorization.objective import Objective, evaluate, make_terms
 from metamf_jax.factorization.step_size import StepSize
 from metamf_jax.types import Entries, Factors
 from tests import numpy_reference
@@ -56,6 +56,37 @@ class ParameterMixingTest(parameterized.TestCase):
             mean = [m + f / 4 for m, f in zip(mean, factors, strict=True)]
         np.testing.assert_allclose(got.u, mean[0], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(got.v, mean[1], rtol=1e-4, atol=1e-5)
+
+    def test_factors_and_objective_do_not_depend_on_the_devices(self):
+        # The 18 columns do not divide among four devices.
+        objective = Objective("squared", "weighted_l2", 0.1)
+        entries = _low_rank()
+        terms, start = _start(objective, entries)
+        reached = []
+        for devices in (1, 4):
+            config = DsgdConfig(8, devices)
+            method = parameter_mixing.make_solver(objective, entries, config, width=K)
+            factors, end = solver.fit(method, start, StepSize("bold_driver", 0.05), 3)
+            reached.append((*factors, end.objective, method.squared_error(end.state)))
+        for one, four in zip(*reached, strict=True):
+            np.testing.assert_array_equal(one, four)
+        u, v, value, squared_error = reached[0]
+        expected = evaluate(objective, Factors(u, v), entries, terms)
+        np.testing.assert_allclose(value, expected, rtol=1e-6)
+        fitted = (u[entries.rows] * v[entries.columns]).sum(axis=1)
+        np.testing.assert_allclose(squared_error, ((entries.values - fitted) ** 2).sum(), rtol=1e-5)
+
+    def test_shards_of_unequal_size_are_cut_alike(self):
+        # By its own size the shard of 1024 points would have 16 sub-blocks, that of 1023 nine.
+        rng = np.random.default_rng(0)
+        ids = rng.integers(0, 4000, (2, 2047)).astype("i")
+        entries = Entries(*ids, rng.normal(size=2047).astype("f"), (4000, 4000))
+        objective = Objective("squared", "l2", 0.1)
+        _, start = _start(objective, entries)
+        method = parameter_mixing.make_solver(objective, entries, DsgdConfig(2), width=32)
+        before = method.init(start)
+        after = method.epoch(before, 1, 0.05)
+        assert method.objective(after) < method.objective(before)
 
     def test_dsgd_converges_like_sgd_and_mixing_lags(self):
         objective = Objective("squared", "l2", 0.1)

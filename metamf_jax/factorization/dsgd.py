@@ -14,6 +14,7 @@ gradient descent, KDD 2011.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import jax
@@ -207,12 +208,20 @@ def sides_rng(config: DsgdConfig) -> np.random.Generator:
 
 
 def cut_matrix(
-    entries: Entries, config: DsgdConfig, width: int, own: range | None = None
+    entries: Entries,
+    config: DsgdConfig,
+    width: int,
+    own: range | None = None,
+    num_points: int | None = None,
 ) -> Blocks:
-    """Cuts the matrix as `config` says, for factors of `width` columns; keeps row blocks `own`."""
+    """Cuts the matrix as `config` says, for factors of `width` columns; keeps row blocks `own`.
+
+    The number of sub-blocks follows from `num_points`, by default that of the entries.
+    """
     cuts = 1, 1
     if config.point_order == "blocks":
-        cuts = cuts_for_cache(entries.shape, config.num_blocks, width, len(entries.values))
+        num_points = len(entries.values) if num_points is None else num_points
+        cuts = cuts_for_cache(entries.shape, config.num_blocks, width, num_points)
     return make_blocks(
         entries, config.num_blocks, cuts, sides_rng(config), block_rng(config, 0), own
     )
@@ -278,6 +287,42 @@ def _stratum_points(
         for table, x in zip(tables, points, strict=True):
             table[k, : len(x)] = x
     return tables
+
+
+def penalties_and_sums(objective: Objective, u: SideBlocks, v: SideBlocks) -> Any:
+    """What the objective holds beside the points: penalties of rows, `cell_sums` of blocks.
+
+    Returns:
+      ([B, R], [B, C]), to be added in float64: a sum over rows is compiled otherwise, and rounds
+      otherwise, for another number of blocks on the device; and ([B, ...], [B, ...]) or Nones.
+    """
+
+    def cell_sums_of(factors):
+        if objectives.cell_sums(objective, factors[0]) is None:
+            return None
+        return jax.lax.map(lambda f: objectives.cell_sums(objective, f), factors)
+
+    def penalties_of(side, name):
+        by_row = jax.vmap(lambda f, t: objectives.penalty_parts(objective, f, t, name))
+        return objectives.sum_in_order(jax.vmap(by_row)(side.factors, side.terms))
+
+    penalties = penalties_of(u, "u"), penalties_of(v, "v")
+    return penalties, (cell_sums_of(u.factors), cell_sums_of(v.factors))
+
+
+def remember_last(losses_of: Callable[[Any, str], np.ndarray]) -> Callable[[Any, str], np.ndarray]:
+    """Of (state, loss): asked again for the same, gives the last result again.
+
+    So the objective's pass over the points gives the squared error too, where that is the loss.
+    """
+    last: dict[str, Any] = {}
+
+    def remembered(state, loss):
+        if last.get("state") is not state or last["loss"] != loss:
+            last.update(state=state, loss=loss, sums=losses_of(state, loss))
+        return last["sums"]
+
+    return remembered
 
 
 def _lengthened(length: int, x: np.ndarray, axis: int) -> np.ndarray:
@@ -438,21 +483,6 @@ def solve_blocks(
         (_, v), losses = jax.lax.scan(sub_epoch, (u, v), by_step)
         return v, losses.T
 
-    def run_penalties(u, v):
-        def cell_sums_of(factors):
-            if objectives.cell_sums(objective, factors[0]) is None:
-                return None
-            return jax.lax.map(lambda f: objectives.cell_sums(objective, f), factors)
-
-        def penalties_of(side, name):
-            # Of each row, to be added in float64: a sum over rows is compiled otherwise, and rounds
-            # otherwise, for another number of blocks on the device.
-            by_row = jax.vmap(lambda f, t: objectives.penalty_parts(objective, f, t, name))
-            return objectives.sum_in_order(jax.vmap(by_row)(side.factors, side.terms))
-
-        penalties = penalties_of(u, "u"), penalties_of(v, "v")
-        return penalties, (cell_sums_of(u.factors), cell_sums_of(v.factors))
-
     travel_specs = Travel(REPLICATED, SPLIT, SPLIT, SPLIT, SPLIT)
     without_points_program = parallel.sharded(
         mesh, run_without_points, (SPLIT, SPLIT, SPLIT, REPLICATED), (SPLIT, SPLIT)
@@ -475,7 +505,9 @@ def solve_blocks(
         )
         for loss in (objective, squared)
     }
-    penalties_program = parallel.sharded(mesh, run_penalties, (SPLIT, SPLIT), SPLIT)
+    penalties_program = parallel.sharded(
+        mesh, functools.partial(penalties_and_sums, objective), (SPLIT, SPLIT), SPLIT
+    )
     has_all_cell_term = objective.loss in objectives.ALL_CELL_LOSSES
 
     def most_at_once():
@@ -519,13 +551,9 @@ def solve_blocks(
     def epoch(state, epoch, step_size):
         return epochs(state, epoch, [step_size])[0]
 
-    # The objective's pass over the points gives the squared error too, where that is the loss.
-    last_losses: dict[str, Any] = {}
-
+    @remember_last
     def losses_of(state, loss):
         """[P, P], sums over blocks of the points' losses."""
-        if last_losses.get("state") is state and last_losses["loss"] == loss:
-            return last_losses["sums"]
         schedule = strata.make_schedule("seq", num_blocks, _generator(config, _EPOCH))
         travel = plan_travel(schedule, state.held, num_devices)
         # A block's sub-blocks are neighbours: one visit for all.
@@ -539,7 +567,6 @@ def solve_blocks(
             )
             # From [row block, sub-epoch] to [row block, column block].
             sums[np.arange(num_blocks)[:, None], schedule.T[:, which]] = parallel.to_host(losses)
-        last_losses.update(state=state, loss=loss, sums=sums)
         return sums
 
     def objective_of(state):
