@@ -48,7 +48,7 @@ class Cells(NamedTuple):
 
 
 def row_share(weights: np.ndarray) -> np.ndarray:
-    """What the variances of the factors and of the rows' Gaussian weigh, [2]."""
+    """What the variances of the factors and of the rows' Gaussian weigh, [2]; weights [5]."""
     share = min(weights[3:].sum(), 1.0)
     return np.array([1 - share, share])
 
@@ -56,7 +56,16 @@ def row_share(weights: np.ndarray) -> np.ndarray:
 def of_rows(
     weights, columns: Columns, effects: Effects, u, side: Side, completed: Completed | None
 ):
-    """The rows' half of `Cells`."""
+    """The rows' half of `Cells`, ``u`` and ``p``.
+
+    Args:
+      weights: [5], of the `ANSWERS`.
+      columns: what the rows were answered with.
+      effects: of the bias model, ``rows`` [N].
+      u: [N, K], factors of the learned prior.
+      side: of the posterior, N rows.
+      completed: the first rows by the Gaussian, the others being padding; or None.
+    """
     of_bias, of_posterior = weights[0] + weights[1], weights[2]
     constant = of_bias * (effects.mean + effects.rows) + of_posterior * columns.posterior.mean
     u = np.column_stack(
@@ -80,7 +89,7 @@ def of_rows(
 
 
 def of_columns(weights, columns: Columns):
-    """The columns' half of `Cells`."""
+    """The columns' half of `Cells`: ``v``, ``r`` and ``noise``; weights [5]."""
     side, noise, gaussian = columns.posterior.columns, columns.posterior.noise, columns.gaussian
     effects = columns.context.effects
     assert effects is not None

@@ -73,7 +73,12 @@ def folds(count: int, seed: int) -> list[np.ndarray]:
 
 
 def weigh(candidates: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Weights from the simplex with the least squared error, shrunken to the start."""
+    """Weights [A] from the simplex with the least squared error, shrunken to the start.
+
+    Args:
+      candidates: [A, H], the first A of the answers at held-out cells.
+      target: [H], what these hold.
+    """
     errors = target - candidates
     start = START_WEIGHTS[: len(errors)]
     noise = (errors**2).mean(axis=1).min()
