@@ -180,7 +180,8 @@ def _side(study: Study) -> list[Row]:
         split = study.split(episodes)
         for name in _DRAWN:
             # Plain steps diverge on the larger matrices.
-            method = study.method(name, step_form="scaled")
+            form = study.config.model.inner.step_form
+            method = study.method(name, step_form="scaled" if form == "plain" else form)
             params = study.train(method, split)
             scored = _scored(method, params, split.validation, split.test)
             rows.append({"side": side, "method": name, **scored})
