@@ -141,6 +141,8 @@ def run(
                 f"{result['seconds']:.1f} s"
             )
         _report(workdir, config)
+    if diverged and not (workdir / "results.md").exists():
+        raise FloatingPointError("no results at all\n" + "\n".join(diverged))
     results = _read(workdir)
     print(f"\n{(workdir / 'results.md').read_text(encoding='utf-8')}")
     print(f"wrote {workdir / 'results.csv'}, results.md and plots/comparison.png")
@@ -261,6 +263,8 @@ def _compare(results: list[dict[str, Any]]) -> dict[str, Comparison]:
 
 def _report(workdir: pathlib.Path, config: Config) -> None:
     results = _read(workdir)
+    if not results:
+        return
     table = _compare(results)
     text = io.StringIO()
     writer = csv.DictWriter(text, _FIELDS, extrasaction="ignore", lineterminator="\n")
@@ -269,11 +273,13 @@ def _report(workdir: pathlib.Path, config: Config) -> None:
     write_text(workdir / "results.csv", text.getvalue())
     write_text(workdir / "results.md", _markdown(table, results, config))
     (workdir / "plots").mkdir(exist_ok=True)
-    plotting.error_by_method(
-        workdir / "plots" / "comparison.png",
-        {name: line.mse for name, line in table.items()},
-        _REFERENCE,
-    )
+    most = max(line.splits for line in table.values())
+    # Splits differ more than methods do: a mean over some is not to be read beside one over all.
+    shown = {
+        name if line.splits == most else f"{name} ({line.splits} of {most} splits)": line.mse
+        for name, line in table.items()
+    }
+    plotting.error_by_method(workdir / "plots" / "comparison.png", shown, _REFERENCE)
 
 
 def _plus_minus(pair: tuple[float, float], sign: str = "") -> str:

@@ -104,6 +104,9 @@ def test_a_method_that_diverges_does_not_cost_the_others(untrained, monkeypatch,
         return start(method, *args)
 
     monkeypatch.setattr(protocol, "meta_train", diverges)
+    alone = compare(tmp_path / "alone", "--splits=1", methods=("eml",))
+    assert alone.code == 1
+    assert "no results at all\nsplit 0  eml: the meta-loss became nan" in alone.err
     ended = compare(tmp_path, "--splits=2", methods=("eml", "mean"))
     assert ended.code == 1
     assert ended.err.splitlines()[1:] == [
