@@ -1,7 +1,8 @@
 """Draws how the error depends on what is given, and what is learned; each figure with its numbers.
 
-Claim: meta-learned factorization gains most where little is observed; it needs a few hundred
-meta-training matrices and a few inner steps; priors learned on one rating set serve another.
+Claim: meta-learned factorization is ahead of methods that fit each matrix alone at every share of
+support; it needs some thousand meta-training matrices and one inner step or a few; priors learned
+on one rating set serve another. ``experiments/RESULTS.md`` has the numbers for three sets.
 
     python -m experiments.figures --dataset=ml100k --data_dir=DIR --preset=paper \\
         --workdir=runs/figures-ml100k
@@ -18,7 +19,7 @@ meta-training matrices and a few inner steps; priors learned on one rating set s
 * ``precisions``: learned precisions of rows and columns against their numbers of observations.
 
 Each writes ``NAME.csv`` and ``plots/NAME.png`` into the workdir; a figure whose numbers are there
-is not computed again. ``experiments/RESULTS.md`` shows numbers.
+is not computed again.
 """
 
 import csv

@@ -119,8 +119,8 @@ def fit(
         return Fit(way, scales[0], whole, *start, 0.0, nothing, None)
     checked = np.concatenate(held)
     found = [
-        _answers_at(part, fitted, entries.rows[out], entries.columns[out])
-        for part, fitted, out in zip(parts, scales[1:], held, strict=True)
+        _answers_at(part, scale, entries.rows[out], entries.columns[out])
+        for part, scale, out in zip(parts, scales[1:], held, strict=True)
     ]
     # Parts may be full enough for a Gaussian where others are not.
     fewest = min(len(answered) for answered, _ in found)
@@ -147,13 +147,13 @@ def fit(
     return Fit(way, scales[0], whole, weights, inflation, error, check, cells_held_out)
 
 
-def _answers_at(fit: Fitted, fitted: Scaling, rows, columns) -> tuple[np.ndarray, np.ndarray]:
+def _answers_at(fitted: Fitted, scale: Scaling, rows, columns) -> tuple[np.ndarray, np.ndarray]:
     """The `ANSWERS` [3 or 5, P] at cells, and the factors' and the rows' variances [2, P].
 
     In units; the second variances are those of the first where there is no Gaussian over rows.
     """
-    adapted, post, _, completed = fit
-    kept = fit.columns._replace(gaussian=None)
+    adapted, post, _, completed = fitted
+    kept = fitted.columns._replace(gaussian=None)
     answered = []
     for weights in np.eye(len(ANSWERS))[:3]:
         u, p = answers.of_rows(weights, kept, adapted.effects, adapted.factors.u, post.rows, None)
@@ -164,9 +164,9 @@ def _answers_at(fit: Fitted, fitted: Scaling, rows, columns) -> tuple[np.ndarray
         of_rows, near, variance = (part[rows, columns] for part in completed)
         answered += [of_rows, near]
         variances.append(variance)
-    scales = fitted.scales[columns]
+    scales = scale.scales[columns]
     variances = np.broadcast_to(variances, (2, len(rows))) if completed is None else variances
-    return fitted.centers[columns] + scales * np.array(answered), scales**2 * np.array(variances)
+    return scale.centers[columns] + scales * np.array(answered), scales**2 * np.array(variances)
 
 
 def _fit_all(
