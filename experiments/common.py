@@ -17,7 +17,8 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 
-from metamf_jax import compilation_cache, parallel, processes
+from metamf_jax import parallel, processes
+from metamf_jax.runs import compilation_cache
 
 # EX_TEMPFAIL of sysexits.h: try again later.
 TERMINATED = 75

@@ -33,14 +33,14 @@ from experiments.max_steps_flag import MAX_STEPS
 from metamf_jax import plotting
 from metamf_jax.baselines import METHODS, make_method, tuning
 from metamf_jax.baselines.method import Method, episode_loss
-from metamf_jax.checkpoint import load_params, read_params_metadata, save_params
 from metamf_jax.data import sources
-from metamf_jax.files import write_text
 from metamf_jax.meta_learning.episodes import EpisodeConfig, cell_counts
 from metamf_jax.meta_learning.meta_loss import ModelConfig
 from metamf_jax.meta_learning.training import TrainingConfig, make_evaluate
 from metamf_jax.metrics import mean_and_standard_error, paired_difference
-from metamf_jax.run_log import RunLog
+from metamf_jax.runs.checkpoint import load_params, read_params_metadata, save_params
+from metamf_jax.runs.files import write_text
+from metamf_jax.runs.run_log import RunLog
 
 _SPLITS = flags.DEFINE_integer("splits", None, "Random splits; default: the preset's.", 1)
 _SUPPORT_FRACTION = flags.DEFINE_float(

@@ -23,8 +23,7 @@ from experiments import common
 from experiments.dataset_flag import DATASET
 from experiments.input_flag import INPUT
 from experiments.shared_flags import FOLD
-from metamf_jax import cells, parallel, processes
-from metamf_jax.checkpoint import Checkpointer
+from metamf_jax import parallel, processes, sums
 from metamf_jax.data import cell_streams, movielens, sources, tables
 from metamf_jax.factorization import (
     block_store,
@@ -40,7 +39,8 @@ from metamf_jax.factorization.block_store import BlockStore
 from metamf_jax.factorization.dsgd import DsgdConfig
 from metamf_jax.factorization.factor_file import save_factors
 from metamf_jax.factorization.objective import Objective
-from metamf_jax.run_log import open_run_log, read_metrics
+from metamf_jax.runs.checkpoint import Checkpointer
+from metamf_jax.runs.run_log import open_run_log, read_metrics
 from metamf_jax.types import Entries, Factors, Table
 
 SPLITS = ("random", "time", "official")
@@ -224,7 +224,7 @@ def _join(train: Table, test: Table) -> tuple[Table, Entries]:
     return train._replace(entries=entries, row_ids=ids[0], column_ids=ids[1]), held
 
 
-_predict = jax.jit(cells.predict)
+_predict = jax.jit(sums.predict)
 
 
 def _rmse(factors: Factors, entries: Entries) -> float | None:

@@ -36,17 +36,17 @@ from absl import flags
 from experiments import common, presets, protocol, shared_flags
 from experiments.dataset_flag import DATASET
 from experiments.max_steps_flag import MAX_STEPS
-from metamf_jax import cells, plotting
+from metamf_jax import plotting, sums
 from metamf_jax.baselines import make_method, tuning
 from metamf_jax.baselines.method import Method
 from metamf_jax.data import sources
-from metamf_jax.files import write_text
 from metamf_jax.meta_learning.encoder import make_encoder
 from metamf_jax.meta_learning.episodes import EpisodeConfig
 from metamf_jax.meta_learning.meta_loss import Episode, ModelConfig, make_model
 from metamf_jax.meta_learning.training import TrainingConfig
 from metamf_jax.metrics import mean_and_standard_error
-from metamf_jax.run_log import RunLog
+from metamf_jax.runs.files import write_text
+from metamf_jax.runs.run_log import RunLog
 from metamf_jax.types import Entries
 
 _TRANSFER = flags.DEFINE_list(
@@ -249,12 +249,12 @@ def _factors(study: Study) -> list[Row]:
     params = study.train(method, split)
     support = _fullest(split.test)
     adapted, prior = jax.jit(make_model(study.config.model).adapt)(params, support)
-    counts = cells.counts(support)
-    sums = cells.pool(support, cells.observed_values(support)[:, None])
+    counts = sums.counts(support)
+    pooled = sums.pool(support, sums.observed_values(support)[:, None])
     rows = []
     for side, before, after, count, total in (
-        ("rows", prior.u, adapted.u, counts[0], sums[0]),
-        ("columns", prior.v, adapted.v, counts[1], sums[1]),
+        ("rows", prior.u, adapted.u, counts[0], pooled[0]),
+        ("columns", prior.v, adapted.v, counts[1], pooled[1]),
     ):
         before, after, count = np.asarray(before), np.asarray(after), np.asarray(count)
         both = np.concatenate([before, after])
@@ -285,7 +285,7 @@ def _precisions(study: Study) -> list[Row]:
     encoder = make_encoder(dataclasses.replace(config.model.encoder, precision="per_row"))
     support = split.test.support
     priors = jax.jit(jax.vmap(lambda one: encoder.apply(params.encoder, one)))(support)
-    counts = jax.vmap(cells.counts)(support)
+    counts = jax.vmap(sums.counts)(support)
     rows = []
     for side, count, precision in (
         ("rows", counts[0], priors.u_precision),

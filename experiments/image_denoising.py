@@ -25,7 +25,7 @@ from metamf_jax.data import images
 from metamf_jax.factorization import als, solver
 from metamf_jax.factorization.objective import Objective, make_terms
 from metamf_jax.factorization.step_size import StepSize
-from metamf_jax.run_log import RunLog
+from metamf_jax.runs.run_log import RunLog
 from metamf_jax.types import Entries, FactorPrior, Factors
 
 _IMAGE = flags.DEFINE_string(

@@ -20,10 +20,11 @@ from absl import flags
 
 from experiments import common
 from experiments.answer_flags import OUTPUT, PAIRS
-from metamf_jax.data import libmf_text, tables, write_tables
+from metamf_jax.data import libmf_text, tables
+from metamf_jax.data.tables import write as write_tables
 from metamf_jax.factorization import prediction
 from metamf_jax.factorization.factor_file import load_factors
-from metamf_jax.files import write_text
+from metamf_jax.runs.files import write_text
 from metamf_jax.types import Factors
 
 _FACTORS = flags.DEFINE_string(

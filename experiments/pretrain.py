@@ -1,7 +1,7 @@
 """Learns the general prior that the package ships, from synthetic families of matrices.
 
 Claim: a prior learned from synthetic ratings, surveys, sensor tables, images and feature tables
-imputes real matrices of none of these worlds. `experiments.benchmark_imputer` measures it.
+imputes real matrices of none of these worlds. `experiments.benchmarks.imputer` measures it.
 
     python -m experiments.pretrain --preset=best --workdir=runs/pretrain \
         --output=metamf_jax/imputation/weights/general.safetensors
@@ -21,13 +21,13 @@ from absl import flags
 
 from experiments import common
 from experiments.answer_flags import OUTPUT
-from metamf_jax.checkpoint import Checkpointer, load_params, save_params
 from metamf_jax.data.families import draw_matrix
 from metamf_jax.imputation import scaling
 from metamf_jax.meta_learning import meta_loss, padding, training
 from metamf_jax.meta_learning.encoder import EncoderConfig
 from metamf_jax.meta_learning.map_estimation import MapConfig
-from metamf_jax.run_log import RunLog
+from metamf_jax.runs.checkpoint import Checkpointer, load_params, save_params
+from metamf_jax.runs.run_log import RunLog
 from metamf_jax.types import Entries
 
 _START = flags.DEFINE_string("start", None, "Weights to start from: an earlier run's output.")

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 
 from metamf_jax.baselines.method import Method, episode_loss
-from metamf_jax.cells import Observations
 from metamf_jax.meta_learning import padding, training
 from metamf_jax.meta_learning.episodes import EpisodeConfig, EpisodeSource, Parts, split_parts
 from metamf_jax.meta_learning.meta_loss import Episode
+from metamf_jax.sums import Observations
 from metamf_jax.types import Entries
 
 # Keep the draws of meta-training, validation and test apart.

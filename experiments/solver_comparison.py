@@ -35,9 +35,9 @@ from metamf_jax.factorization import methods, prediction, solver, step_size
 from metamf_jax.factorization import objective as objectives
 from metamf_jax.factorization.dsgd import DsgdConfig
 from metamf_jax.factorization.objective import Objective
-from metamf_jax.files import write_text
 from metamf_jax.plotting import Panel
-from metamf_jax.run_log import RunLog
+from metamf_jax.runs.files import write_text
+from metamf_jax.runs.run_log import RunLog
 from metamf_jax.types import Entries, Table
 
 FIGURES = ("solvers", "workers", "ranks", "losses", "scaling")

@@ -22,13 +22,13 @@ from experiments import common, presets, protocol
 from experiments.dataset_flag import DATASET
 from metamf_jax import plotting, processes
 from metamf_jax.baselines import SIMPLE, make_method, tuning
-from metamf_jax.checkpoint import Checkpointer, save_params
 from metamf_jax.data import sources
 from metamf_jax.imputation.impute import LearnedPrior, metadata
 from metamf_jax.meta_learning import meta_loss, padding, training
 from metamf_jax.meta_learning.episodes import EpisodeConfig, cell_counts
 from metamf_jax.metrics import mean_and_standard_error
-from metamf_jax.run_log import RunLog, open_run_log, read_metrics
+from metamf_jax.runs.checkpoint import Checkpointer, save_params
+from metamf_jax.runs.run_log import RunLog, open_run_log, read_metrics
 
 _SPLIT_SEED = flags.DEFINE_integer(
     "split_seed", 0, "Seed of the split of rows and columns, and of the fixed scored matrices."

@@ -37,7 +37,7 @@ from metamf_jax.baselines.dense import to_dense
 from metamf_jax.baselines.eml import ExchangeableNetwork
 from metamf_jax.data import sources
 from metamf_jax.meta_learning.episodes import fit_standardization, standardize
-from metamf_jax.run_log import RunLog
+from metamf_jax.runs.run_log import RunLog
 from metamf_jax.types import Entries, PaddedMatrices
 
 _METHOD = flags.DEFINE_enum("method", "eml", ["eml", "autorec_item"], "The method.")

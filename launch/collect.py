@@ -25,7 +25,7 @@ from typing import Any
 from absl import app, flags
 
 from launch.points import Plot, Point, Sweep
-from metamf_jax.files import write_text
+from metamf_jax.runs.files import write_text
 
 _RESOURCES = ("seconds", "compile_seconds", "peak_memory_bytes")
 # More columns than that are no table to read; the CSV has all.

@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from metamf_jax.files import write_text
+from metamf_jax.runs.files import write_text
 
 State = Literal["done", "failed", "missing"]
 

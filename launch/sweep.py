@@ -31,7 +31,7 @@ from launch import collect
 from launch.children import POLL_SECONDS, TERMINATED, Share, divide, end_all, start
 from launch.points import Point, Sweep, load_sweep, make_points
 from launch.search import Study
-from metamf_jax.files import lock_folder, unlock_folder
+from metamf_jax.runs.files import lock_folder, unlock_folder
 
 _SWEEP = flags.DEFINE_string("sweep", None, "The sweep file.", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the whole sweep.", required=True)
@@ -168,7 +168,7 @@ def _told(point: Point, state: str) -> str:
 def _show(running: Sequence[tuple[Point, float]]) -> None:
     """One line on the terminal, drawn over the last: where each running point stands."""
     # Imports JAX, which a sweep without a terminal need not load.
-    from metamf_jax.run_log import read_metrics
+    from metamf_jax.runs.run_log import read_metrics
 
     parts = []
     for point, began in running:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metamf_jax import cells
+from metamf_jax import sums
 from metamf_jax.types import Array, Entries, Factors
 
 
@@ -29,7 +29,7 @@ class Shrinkage(NamedTuple):
     columns: Array
 
 
-def fit_effects(observations: cells.Observations, shrinkage: Shrinkage, sweeps: int) -> Effects:
+def fit_effects(observations: sums.Observations, shrinkage: Shrinkage, sweeps: int) -> Effects:
     """Fits the model by sweeps of coordinate descent from zero: mean, rows, columns.
 
     What rows (or columns) have in common then moves to the mean as far as the penalties want it:
@@ -42,15 +42,15 @@ def fit_effects(observations: cells.Observations, shrinkage: Shrinkage, sweeps: 
       shrinkage: positive numbers; may be learned, gradients flow through the sweeps.
       sweeps: how many.
     """
-    row_counts, column_counts = cells.counts(observations)
-    values = cells.observed_values(observations)[..., None]
+    row_counts, column_counts = sums.counts(observations)
+    values = sums.observed_values(observations)[..., None]
     mean_weight = 1 / jnp.maximum(row_counts.sum() + shrinkage.mean, 1)
     row_weights = 1 / (row_counts + shrinkage.rows)[:, None]
     column_weights = 1 / (column_counts + shrinkage.columns)[:, None]
 
     def residual_sums(mean, rows, columns):
-        fitted = cells.spread(observations, rows + mean, columns)
-        return cells.pool(observations, values - fitted)
+        fitted = sums.spread(observations, rows + mean, columns)
+        return sums.pool(observations, values - fitted)
 
     def solve_rows(mean, columns):
         return row_weights * residual_sums(mean, jnp.zeros_like(row_weights), columns)[0]
@@ -77,7 +77,7 @@ def fit_effects(observations: cells.Observations, shrinkage: Shrinkage, sweeps: 
 
 
 def fold_in_rows(
-    observations: cells.Observations, effects: Effects, shrinkage: Shrinkage
+    observations: sums.Observations, effects: Effects, shrinkage: Shrinkage
 ) -> Effects:
     """The effects of other rows over the same columns, whose effects and mean stay.
 
@@ -86,19 +86,19 @@ def fold_in_rows(
       effects: of the fitted matrix; ``effects.rows`` is not read.
       shrinkage: as it was fitted with.
     """
-    row_counts, _ = cells.counts(observations)
-    values = cells.observed_values(observations)[..., None]
+    row_counts, _ = sums.counts(observations)
+    values = sums.observed_values(observations)[..., None]
     rows = jnp.broadcast_to(effects.mean, row_counts.shape)[:, None]
-    fitted = cells.spread(observations, rows, effects.columns[:, None])
-    sums, _ = cells.pool(observations, values - fitted)
-    return effects._replace(rows=sums[:, 0] / (row_counts + shrinkage.rows))
+    fitted = sums.spread(observations, rows, effects.columns[:, None])
+    left, _ = sums.pool(observations, values - fitted)
+    return effects._replace(rows=left[:, 0] / (row_counts + shrinkage.rows))
 
 
-def residuals(observations: cells.Observations, effects: Effects) -> cells.Observations:
+def residuals(observations: sums.Observations, effects: Effects) -> sums.Observations:
     """The same cells with the effects taken off their values."""
     rows, columns = (effects.mean + effects.rows)[:, None], effects.columns[:, None]
-    values = cells.observed_values(observations)
-    values = values - cells.spread(observations, rows, columns)[..., 0]
+    values = sums.observed_values(observations)
+    values = values - sums.spread(observations, rows, columns)[..., 0]
     if isinstance(observations, Entries):
         return dataclasses.replace(observations, values=values)
     return observations._replace(values=values)

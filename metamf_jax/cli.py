@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     import numpy as np
 
-    from metamf_jax.data.table_format import TableFormat
+    from metamf_jax.data.tables.format import TableFormat
     from metamf_jax.types import Table
 
 # Above it the answer would fill the memory: 10^8 cells take 2 GB as three columns.
@@ -110,7 +110,8 @@ def write_answers(
     """
     import numpy as np
 
-    from metamf_jax.data import tables, write_tables
+    from metamf_jax.data import tables
+    from metamf_jax.data.tables import write as write_tables
 
     num_rows, num_columns = table.entries.shape
     header = found.header if not found.dense else None
@@ -205,9 +206,9 @@ def _beside(output: str) -> str:
 def _impute(flags: argparse.Namespace) -> None:
     import numpy as np
 
-    from metamf_jax import compilation_cache
     from metamf_jax.data import tables
     from metamf_jax.imputation import completion, pretrained
+    from metamf_jax.runs import compilation_cache
 
     if flags.top is not None and flags.top < 1:
         raise ValueError(f"--top must be at least 1, got {flags.top}")

@@ -9,28 +9,18 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 BASE = {
     "types",
-    "files",
-    "cells",
-    "cells_xla",
-    "cells_numba",
-    "numba_cache",
-    "numba_ffi",
-    "numba_vectors",
-    "_xla_call_frame",
+    "sums",
+    "kernels",
     "ridge",
-    "ridge_numba",
     "bias_model",
     "parallel",
     "processes",
-    "checkpoint",
-    "compilation_cache",
     "metrics",
-    "resources",
-    "run_log",
+    "runs",
 }
 # What the modules of a package may import from metamf_jax besides their own package.
 ALLOWED = {
-    "data": {"types", "files"},
+    "data": {"types", "runs"},
     "plotting": {"types"},
     "cli": BASE | {"data", "imputation", "plotting"},
     "meta_learning": BASE,

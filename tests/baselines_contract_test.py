@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from experiments import protocol
-from metamf_jax import cells
+from metamf_jax import sums
 from metamf_jax.baselines import METHODS, make_method
 from metamf_jax.baselines.method import episode_loss
 from metamf_jax.meta_learning import episodes, padding
@@ -98,7 +98,7 @@ def trained(name):
 
 @pytest.fixture(autouse=True)
 def _xla():
-    with cells.using_backend("xla"):
+    with sums.using_backend("xla"):
         yield
 
 

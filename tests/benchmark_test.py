@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import benchmark_factorize, benchmark_imputer, benchmark_meta_step
+from experiments.benchmarks import factorize, imputer, meta_step
 from metamf_jax.meta_learning.encoder import EncoderConfig
 from metamf_jax.meta_learning.map_estimation import MapConfig
 from metamf_jax.meta_learning.meta_loss import ModelConfig
@@ -27,8 +27,8 @@ def _run(module, *flags):
 
 
 def test_imputer_goes_on_where_it_was_stopped(tmp_path):
-    config = dataclasses.replace(benchmark_imputer.PRESETS["smoke"], methods=("mean", "knn"))
-    whole = benchmark_imputer.run(config, tmp_path / "whole")["results"]
+    config = dataclasses.replace(imputer.PRESETS["smoke"], methods=("mean", "knn"))
+    whole = imputer.run(config, tmp_path / "whole")["results"]
     assert len(whole["tasks"]) == 2
     for task in whole["tasks"].values():
         assert set(task["rmse"]) == {"metamf", "mean", "knn"}
@@ -39,11 +39,11 @@ def test_imputer_goes_on_where_it_was_stopped(tmp_path):
     (tmp_path / "half").mkdir()
     lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "half" / "metrics.jsonl").write_text(lines[0])
-    again = benchmark_imputer.run(config, tmp_path / "half")["results"]
+    again = imputer.run(config, tmp_path / "half")["results"]
     for name, task in whole["tasks"].items():
         assert task["rmse"] == again["tasks"][name]["rmse"]
     with pytest.raises(ValueError, match=r"unknown methods \['knm'\]; there are mean, bias"):
-        benchmark_imputer.run(dataclasses.replace(config, methods=("knm",)), tmp_path / "wrong")
+        imputer.run(dataclasses.replace(config, methods=("knm",)), tmp_path / "wrong")
 
 
 def _peer(code):
@@ -52,7 +52,7 @@ def _peer(code):
 
 def test_meta_step(tmp_path):
     ran = _run(
-        "benchmark_meta_step",
+        "benchmarks.meta_step",
         *("--side=8", "--batch=4", "--devices=2", "--repeats=2", "--memory_steps=2"),
         *(_peer("print('seen'); print('peer: 5.25 ms a step')"), "--rounds=1"),
         f"--workdir={tmp_path}",
@@ -82,7 +82,7 @@ def test_meta_step(tmp_path):
     ],
 )
 def test_mistakes_are_named(flag, message):
-    ended = launch(benchmark_meta_step, "--preset=smoke", flag)
+    ended = launch(meta_step, "--preset=smoke", flag)
     assert ended.code == 1
     assert message in ended.err
     assert "Traceback" not in ended.err
@@ -91,12 +91,12 @@ def test_mistakes_are_named(flag, message):
 def test_operations_of_the_smallest_model():
     model = ModelConfig(EncoderConfig(channels=1, layers=1, rank=1), MapConfig(steps=1))
     # Forward: layer 8 + 4, heads 8, step 6 + 10, query 2; backward: 16 + 4, 16, 14 + 20, 4.
-    assert benchmark_meta_step.step_flops(model, 1, 1, 1, 1) == 38 + 74
+    assert meta_step.step_flops(model, 1, 1, 1, 1) == 38 + 74
 
 
 def test_scale(tmp_path):
     ran = _run(
-        "benchmark_scale",
+        "benchmarks.scale",
         *(
             "--num_rows=60",
             "--num_columns=40",
@@ -124,7 +124,7 @@ def test_factorize(tmp_path):
     )
     libmf.chmod(0o755)
     ran = _run(
-        "benchmark_factorize",
+        "benchmarks.factorize",
         *("--rounds=1", "--ranks=4", "--sgd_epochs=1,3", "--als_epochs=1,2", "--devices=2"),
         *(f"--libmf={libmf}", "--methods=adagrad,libmf", f"--workdir={tmp_path / 'run'}"),
     )
@@ -147,6 +147,6 @@ def test_factorize(tmp_path):
     ],
 )
 def test_mistakes_of_the_factorization_benchmark(flag, message):
-    ended = launch(benchmark_factorize, flag)
+    ended = launch(factorize, flag)
     assert ended.code == 1
     assert message in ended.err

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from absl.testing import parameterized
 
-from metamf_jax import bias_model, cells
+from metamf_jax import bias_model, sums
 from metamf_jax.types import Factors
 from tests import numpy_reference
 
@@ -55,5 +55,5 @@ class BiasModelTest(parameterized.TestCase):
         appended = bias_model.append(factors, effects)
         rows, columns = (x.astype(np.int32) for x in np.indices((6, 5)).reshape(2, -1))
         np.testing.assert_allclose(
-            cells.predict(appended, rows, columns), fitted[rows, columns], rtol=1e-5, atol=1e-6
+            sums.predict(appended, rows, columns), fitted[rows, columns], rtol=1e-5, atol=1e-6
         )

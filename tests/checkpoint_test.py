@@ -9,8 +9,8 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from metamf_jax import checkpoint
-from metamf_jax.checkpoint import Checkpointer
+from metamf_jax.runs import checkpoint
+from metamf_jax.runs.checkpoint import Checkpointer
 
 
 class State(NamedTuple):

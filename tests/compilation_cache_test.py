@@ -8,7 +8,7 @@ import sys
 import jax
 import pytest
 
-from metamf_jax import compilation_cache
+from metamf_jax.runs import compilation_cache
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -17,8 +17,8 @@ _PROGRAM = """
 import jax, numpy as np, pathlib, sys
 hits = []
 jax.monitoring.register_event_listener(lambda event, **_: hits.append(event))
-from metamf_jax import compilation_cache
-from metamf_jax.numba_ffi import NumbaKernel
+from metamf_jax.runs import compilation_cache
+from metamf_jax.kernels.ffi import NumbaKernel
 compilation_cache.use()
 
 def twice(x, out):

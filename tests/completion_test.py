@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from metamf_jax import cells
+from metamf_jax import sums
 from metamf_jax.data import synthetic
 from metamf_jax.imputation import completion, held_out, pretrained, scaling
 from metamf_jax.types import Entries
@@ -73,7 +73,7 @@ def test_a_table_of_unlike_columns_is_standardised_by_column(split):
 
 
 def test_kernels_and_xla_give_the_same_completion(split, completed):
-    with cells.using_backend("xla"):
+    with sums.using_backend("xla"):
         other = completion.complete(PRIOR, split[0])
     np.testing.assert_allclose(other.check, completed.check, rtol=2e-3)
     found = (completion.predict_rows(c, 0, split[0].shape[0]) for c in (completed, other))

@@ -21,7 +21,7 @@ os.environ["METAMF_COMPILATION_CACHE"] = (
 
 import jax
 
-from metamf_jax import compilation_cache
+from metamf_jax.runs import compilation_cache
 
 compilation_cache.use()
 jax.config.update("jax_num_cpu_devices", 8)

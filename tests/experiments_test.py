@@ -14,8 +14,10 @@ import pytest
 import safetensors.numpy
 from absl.testing import flagsaver
 
-from experiments import common, factorize, impute, torture, train
-from metamf_jax import parallel, run_log
+from experiments import common, factorize, impute, train
+from experiments.robustness import torture
+from metamf_jax import parallel
+from metamf_jax.runs import run_log
 
 ROOT = pathlib.Path(__file__).parents[1]
 BINARIES = {"train": train, "factorize": factorize}

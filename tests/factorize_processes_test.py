@@ -8,7 +8,7 @@ import pytest
 
 from experiments import factorize
 from launch import local_hosts
-from metamf_jax.run_log import read_metrics
+from metamf_jax.runs.run_log import read_metrics
 
 
 @pytest.mark.parametrize(("solver", "processes"), [("psgd", 2), ("dsgd", 4)])

@@ -10,7 +10,7 @@ from metamf_jax.data import sources, synthetic
 from metamf_jax.factorization import solver
 from metamf_jax.factorization.factor_file import load_factors, save_factors
 from metamf_jax.factorization.objective import Objective, make_terms
-from metamf_jax.run_log import read_metrics
+from metamf_jax.runs.run_log import read_metrics
 from metamf_jax.types import Entries, Factors, Table
 from tests.experiments_test import launch
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments import fuzz
+from experiments.robustness import fuzz
 from metamf_jax.data import tables
 from tests import fuzz_workers
 from tests.experiments_test import launch

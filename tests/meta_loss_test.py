@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import parameterized
 
-from metamf_jax import bias_model, cells, numba_ffi
+from metamf_jax import bias_model, sums
+from metamf_jax.kernels import ffi
 from metamf_jax.meta_learning import meta_loss, padding
 from metamf_jax.meta_learning.encoder import EncoderConfig
 from metamf_jax.meta_learning.map_estimation import MapConfig
@@ -168,10 +169,10 @@ class MetaLossTest(parameterized.TestCase):
         assert_trees_close(got, expected, rtol=1e-4, atol=1e-5)
 
     def test_compiled_kernels_equal_xla(self):
-        assert numba_ffi.is_available()
+        assert ffi.is_available()
         results = []
         for backend in ("numba", "xla"):
-            with cells.using_backend(backend):
+            with sums.using_backend(backend):
                 _, params = model_and_params("unroll")
                 results.append(value_and_gradient("unroll")(params, batch_of_episodes()))
         assert_trees_close(*results, rtol=1e-4, atol=1e-5)

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metamf_jax.data import data_dir, movielens, sources, text_tables
+from metamf_jax.data import data_dir, movielens, sources
+from metamf_jax.data.tables import text as text_tables
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from metamf_jax import cells
+from metamf_jax import sums
 from metamf_jax.bias_model import Effects
 from metamf_jax.data import synthetic
 from metamf_jax.imputation import posterior
@@ -16,7 +16,7 @@ SHAPE, NOISE = (60, 50), 0.4
 @pytest.fixture(scope="module")
 def matrix():
     entries = synthetic.low_rank(1, *SHAPE, 2, density=0.6, noise=NOISE, bias=0.7)[0].entries
-    return Rows(entries), Rows(cells.transpose(entries))
+    return Rows(entries), Rows(sums.transpose(entries))
 
 
 def started(seed, rank=4):

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from metamf_jax import cells
+from metamf_jax import sums
 from metamf_jax.imputation import row_solver_numba
 from metamf_jax.imputation.row_solver import Problem, Rows, Solution
 from metamf_jax.meta_learning.padding import pad_dense, stack_entries
@@ -78,7 +78,7 @@ def reference(entries, p):
 @pytest.mark.parametrize("way", ["numba", "xla", "dense"])
 def test_every_backend_gives_the_posterior(way):
     entries, asked = matrix(), problem()
-    with cells.using_backend("numba" if way == "numba" else "xla"):
+    with sums.using_backend("numba" if way == "numba" else "xla"):
         rows = Rows(pad_dense(entries) if way == "dense" else entries)
         found = rows.solve(asked)
     np.testing.assert_array_equal(rows.counts, np.bincount(entries.rows, minlength=N + 1)[:N])
@@ -94,7 +94,7 @@ def test_threads_change_no_bit():
     found = []
     for threads in (1, 3):
         with (
-            cells.using_backend("numba"),
+            sums.using_backend("numba"),
             mock.patch.object(row_solver_numba, "_threads", lambda count=threads: count),
             mock.patch.object(row_solver_numba, "_CELLS_A_PART", 50),
         ):

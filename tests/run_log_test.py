@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from metamf_jax import run_log
-from metamf_jax.run_log import RunLog
+from metamf_jax.runs import run_log
+from metamf_jax.runs.run_log import RunLog
 
 
 @dataclasses.dataclass(frozen=True)

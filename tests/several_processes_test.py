@@ -9,11 +9,12 @@ import time
 import numpy as np
 import pytest
 
-from experiments import common, factorize, torture
+from experiments import common, factorize
+from experiments.robustness import torture
 from launch import local_hosts
 from metamf_jax import parallel
-from metamf_jax.checkpoint import Checkpointer
-from metamf_jax.run_log import read_metrics
+from metamf_jax.runs.checkpoint import Checkpointer
+from metamf_jax.runs.run_log import read_metrics
 from tests import training_program
 
 ROOT = pathlib.Path(__file__).parents[1]

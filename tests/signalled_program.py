@@ -11,7 +11,7 @@ import jax
 
 from experiments import common
 from metamf_jax import processes
-from metamf_jax.run_log import RunLog, SilentRunLog
+from metamf_jax.runs.run_log import RunLog, SilentRunLog
 
 
 def _signalled(logged, last, number, index):

@@ -17,10 +17,11 @@ import time
 
 import pytest
 
-from experiments import common, factorize, torture, train
-from metamf_jax import files, run_log
-from metamf_jax.checkpoint import Checkpointer
-from metamf_jax.run_log import RunLog
+from experiments import common, factorize, train
+from experiments.robustness import torture
+from metamf_jax.runs import files, run_log
+from metamf_jax.runs.checkpoint import Checkpointer
+from metamf_jax.runs.run_log import RunLog
 from tests.experiments_test import BINARIES, start
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -195,7 +196,7 @@ def test_every_damage_is_found(tmp_path):
 
 _HOLDER = """
 import sys
-from metamf_jax import files
+from metamf_jax.runs import files
 files.lock_folder(sys.argv[1])
 print("held", flush=True)
 sys.stdin.read()

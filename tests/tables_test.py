@@ -17,8 +17,11 @@ import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metamf_jax import files
-from metamf_jax.data import sources, table_format, tables, text_tables, write_tables
+from metamf_jax.data import sources, tables
+from metamf_jax.data.tables import format as table_format
+from metamf_jax.data.tables import text as text_tables
+from metamf_jax.data.tables import write as write_tables
+from metamf_jax.runs import files
 
 # u1,b = 3 ; u2,a = 1.5 ; u1,a = -2
 CELLS = {("u1", "b"): 3.0, ("u2", "a"): 1.5, ("u1", "a"): -2.0}
@@ -208,7 +211,8 @@ def test_a_dense_file_is_read_and_written_without_pandas(tmp_path):
     (tmp_path / "in.csv").write_text("a,b\n1,\n,2.5\n")
     program = f"""
 import sys
-from metamf_jax.data import tables, write_tables
+from metamf_jax.data import tables
+from metamf_jax.data.tables import write as write_tables
 entries = tables.read_table({str(tmp_path / "in.csv")!r}).entries
 print(entries.values.tolist(), "pandas" in sys.modules)
 import numpy as np

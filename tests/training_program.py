@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from metamf_jax import parallel, processes
-from metamf_jax.checkpoint import Checkpointer, save_params
 from metamf_jax.meta_learning import training
 from metamf_jax.meta_learning.episodes import EpisodeConfig, EpisodeSource
+from metamf_jax.runs.checkpoint import Checkpointer, save_params
 from metamf_jax.types import Entries
 
 

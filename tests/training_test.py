@@ -12,13 +12,13 @@ import optax
 import pytest
 from absl.testing import parameterized
 
-from metamf_jax import cells, parallel
-from metamf_jax.checkpoint import Checkpointer
+from metamf_jax import parallel, sums
 from metamf_jax.meta_learning import meta_loss, padding, training
 from metamf_jax.meta_learning.encoder import EncoderConfig
 from metamf_jax.meta_learning.map_estimation import MapConfig
 from metamf_jax.meta_learning.meta_loss import Episode, ModelConfig
 from metamf_jax.meta_learning.training import TrainingConfig
+from metamf_jax.runs.checkpoint import Checkpointer
 from metamf_jax.types import Entries
 
 
@@ -51,7 +51,7 @@ class Toy:
         self.traces += 1
         support, query = episode
         seen = jnp.maximum((support.rows < support.shape[0]).sum(), 1)
-        mean = cells.observed_values(support).sum() / seen
+        mean = sums.observed_values(support).sum() / seen
         asked = query.rows < query.shape[0]
         error = jnp.where(asked, query.values - params["a"] - params["b"] * mean, 0)
         count = asked.sum()
@@ -143,7 +143,7 @@ class TrainingTest(parameterized.TestCase):
         # Fewer operations to compile than Adam's.
         optimizer = optax.sgd(0.3)
         results = []
-        self.enterContext(cells.using_backend("xla"))
+        self.enterContext(sums.using_backend("xla"))
         for devices in (1, 8):
             parallel.use_devices(devices)
             update = training.make_update(

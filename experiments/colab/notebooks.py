@@ -7,7 +7,7 @@ import json
 import pathlib
 from typing import Any
 
-from metamf_jax.files import write_text
+from metamf_jax.runs.files import write_text
 
 FOLDER = pathlib.Path(__file__).parent
 _MARK = "# %%"

@@ -2,7 +2,7 @@
 
 import jax
 
-from metamf_jax import cells
+from metamf_jax import sums
 from metamf_jax.baselines import autorec_item
 from metamf_jax.baselines.method import Setting
 from metamf_jax.types import Entries
@@ -12,7 +12,7 @@ GRID = autorec_item.GRID
 
 def predict(support: Entries, query: Entries, setting: Setting) -> jax.Array:
     """Predicts the query cells [Q] of one matrix from its support."""
-    seen, asked = cells.transpose(support), cells.transpose(query)
+    seen, asked = sums.transpose(support), sums.transpose(query)
     assert isinstance(seen, Entries)
     assert isinstance(asked, Entries)
     return autorec_item.predict(seen, asked, setting)

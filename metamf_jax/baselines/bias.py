@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from metamf_jax import cells
+from metamf_jax import sums
 from metamf_jax.bias_model import Shrinkage, fit_effects
 from metamf_jax.types import Entries
 
@@ -26,4 +26,4 @@ def predict(support: Entries, query: Entries, setting: dict[str, Any]) -> jax.Ar
     )
     effects = fit_effects(support, shrinkage, _SWEEPS)
     rows = (effects.mean + effects.rows)[:, None]
-    return cells.spread(query, rows, effects.columns[:, None])[:, 0]
+    return sums.spread(query, rows, effects.columns[:, None])[:, 0]

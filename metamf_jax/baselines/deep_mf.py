@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from metamf_jax import cells
+from metamf_jax import sums
 from metamf_jax.baselines import network
 from metamf_jax.baselines.dense import to_dense
 from metamf_jax.baselines.method import Setting, squared_error
@@ -41,7 +41,7 @@ def predict(support: Entries, query: Entries, setting: Setting) -> jax.Array:
     def at(params, where):
         factors = towers.apply(params, values)
         assert isinstance(factors, Factors)
-        return cells.predict(factors, where.rows, where.columns)
+        return sums.predict(factors, where.rows, where.columns)
 
     def error(params):
         return squared_error(at(params, support), support)[0] * count

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from metamf_jax import cells
+from metamf_jax import sums
 from metamf_jax.baselines.method import Method
 from metamf_jax.meta_learning.exchangeable import Counts, ExchangeableLayer, means_from_sums
 from metamf_jax.meta_learning.meta_loss import ModelConfig
@@ -36,11 +36,11 @@ class ExchangeableNetwork(nn.Module):
     @nn.compact
     def __call__(self, support: Entries, query: Entries) -> jax.Array:
         """Predictions [Q] for the query cells."""
-        counts = Counts(*cells.counts(support))
+        counts = Counts(*sums.counts(support))
         seen = jnp.where(support.rows < support.shape[0], 1.0, 0.0)
-        values = jnp.stack([cells.observed_values(support), seen], axis=-1)
+        values = jnp.stack([sums.observed_values(support), seen], axis=-1)
         asked = jnp.zeros((*query.rows.shape, 2))
-        means = means_from_sums(*cells.pool(support, values), counts)
+        means = means_from_sums(*sums.pool(support, values), counts)
         for _ in range(self.layers):
             layer = ExchangeableLayer(self.channels)
             asked, _ = layer(query, asked, means, counts)

@@ -9,7 +9,7 @@ import functools
 
 import jax.numpy as jnp
 
-from metamf_jax import cells
+from metamf_jax import sums
 from metamf_jax.baselines import eml, finetune
 from metamf_jax.baselines.method import Method
 from metamf_jax.meta_learning.meta_loss import ModelConfig
@@ -34,7 +34,7 @@ def method(config: ModelConfig) -> Method:
     def predict(params, support, query, setting):
         del setting
         # The compiled kernels' exchange has first derivatives alone.
-        with cells.using_backend("xla"):
+        with sums.using_backend("xla"):
             rate = jnp.exp(params["log_learning_rate"])
             adapted = finetune.adapt(network, params["network"], support, _STEPS, rate)
             return network.predict(adapted, support, query, {})

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metamf_jax import cells
+from metamf_jax import sums
 from metamf_jax.types import Entries
 
 GRID = [{}]
@@ -15,5 +15,5 @@ def predict(support: Entries, query: Entries, setting: dict[str, Any]) -> jax.Ar
     """Predicts the query cells [Q] of one matrix from its support."""
     del setting
     count = (support.rows < support.shape[0]).sum()
-    mean = cells.observed_values(support).sum() / jnp.maximum(count, 1)
+    mean = sums.observed_values(support).sum() / jnp.maximum(count, 1)
     return jnp.broadcast_to(mean, query.values.shape)

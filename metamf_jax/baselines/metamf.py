@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metamf_jax import cells
+from metamf_jax import sums
 from metamf_jax.baselines.method import Method, MethodOf
 from metamf_jax.meta_learning.meta_loss import ModelConfig, make_model
 
@@ -37,7 +37,7 @@ def method(config: ModelConfig, change: Callable[[Any], Any] | None = None) -> M
         del setting
         params = params if change is None else change(params)
         factors, _ = model.adapt(params, support)
-        return cells.predict(factors, query.rows, query.columns)
+        return sums.predict(factors, query.rows, query.columns)
 
     return Method(predict, init=model.init)
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from metamf_jax import cells
+from metamf_jax import sums
 from metamf_jax.meta_learning.meta_loss import Episode, ModelConfig
 from metamf_jax.types import Array, Entries
 
@@ -66,6 +66,6 @@ def squared_error(predicted: Array, query: Entries) -> tuple[jax.Array, jax.Arra
     """Mean squared error of predictions [Q] and 1, or (0, 0) where the query has no cell."""
     inside = query.rows < query.shape[0]
     asked = jnp.where(inside, predicted, 0)
-    squares = ((cells.observed_values(query) - asked) ** 2).sum()
+    squares = ((sums.observed_values(query) - asked) ** 2).sum()
     count = inside.sum()
     return squares / jnp.maximum(count, 1), (count > 0).astype(squares.dtype)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metamf_jax import cells
+from metamf_jax import sums
 from metamf_jax.meta_learning.map_estimation import ridge_step
 from metamf_jax.types import Entries, FactorPrior, Factors
 
@@ -40,4 +40,4 @@ def predict(support: Entries, query: Entries, setting: dict[str, Any]) -> jax.Ar
         return ridge_step(support, factors, prior), None
 
     factors, _ = jax.lax.scan(sweep, Factors(prior.u_mean, start), None, length=_SWEEPS)
-    return cells.predict(factors, query.rows, query.columns)
+    return sums.predict(factors, query.rows, query.columns)

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from metamf_jax.data import sources, synthetic, table_streams
+from metamf_jax.data import sources, synthetic
+from metamf_jax.data.tables import stream as table_streams
 from metamf_jax.types import Entries, Table
 
 _CHUNK = 1 << 20

@@ -19,8 +19,8 @@ import os
 import numpy as np
 import pyarrow as pa
 
-from metamf_jax.data.table_source import FLOAT32_MAX, load, mistake
-from metamf_jax.files import written_aside
+from metamf_jax.data.tables.source import FLOAT32_MAX, load, mistake
+from metamf_jax.runs.files import written_aside
 from metamf_jax.types import Factors
 
 # LIBMF's numbers of its functions: three of regression (squared, absolute, KL), three of

@@ -1,13 +1,13 @@
 """ALS's ridge regressions on the CPU: normal equations and Cholesky of a row in one go.
 
-A row's K x K matrix is summed, factorized and forgotten while it lies in the cache (`ridge_numba`).
-`als` decides when this is used.
+A row's K x K matrix is summed, factorized and forgotten while it lies in the cache
+(`kernels.cholesky`). `als` decides when this is used.
 """
 
 import numpy as np
 
-from metamf_jax.numba_ffi import NumbaKernel
-from metamf_jax.ridge_numba import BATCH, add_gram, factorize, padded, substitute
+from metamf_jax.kernels.cholesky import BATCH, add_gram, factorize, padded, substitute
+from metamf_jax.kernels.ffi import NumbaKernel
 
 __all__ = ["padded", "solve_rows"]
 

@@ -41,7 +41,7 @@ from metamf_jax.factorization.blocks import (
 )
 from metamf_jax.factorization.factor_file import decode_ids, encode_ids
 from metamf_jax.factorization.objective import Objective
-from metamf_jax.files import folder_written_aside, write_text
+from metamf_jax.runs.files import folder_written_aside, write_text
 from metamf_jax.types import Entries
 
 _FORMAT = "metamf_jax block store"

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import safetensors.numpy
 
-from metamf_jax.checkpoint import refusing_foreign, write_arrays
+from metamf_jax.runs.checkpoint import refusing_foreign, write_arrays
 from metamf_jax.types import Factors
 
 

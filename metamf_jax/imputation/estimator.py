@@ -44,7 +44,7 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     missing, a narrow table shows it, and what is imputed is moved and doubted accordingly
     (`metamf_jax.imputation.row_gaussian.missing_by_value`); but fewer than nine of ten may be held
     still: of Fisher's irises with half of the cells removed so, 82%
-    (``python -m experiments.benchmark_imputer --preset=smoke``).
+    (``python -m experiments.benchmarks.imputer --preset=smoke``).
 
     Args:
       weights: the learned prior: a name of `metamf_jax.imputation.pretrained.names()`, or the path

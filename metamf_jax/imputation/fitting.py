@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from metamf_jax import cells
+from metamf_jax import sums
 from metamf_jax.imputation import answers, held_out, posterior, row_gaussian, scaling, zero_shot
 from metamf_jax.imputation.answers import ANSWERS, Columns
 from metamf_jax.imputation.held_out import Check, HeldOut
@@ -180,7 +180,7 @@ def _fit_all(
     small = shape[0] * shape[1] <= _MOST_DENSE
     if small:
         # Through XLA alone: the kernels for lists take longer to compile than this to compute.
-        with cells.using_backend("xla"):
+        with sums.using_backend("xla"):
             encoded = _unstack(_encode(prior.config, prior.params, pad_dense(batch)), len(matrices))
     fitted = []
     for n in range(len(matrices)):
@@ -189,9 +189,9 @@ def _fit_all(
             found = encoded[n]
         else:
             found = jax.tree.map(np.asarray, _encode_one(prior.config, prior.params, matrix))
-        if small and not cells.kernels_run_here():
+        if small and not sums.kernels_run_here():
             matrix = pad_dense(matrix)
-        rows, columns = Rows(matrix), Rows(cells.transpose(matrix))
+        rows, columns = Rows(matrix), Rows(sums.transpose(matrix))
         adapted = zero_shot.adapt(prior.config, found, rows, columns)
         started = posterior.start(adapted.effects, adapted.factors, adapted.noise)
         if fitted and n == len(parts):

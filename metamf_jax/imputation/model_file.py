@@ -5,11 +5,11 @@ from typing import Any
 
 import jax
 
-from metamf_jax import cells
-from metamf_jax.checkpoint import load_params, read_params_metadata
+from metamf_jax import sums
 from metamf_jax.meta_learning import meta_loss
 from metamf_jax.meta_learning.encoder import EncoderConfig
 from metamf_jax.meta_learning.map_estimation import MapConfig
+from metamf_jax.runs.checkpoint import load_params, read_params_metadata
 
 
 def read_model(
@@ -34,7 +34,7 @@ def read_model(
     except (KeyError, TypeError, ValueError) as error:
         raise another_version(path, error) from error
     # Kernels would be loaded for the shapes alone, which takes a second.
-    with cells.using_backend("xla"):
+    with sums.using_backend("xla"):
         like = jax.eval_shape(meta_loss.make_model(config).init, jax.random.key(0))
     return config, load_params(path, like), held
 

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metamf_jax import cells, ridge
+from metamf_jax import ridge, sums
 from metamf_jax.types import Array, Entries, Factors
 
 _EXACT = jax.lax.Precision.HIGHEST
@@ -73,7 +73,7 @@ class Solution(NamedTuple):
     square: Array
 
 
-def solve(observations: cells.Observations, problem: Problem) -> Solution:
+def solve(observations: sums.Observations, problem: Problem) -> Solution:
     """Solves all rows of a matrix through XLA; pure.
 
     Args:
@@ -85,18 +85,18 @@ def solve(observations: cells.Observations, problem: Problem) -> Solution:
     roots = jnp.sqrt(p.weight)
 
     def to_cells(rows, columns):
-        return cells.spread(observations, rows, columns)
+        return sums.spread(observations, rows, columns)
 
     def row_sums(per_cell):
-        return cells.pool(observations, per_cell)[0]
+        return sums.pool(observations, per_cell)[0]
 
     # Padding cells have no column and get zeros.
     root = to_cells(zeros, roots[:, None])[..., 0]
     taken_off = to_cells(p.base[:, None], p.offset[:, None])[..., 0]
-    values = root * (cells.observed_values(observations) - taken_off)
+    values = root * (sums.observed_values(observations) - taken_off)
     targets = _with_values(observations, values)
     scaled = roots[:, None] * p.design
-    gram, moment = cells.row_normal_equations(targets, scaled)
+    gram, moment = sums.row_normal_equations(targets, scaled)
     spread = p.weight[:, None] * jnp.concatenate([p.spread, p.offset_spread[:, None]], axis=1)
     uncertain = row_sums(to_cells(jnp.broadcast_to(zeros, (len(zeros), spread.shape[1])), spread))
     uncertain, of_offset = uncertain[:, :-1], uncertain[:, -1]
@@ -107,11 +107,11 @@ def solve(observations: cells.Observations, problem: Problem) -> Solution:
     left = moment - jnp.einsum("nkl,nl->nk", gram, p.mean, precision=_EXACT) - uncertain * p.mean
     mean = p.mean + jnp.einsum("nkl,nl->nk", inverse, left, precision=_EXACT)
     variance = p.noise[:, None] * jnp.diagonal(inverse, axis1=1, axis2=2)
-    residuals = cells.residuals(targets, Factors(mean, scaled))
-    sums = row_sums(jnp.stack([root * residuals, residuals**2], axis=-1))
-    square = sums[:, 1] + of_offset
+    residuals = sums.residuals(targets, Factors(mean, scaled))
+    left_over = row_sums(jnp.stack([root * residuals, residuals**2], axis=-1))
+    square = left_over[:, 1] + of_offset
     square += (variance * gram_diagonal + uncertain * (mean**2 + variance)).sum(axis=1)
-    return Solution(mean, variance, sums[:, 0], square)
+    return Solution(mean, variance, left_over[:, 0], square)
 
 
 def _with_values(observations, values):
@@ -127,12 +127,12 @@ class Rows:
       counts: [N], observed cells of each row.
     """
 
-    def __init__(self, observations: cells.Observations):
+    def __init__(self, observations: sums.Observations):
         """Prepares a matrix.
 
         Args:
           observations: the observed cells, NumPy arrays. A list may be solved by the compiled
-            kernel (`cells.kernels_run_here`), a dense matrix through XLA.
+            kernel (`sums.kernels_run_here`), a dense matrix through XLA.
         """
         self._observations, self._sorted = observations, None
         if not isinstance(observations, Entries):
@@ -143,7 +143,7 @@ class Rows:
         )
         num_rows = observations.shape[0]
         self.counts = np.bincount(rows, minlength=num_rows + 1)[:num_rows]
-        if cells.kernels_run_here():
+        if sums.kernels_run_here():
             from metamf_jax.imputation import row_solver_numba
 
             self._sorted = row_solver_numba.sort(rows, columns, values, self.counts)

@@ -1,7 +1,7 @@
 """Posteriors of rows on the CPU, a row at a time, in threads. `row_solver` decides when it is used.
 
 A row's K x K matrix is summed, factorized, inverted and forgotten while it lies in the cache
-(`ridge_numba`). Rows do not depend on each other, so the results do not depend on the threads.
+(`kernels.cholesky`). Rows do not depend on each other, so the results do not depend on the threads.
 """
 
 # Numba calls an intrinsic without its first parameter, the typing context.
@@ -15,15 +15,10 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
-from metamf_jax.numba_cache import compiled
-from metamf_jax.numba_ffi import VECTORISED
-from metamf_jax.numba_vectors import LANES, add_multiple, add_product
-from metamf_jax.ridge_numba import (
-    BATCH,
-    add_gram,
-    invert_lanes,
-    padded,
-)
+from metamf_jax.kernels.cholesky import BATCH, add_gram, invert_lanes, padded
+from metamf_jax.kernels.disk_cache import compiled
+from metamf_jax.kernels.ffi import VECTORISED
+from metamf_jax.kernels.vectors import LANES, add_multiple, add_product
 
 _ZERO, _HALF, _ONE, _TWICE = (np.float32(x) for x in (0, 0.5, 1, 2))
 # Its square is a normal number.

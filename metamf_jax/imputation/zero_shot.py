@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from metamf_jax import bias_model, cells
+from metamf_jax import bias_model, sums
 from metamf_jax.bias_model import Effects
 from metamf_jax.imputation import row_solver
 from metamf_jax.imputation.row_solver import Problem, Rows
@@ -54,7 +54,7 @@ class Adapted(NamedTuple):
     noise: float
 
 
-def encode(config: ModelConfig, params: MetaParams, observations: cells.Observations) -> Encoded:
+def encode(config: ModelConfig, params: MetaParams, observations: sums.Observations) -> Encoded:
     """Runs the learned network on a matrix; pure. ``jax.vmap`` makes batches.
 
     Args:
@@ -102,7 +102,7 @@ def adapt(config: ModelConfig, encoded: Encoded, rows: Rows, columns: Rows) -> A
 def fold_in(
     config: ModelConfig,
     params: MetaParams,
-    observations: cells.Observations,
+    observations: sums.Observations,
     context: Context,
     v: Array,
 ) -> tuple[Effects, Array, FactorPrior]:

@@ -15,14 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metamf_jax import cells
+from metamf_jax import sums
 from metamf_jax.bias_model import Effects, Shrinkage, fit_effects, fold_in_rows
-from metamf_jax.meta_learning.exchangeable import (
-    Counts,
-    ExchangeableLayer,
-    Means,
-    means_from_sums,
-)
+from metamf_jax.meta_learning.exchangeable import Counts, ExchangeableLayer, Means, means_from_sums
 from metamf_jax.types import Entries, FactorPrior
 
 Params: TypeAlias = Any
@@ -57,8 +52,8 @@ class Encoder(NamedTuple):
 
     init: Callable[[jax.Array], Params]
     encode: Callable[..., tuple[FactorPrior, Effects | None, Context]]
-    apply: Callable[[Params, cells.Observations], FactorPrior]
-    effects: Callable[[Params, cells.Observations], Effects | None]
+    apply: Callable[[Params, sums.Observations], FactorPrior]
+    effects: Callable[[Params, sums.Observations], Effects | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,14 +102,14 @@ class _EncoderModule(nn.Module):
 
     @nn.compact
     def __call__(
-        self, observations: cells.Observations, context: Context | None = None
+        self, observations: sums.Observations, context: Context | None = None
     ) -> tuple[FactorPrior, Effects | None, Context]:
         config = self.config
-        counts = Counts(*cells.counts(observations))
+        counts = Counts(*sums.counts(observations))
         total = counts.rows.sum()
         if context is not None:
             counts, total = Counts(counts.rows, context.counts[0]), context.counts[1]
-        values = cells.observed_values(observations)[..., None]
+        values = sums.observed_values(observations)[..., None]
         effects = None
         if config.effects:
             # A start near what validation chooses on rating data.
@@ -130,7 +125,7 @@ class _EncoderModule(nn.Module):
             kept.append((means.columns, means.all))
             return means
 
-        means = in_context(means_from_sums(*cells.pool(observations, values), counts))
+        means = in_context(means_from_sums(*sums.pool(observations, values), counts))
         for _ in range(config.layers):
             layer = ExchangeableLayer(config.channels)
             values, means = layer(observations, values, means, counts)
@@ -169,8 +164,8 @@ def _effect_inputs(observations, values, effects, counts):
     """Residual, row and column effect, and log counts of each cell; [.., 5]."""
     rows = jnp.stack([effects.mean + effects.rows, _log_counts(counts.rows)], axis=1)
     columns = jnp.stack([effects.columns, _log_counts(counts.columns)], axis=1)
-    of_rows = cells.spread(observations, rows, jnp.zeros_like(columns))
-    of_columns = cells.spread(observations, jnp.zeros_like(rows), columns)
+    of_rows = sums.spread(observations, rows, jnp.zeros_like(columns))
+    of_columns = sums.spread(observations, jnp.zeros_like(rows), columns)
     residuals = values - of_rows[..., :1] - of_columns[..., :1]
     return jnp.concatenate([residuals, of_rows, of_columns], axis=-1)
 
@@ -196,15 +191,15 @@ def make_encoder(config: EncoderConfig) -> Encoder:
         return module.init(key, Entries(index, index, jnp.zeros((1,)), (1, 1)))
 
     def encode(
-        params: Params, observations: cells.Observations, context: Context | None = None
+        params: Params, observations: sums.Observations, context: Context | None = None
     ) -> tuple[FactorPrior, Effects | None, Context]:
         encoded: Any = module.apply(params, observations, context)
         return encoded
 
-    def apply(params: Params, observations: cells.Observations) -> FactorPrior:
+    def apply(params: Params, observations: sums.Observations) -> FactorPrior:
         return encode(params, observations)[0]
 
-    def effects(params: Params, observations: cells.Observations) -> Effects | None:
+    def effects(params: Params, observations: sums.Observations) -> Effects | None:
         if not config.effects:
             return None
         return _effects(params["params"]["log_shrinkage"], observations, None)

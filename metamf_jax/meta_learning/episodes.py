@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from metamf_jax.cells import Observations
 from metamf_jax.meta_learning.meta_loss import Episode
 from metamf_jax.meta_learning.padding import bucket_size
+from metamf_jax.sums import Observations
 from metamf_jax.types import Entries
 
 

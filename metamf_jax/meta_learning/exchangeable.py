@@ -4,7 +4,7 @@
             + G mean_{all observed} z + c
 
 The layer is equivariant to permutations of rows and of columns, and its parameters do not depend on
-the size of the matrix. It is written on `metamf_jax.cells`, hence serves dense padded matrices and
+the size of the matrix. It is written on `metamf_jax.sums`, hence serves dense padded matrices and
 entry lists alike, equal to rounding.
 """
 
@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from metamf_jax import cells
+from metamf_jax import sums
 from metamf_jax.types import Array
 
 
@@ -56,7 +56,7 @@ class ExchangeableLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, observations: cells.Observations, values: Array, means: Means, counts: Counts
+        self, observations: sums.Observations, values: Array, means: Means, counts: Counts
     ) -> tuple[jax.Array, Means]:
         """Maps ``values``, [N, M, C] or [E, C], and their means to the next layer's.
 
@@ -72,7 +72,7 @@ class ExchangeableLayer(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         rows = means.rows @ weight("row") + (means.all @ weight("all") + bias)[None, :]
         columns = means.columns @ weight("column")
-        values, row_sums, column_sums = cells.exchange(
+        values, row_sums, column_sums = sums.exchange(
             observations, values @ weight("cell"), rows, columns
         )
         return values, means_from_sums(row_sums, column_sums, counts)

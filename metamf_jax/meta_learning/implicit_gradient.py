@@ -17,7 +17,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from metamf_jax import cells
+from metamf_jax import sums
 from metamf_jax.meta_learning import map_estimation
 from metamf_jax.types import Entries, FactorPrior, Factors
 
@@ -26,7 +26,7 @@ _TOLERANCE = 1e-6
 _MAX_DAMPINGS = 12
 
 
-def map_optimum(observations: cells.Observations, prior: FactorPrior) -> Factors:
+def map_optimum(observations: sums.Observations, prior: FactorPrior) -> Factors:
     """Factors at the energy's optimum, reached from the prior means by exact ridge sweeps.
 
     Sweeps stop when no factor moves by more than 1e-6 of the largest, or after 1000.
@@ -38,10 +38,10 @@ def map_optimum(observations: cells.Observations, prior: FactorPrior) -> Factors
     Returns:
       The factors, differentiable in ``prior`` and in the observed values.
     """
-    return _optimum(_with_values(observations, cells.observed_values(observations)), prior)
+    return _optimum(_with_values(observations, sums.observed_values(observations)), prior)
 
 
-def _with_values(observations: cells.Observations, values) -> cells.Observations:
+def _with_values(observations: sums.Observations, values) -> sums.Observations:
     if isinstance(observations, Entries):
         return dataclasses.replace(observations, values=values)
     return observations._replace(values=values)

@@ -23,7 +23,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from metamf_jax import cells, ridge
+from metamf_jax import ridge, sums
 from metamf_jax.types import Array, FactorPrior, Factors
 
 
@@ -58,9 +58,9 @@ class MapConfig:
             raise ValueError("without the pull of the prior an exact solve has no single answer")
 
 
-def energy(observations: cells.Observations, factors: Factors, prior: FactorPrior) -> jax.Array:
+def energy(observations: sums.Observations, factors: Factors, prior: FactorPrior) -> jax.Array:
     """The energy above, a scalar: minus the log posterior up to a constant."""
-    residuals = cells.residuals(observations, factors)
+    residuals = sums.residuals(observations, factors)
     return 0.5 * (
         (residuals**2).sum()
         + (prior.u_precision * ((factors.u - prior.u_mean) ** 2).sum(axis=-1)).sum()
@@ -69,10 +69,10 @@ def energy(observations: cells.Observations, factors: Factors, prior: FactorPrio
 
 
 def descent_direction(
-    observations: cells.Observations, factors: Factors, prior: FactorPrior
+    observations: sums.Observations, factors: Factors, prior: FactorPrior
 ) -> Factors:
     """Minus the gradient of the energy: ``E V - lam (U - U0)`` [N, K], and [M, K] alike."""
-    ev, eu = cells.residual_products(observations, factors)
+    ev, eu = sums.residual_products(observations, factors)
     return Factors(
         ev - prior.u_precision[:, None] * (factors.u - prior.u_mean),
         eu - prior.v_precision[:, None] * (factors.v - prior.v_mean),
@@ -80,28 +80,28 @@ def descent_direction(
 
 
 def step_sizes(
-    observations: cells.Observations, prior: FactorPrior, step_size: Array, form: str
+    observations: sums.Observations, prior: FactorPrior, step_size: Array, form: str
 ) -> tuple[jax.Array, jax.Array]:
     """Step sizes of every row [N] and column [M]: eta divided by what the form divides by."""
     if form == "plain":
         rows, columns = jnp.ones_like(prior.u_precision), jnp.ones_like(prior.v_precision)
     elif form == "scaled":
-        rows, columns = cells.counts(observations)
+        rows, columns = sums.counts(observations)
         rows, columns = rows + prior.u_precision, columns + prior.v_precision
     else:
         u_squares = (prior.u_mean**2).sum(axis=1, keepdims=True)
         v_squares = (prior.v_mean**2).sum(axis=1, keepdims=True)
-        both = cells.spread(observations, u_squares, v_squares)
-        rows, columns = (sums[:, 0] for sums in cells.pool(observations, both))
+        both = sums.spread(observations, u_squares, v_squares)
+        rows, columns = (pooled[:, 0] for pooled in sums.pool(observations, both))
         # Each pooled sum holds a row's own square once a cell, too.
-        row_counts, column_counts = cells.counts(observations)
+        row_counts, column_counts = sums.counts(observations)
         rows = rows - row_counts * u_squares[:, 0] + prior.u_precision
         columns = columns - column_counts * v_squares[:, 0] + prior.v_precision
     return jnp.asarray(step_size / rows), jnp.asarray(step_size / columns)
 
 
 def solve_rows(
-    observations: cells.Observations, v: Array, precision: Array, mean: Array
+    observations: sums.Observations, v: Array, precision: Array, mean: Array
 ) -> jax.Array:
     """The row factors [N, K] that minimise the energy for given column factors ``v`` [M, K].
 
@@ -111,20 +111,20 @@ def solve_rows(
       precision: [N], of the rows' prior.
       mean: [N, K], its means.
     """
-    gram, moment = cells.row_normal_equations(observations, v)
+    gram, moment = sums.row_normal_equations(observations, v)
     return ridge.ridge_solve(gram, moment, precision, mean)
 
 
-def ridge_step(observations: cells.Observations, factors: Factors, prior: FactorPrior) -> Factors:
+def ridge_step(observations: sums.Observations, factors: Factors, prior: FactorPrior) -> Factors:
     """Solves exactly for ``U`` given ``V``, then for ``V`` given the new ``U``."""
     u = solve_rows(observations, factors.v, prior.u_precision, prior.u_mean)
-    gram, moment = cells.row_normal_equations(cells.transpose(observations), u)
+    gram, moment = sums.row_normal_equations(sums.transpose(observations), u)
     v = ridge.ridge_solve(gram, moment, prior.v_precision, prior.v_mean)
     return Factors(u, v)
 
 
 def map_estimate(
-    observations: cells.Observations, prior: FactorPrior, step_size: Array, config: MapConfig
+    observations: sums.Observations, prior: FactorPrior, step_size: Array, config: MapConfig
 ) -> Factors:
     """Runs T steps from the prior means.
 
@@ -156,7 +156,7 @@ def map_estimate(
                 u_precision=none(prior.u_precision), v_precision=none(prior.v_precision)
             )
         if config.memory == "unroll":
-            return cells.descend(observations, prior, u_sizes, v_sizes, config.steps)
+            return sums.descend(observations, prior, u_sizes, v_sizes, config.steps)
 
         def step(factors, _):
             direction = descent_direction(observations, factors, prior)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from metamf_jax import bias_model, cells
+from metamf_jax import bias_model, sums
 from metamf_jax.meta_learning.encoder import Encoder, EncoderConfig, Params, make_encoder
 from metamf_jax.meta_learning.map_estimation import MapConfig, init_step_size, map_estimate
 from metamf_jax.types import Entries, Factors
@@ -27,7 +27,7 @@ class Episode(NamedTuple):
       query: the cells that are scored.
     """
 
-    support: cells.Observations
+    support: sums.Observations
     query: Entries
 
 
@@ -66,7 +66,7 @@ class Model(NamedTuple):
     """
 
     init: Callable[[jax.Array], MetaParams]
-    adapt: Callable[[MetaParams, cells.Observations], tuple[Factors, Factors]]
+    adapt: Callable[[MetaParams, sums.Observations], tuple[Factors, Factors]]
 
 
 def make_model(config: ModelConfig) -> Model:
@@ -96,7 +96,7 @@ def make_model(config: ModelConfig) -> Model:
 def query_error(factors: Factors, query: Entries) -> tuple[jax.Array, jax.Array]:
     """Mean squared error over the query cells and 1, or (0, 0) where there is none."""
     count = (query.rows < query.shape[0]).sum()
-    squares = (cells.residuals(query, factors) ** 2).sum()
+    squares = (sums.residuals(query, factors) ** 2).sum()
     return squares / jnp.maximum(count, 1), (count > 0).astype(squares.dtype)
 
 

@@ -10,8 +10,8 @@ from typing import Final, NamedTuple
 
 import jax
 
-from metamf_jax import numba_ffi
 from metamf_jax.factorization.objective import CellSums, Objective, SideTerms
+from metamf_jax.kernels import ffi
 from metamf_jax.types import Array
 
 BACKENDS: Final = ("auto", "xla", "numba", "pallas")
@@ -66,7 +66,7 @@ def choose_backend(name: str) -> str:
     """
     if name not in BACKENDS:
         raise ValueError(f"expected a backend among {', '.join(BACKENDS)}, got {name!r}")
-    platform, installed = jax.default_backend(), numba_ffi.is_available()
+    platform, installed = jax.default_backend(), ffi.is_available()
     if name == "auto":
         if platform == "gpu":
             return "pallas"

@@ -6,7 +6,7 @@ time; four give it enough to do, and what is not vectors in one point (slopes, s
 squares) is vectors in four. At rank 32 a core made 1.8 times as many updates a second as point by
 point, at rank 128 1.5 times.
 
-Arrays are as in `numba_vectors`. What is known of a row is (step size, sum of squares, squared
+Arrays are as in `kernels.vectors`. What is known of a row is (step size, sum of squares, squared
 norm, penalty weight), in an array of four columns.
 """
 
@@ -17,7 +17,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from metamf_jax.numba_vectors import (
+from metamf_jax.kernels.vectors import (
     FLOAT,
     INT32,
     INT64,
@@ -76,7 +76,7 @@ def differ(typing_context, rows, columns, place):
 
 @intrinsic(prefer_literal=True)
 def dot_four(typing_context, x, at_x, y, at_y, vectors):
-    """``numba_vectors.dot`` of four pairs of rows, from four places each."""
+    """``kernels.vectors.dot`` of four pairs of rows, from four places each."""
     count = literal(vectors)
     signature = _FOUR(x, _FOUR_PLACES, y, _FOUR_PLACES, vectors)
 

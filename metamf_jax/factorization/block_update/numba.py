@@ -17,8 +17,8 @@ import numpy as np
 
 from metamf_jax.factorization.block_update.four_points import differ, dot_four, step_four
 from metamf_jax.factorization.objective import GKL_FLOOR, LOSSES
-from metamf_jax.numba_ffi import VECTORISED, NumbaKernel
-from metamf_jax.numba_vectors import dot, in_vectors, move_both, padded
+from metamf_jax.kernels.ffi import VECTORISED, NumbaKernel
+from metamf_jax.kernels.vectors import dot, in_vectors, move_both, padded
 
 _SQUARED, _SQUARED_ALL, _ABSOLUTE, _LOGISTIC, _GKL = map(LOSSES.index, LOSSES)
 

@@ -5,7 +5,7 @@ or within one standard error of it on nine of ten tasks, below the shrunken bias
 whole rating matrix, and its 90% intervals hold 85% to 95% of the removed cells. The last does not
 hold where large values are removed: see experiments/RESULTS.md.
 
-    python -m experiments.benchmark_imputer --preset=paper --data_dir=DIR --workdir=runs/imputer
+    python -m experiments.benchmarks.imputer --preset=paper --data_dir=DIR --workdir=runs/imputer
 
 A task is a matrix with cells removed: whole rating sets, cuts of them, and scikit-learn's tables,
 at random and not at random (the larger a value, the likelier it is missing). Every other method is
@@ -32,7 +32,7 @@ from metamf_jax.baselines import bias, iterative, knn, mf, soft_impute
 from metamf_jax.data import jester, movielens
 from metamf_jax.imputation import completion, fitting, held_out, pretrained, scaling
 from metamf_jax.meta_learning import padding
-from metamf_jax.run_log import RunLog, read_metrics
+from metamf_jax.runs.run_log import RunLog, read_metrics
 from metamf_jax.types import Entries
 
 _DRAWS = flags.DEFINE_integer(

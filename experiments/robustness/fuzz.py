@@ -3,7 +3,7 @@
 Claim: whatever a file holds, a reader gives its contents or a ValueError that names the file,
 within seconds and with memory bounded by the file's size; nothing is unpickled, nothing crashes.
 
-    python -m experiments.fuzz --inputs=10000
+    python -m experiments.robustness.fuzz --inputs=10000
 
 Every reader runs in processes of its own under a limit of memory and time, on that many mutations
 of valid files. The last line counts crashes, hangs and wrong exceptions; the inputs that caused
@@ -36,12 +36,12 @@ import scipy.sparse
 from absl import flags
 
 from experiments import common, presets
-from metamf_jax import checkpoint, run_log
 from metamf_jax.data import jester, movielens, tables
 from metamf_jax.factorization import factor_file
 from metamf_jax.imputation import impute
 from metamf_jax.meta_learning import meta_loss
 from metamf_jax.meta_learning.episodes import Standardization
+from metamf_jax.runs import checkpoint, run_log
 from metamf_jax.types import Factors
 
 _INPUTS = flags.DEFINE_integer("inputs", 10_000, "Mutated files for each reader.", lower_bound=1)

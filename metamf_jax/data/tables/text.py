@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from metamf_jax.data import table_format
-from metamf_jax.data.table_format import TableFormat
-from metamf_jax.data.table_source import (
+from metamf_jax.data.tables import format as table_format
+from metamf_jax.data.tables.format import TableFormat
+from metamf_jax.data.tables.source import (
     FLOAT32_MAX,
     Cells,
     Source,

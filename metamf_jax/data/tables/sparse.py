@@ -16,8 +16,8 @@ import zlib
 
 import numpy as np
 
-from metamf_jax.data.table_format import TableFormat, is_integer
-from metamf_jax.data.table_source import (
+from metamf_jax.data.tables.format import TableFormat, is_integer
+from metamf_jax.data.tables.source import (
     FLOAT32_MAX,
     Cells,
     Source,
@@ -26,7 +26,7 @@ from metamf_jax.data.table_source import (
     no_cell,
     refuse_duplicates,
 )
-from metamf_jax.data.text_tables import body_records, read_pairs_text
+from metamf_jax.data.tables.text import body_records, read_pairs_text
 from metamf_jax.types import Table
 
 # A matrix may have that many more rows or columns than its file has bytes. Real files stay far

@@ -1,6 +1,6 @@
 """Compiled programs kept on disk, so that the next process need not compile them again.
 
-Programs that call compiled kernels (`numba_ffi`) hold these by name and find them again, since a
+Programs that call compiled kernels (`kernels.ffi`) hold these by name and find them again, since a
 kernel is registered while the program is traced, before the cache is asked. A damaged entry is not
 used: JAX warns and compiles.
 """
@@ -14,7 +14,7 @@ import jax
 import jaxlib.version
 from jax._src import lru_cache
 
-from metamf_jax.files import written_aside
+from metamf_jax.runs.files import written_aside
 
 VARIABLE = "METAMF_COMPILATION_CACHE"
 OFF = "off"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
-from metamf_jax import cells
+from metamf_jax import sums
 from metamf_jax.types import Entries, FactorPrior, Factors
 
 B, N, M, E, C = 8, 7, 5, 20, 33  # C: a vector's width and a remainder
@@ -35,20 +35,20 @@ def _normal(seed, *shape):
 
 def _descend(entries, u, v, u_lam, v_lam, u_eta, v_eta):
     prior = FactorPrior(u, v, u_lam**2, v_lam**2)
-    return cells.descend(entries, prior, 0.01 * u_eta**2, 0.01 * v_eta**2, 4)
+    return sums.descend(entries, prior, 0.01 * u_eta**2, 0.01 * v_eta**2, 4)
 
 
 # Each function of a list, and the shapes of the arrays it takes besides.
 FUNCTIONS = {
-    "pool": (cells.pool, [(E, C)]),
-    "spread": (cells.spread, [(N, C), (M, C)]),
-    "products": (lambda e, u, v: cells.residual_products(e, Factors(u, v)), [(N, C), (M, C)]),
+    "pool": (sums.pool, [(E, C)]),
+    "spread": (sums.spread, [(N, C), (M, C)]),
+    "products": (lambda e, u, v: sums.residual_products(e, Factors(u, v)), [(N, C), (M, C)]),
     "predict": (
-        lambda e, u, v: cells.predict(Factors(u, v), e.rows, e.columns),
+        lambda e, u, v: sums.predict(Factors(u, v), e.rows, e.columns),
         [(N, C), (M, C)],
     ),
-    "normal_equations": (cells.row_normal_equations, [(M, C)]),
-    "exchange": (cells.exchange, [(E, C), (N, C), (M, C)]),
+    "normal_equations": (sums.row_normal_equations, [(M, C)]),
+    "exchange": (sums.exchange, [(E, C), (N, C), (M, C)]),
     "descend": (_descend, [(N, C), (M, C), (N,), (M,), (N,), (M,)]),
 }
 
@@ -69,7 +69,7 @@ def _assert_equal(got, expected, rtol=2e-5, atol=2e-5):
 
 
 def _on(backend, function, *arguments):
-    with cells.using_backend(backend):
+    with sums.using_backend(backend):
         return jax.tree.map(np.asarray, function(*arguments))
 
 
@@ -164,7 +164,7 @@ class BackendTest(parameterized.TestCase):
         split = jax.tree.map(lambda x: x.reshape(8, B // 8, *x.shape[1:]), entries)
 
         def step(u, v, entries):
-            u_sum, v_sum = jax.vmap(lambda e: cells.residual_products(e, Factors(u, v)))(entries)
+            u_sum, v_sum = jax.vmap(lambda e: sums.residual_products(e, Factors(u, v)))(entries)
             total = jax.lax.psum((u_sum.sum(0), v_sum.sum(0)), "device")
             return u + 1e-3 * total[0], v + 1e-3 * total[1]
 
@@ -176,14 +176,14 @@ class BackendTest(parameterized.TestCase):
 
     def test_unknown_backend_is_named(self):
         with pytest.raises(ValueError, match="'auto', 'numba' or 'xla', got 'torch'"):
-            cells.using_backend("torch")
+            sums.using_backend("torch")
 
     def test_kernels_are_in_the_lowered_program(self):
         u, v = jnp.ones((N, C)), jnp.ones((M, C))
-        products = jax.jit(lambda e: cells.residual_products(e, Factors(u, v)))
+        products = jax.jit(lambda e: sums.residual_products(e, Factors(u, v)))
         entries = _entries(batch=())
         assert "_residual_products" in products.lower(entries).as_text()
         other = products.trace(entries).lower(lowering_platforms=("tpu",))
         assert "_residual_products" not in other.as_text()
-        with cells.using_backend("xla"):
+        with sums.using_backend("xla"):
             assert "_residual_products" not in products.lower(entries).as_text()

@@ -5,8 +5,8 @@ and started again with the same flags ends with the same parameters, metrics and
 last bit; so does a run over several processes of which one or all are ended, and its end is that of
 one process with as many devices.
 
-    python -m experiments.torture --runs=50 --experiment=train
-    python -m experiments.torture --runs=50 --experiment=factorize --processes=2
+    python -m experiments.robustness.torture --runs=50 --experiment=train
+    python -m experiments.robustness.torture --runs=50 --experiment=factorize --processes=2
 
 Each run is ended once or twice, three times in four by SIGKILL; the first times are spread evenly
 over its logged steps, before the first and after the last among them. The last line is
@@ -31,8 +31,8 @@ from absl import flags
 
 from experiments import common
 from launch import local_hosts
-from metamf_jax.checkpoint import Checkpointer
-from metamf_jax.run_log import read_metrics
+from metamf_jax.runs.checkpoint import Checkpointer
+from metamf_jax.runs.run_log import read_metrics
 
 # Small enough that most of a run is not arithmetic.
 FLAGS = {

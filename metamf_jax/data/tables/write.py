@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from metamf_jax.data import table_format
-from metamf_jax.data.table_format import TableFormat
-from metamf_jax.files import written_aside
+from metamf_jax.data.tables import format as table_format
+from metamf_jax.data.tables.format import TableFormat
+from metamf_jax.runs.files import written_aside
 
 _BY_EXTENSION = {
     ".csv": "csv",

@@ -3,7 +3,7 @@
 Claim: on a CPU an epoch of SGD takes less time than LIBMF's. Iterations of ALS, exact here, stand
 beside those of the packages implicit and cmfrec, by conjugate gradients and by Cholesky.
 
-    python -m experiments.benchmark_factorize --dataset=ml1m --data_dir=DIR --devices=2 \
+    python -m experiments.benchmarks.factorize --dataset=ml1m --data_dir=DIR --devices=2 \
         --libmf=PATH_OF_MF_TRAIN --peers_python=PYTHON_WITH_IMPLICIT_OR_CMFREC
 
 `adagrad` and `sgd` have LIBMF's penalty and regularization; `adagrad tuned` has settings of its
@@ -36,7 +36,7 @@ from experiments.dataset_flag import DATASET
 from experiments.factorize import BIASES, REGULARIZATION
 from experiments.shared_flags import METHODS, ROUNDS
 from metamf_jax.data import sources
-from metamf_jax.run_log import RunLog, read_metrics
+from metamf_jax.runs.run_log import RunLog, read_metrics
 
 _RANKS = flags.DEFINE_list("ranks", ["32", "128"], "Numbers of factors.")
 _SGD_EPOCHS = flags.DEFINE_list("sgd_epochs", ["10", "60"], "Few and many epochs of SGD.")

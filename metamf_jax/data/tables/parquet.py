@@ -4,8 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from metamf_jax.data.table_format import TableFormat
-from metamf_jax.data.table_source import (
+from metamf_jax.data.tables.format import TableFormat
+from metamf_jax.data.tables.source import (
     FLOAT32_MAX,
     Cells,
     Source,

@@ -3,8 +3,8 @@
 Claim: a prior for every row and column of a matrix of a million ratings, and ten scaled steps from
 it, take seconds, and memory grows in proportion to the number of ratings.
 
-    python -m experiments.benchmark_scale
-    python -m experiments.benchmark_scale --dataset=ml1m --data_dir=DIR
+    python -m experiments.benchmarks.scale
+    python -m experiments.benchmarks.scale --dataset=ml1m --data_dir=DIR
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from metamf_jax.data import sources, synthetic
 from metamf_jax.meta_learning import map_estimation, meta_loss
 from metamf_jax.meta_learning.encoder import make_encoder
 from metamf_jax.meta_learning.episodes import fit_standardization, standardize
-from metamf_jax.run_log import RunLog
+from metamf_jax.runs.run_log import RunLog
 from metamf_jax.types import Entries, Factors
 
 _ROWS = flags.DEFINE_integer("num_rows", 6040, "N of the synthetic matrix.", lower_bound=1)

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metamf_jax import cells_xla, numba_ffi
+from metamf_jax.kernels import ffi
+from metamf_jax.sums import xla
 from metamf_jax.types import Array, Entries, FactorPrior, Factors, PaddedMatrices
 
 Observations: TypeAlias = Entries | PaddedMatrices
@@ -258,7 +259,7 @@ def _(observations: PaddedMatrices, prior, u_step_sizes, v_step_sizes, num_steps
         return residual_products(observations, Factors(u, v))
 
     return Factors(
-        *cells_xla.descend_along(
+        *xla.descend_along(
             products,
             prior.u_mean,
             prior.v_mean,
@@ -295,7 +296,7 @@ def using_backend(name: str):
     """
     if name not in ("auto", "numba", "xla"):
         raise ValueError(f"expected the backend 'auto', 'numba' or 'xla', got {name!r}")
-    if name == "numba" and not numba_ffi.is_available():
+    if name == "numba" and not ffi.is_available():
         raise ValueError("the backend 'numba' needs Numba: pip install 'metamf_jax[cpu]'")
     return _backend(name)
 
@@ -304,7 +305,7 @@ def kernels_run_here() -> bool:
     """Whether the backend in use means compiled kernels on the default device."""
     backend = _backend.value
     on_cpu = backend == "auto" and jax.default_backend() == "cpu"
-    return backend == "numba" or (on_cpu and numba_ffi.is_available())
+    return backend == "numba" or (on_cpu and ffi.is_available())
 
 
 def _list(observations: Entries) -> tuple[Array, Array, Array]:
@@ -314,11 +315,11 @@ def _list(observations: Entries) -> tuple[Array, Array, Array]:
 def _run(name: str, *arguments: Array, **static):
     """Runs the function of this name from the module of the backend in use."""
     arguments = tuple(map(jnp.asarray, arguments))
-    fallback = functools.partial(getattr(cells_xla, name), **static)
+    fallback = functools.partial(getattr(xla, name), **static)
     backend = _backend.value
     if backend == "auto":
         of_kernels = {np.dtype(np.int32), np.dtype(np.float32)}
-        if numba_ffi.is_available() and all(a.dtype in of_kernels for a in arguments):
+        if ffi.is_available() and all(a.dtype in of_kernels for a in arguments):
             compiled = functools.partial(_numba(name), **static)
             return jax.lax.platform_dependent(*arguments, cpu=compiled, default=fallback)
     if backend == "numba":
@@ -328,6 +329,6 @@ def _run(name: str, *arguments: Array, **static):
 
 def _numba(name: str):
     # Numba takes 0.3 s to import, which a program that never pools a list need not pay.
-    from metamf_jax import cells_numba
+    from metamf_jax.sums import numba
 
-    return getattr(cells_numba, name)
+    return getattr(numba, name)

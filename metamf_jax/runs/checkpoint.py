@@ -14,7 +14,7 @@ import safetensors
 import safetensors.numpy
 
 from metamf_jax import parallel, processes
-from metamf_jax.files import remove_parts, written_aside
+from metamf_jax.runs.files import remove_parts, written_aside
 
 _KEPT = 2
 

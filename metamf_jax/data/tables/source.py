@@ -11,7 +11,7 @@ from typing import BinaryIO, Final, NamedTuple
 
 import numpy as np
 
-from metamf_jax.data.table_format import FORMATS, TableFormat
+from metamf_jax.data.tables.format import FORMATS, TableFormat
 from metamf_jax.types import Entries, Table
 
 # The largest double that rounds to a finite single.

@@ -10,7 +10,7 @@ import pytest
 from absl.testing import parameterized
 from jax.sharding import NamedSharding, PartitionSpec
 
-from metamf_jax import numba_ffi
+from metamf_jax.kernels import ffi
 
 
 def _mixed(flags, index, scale, x, shifted, total):
@@ -40,16 +40,14 @@ def _writes_to_its_argument(x, out):
     x[0] = 1
 
 
-mixed = numba_ffi.NumbaKernel(
+mixed = ffi.NumbaKernel(
     _mixed,
     arguments=("bool[:]", "int32[:]", "float32", "float32[:,:]"),
     results=("float32[:,:]", "int32"),
 )
-increment = numba_ffi.NumbaKernel(_increment, arguments=("int64[:]",), results=("int64[:]",))
-increment_float = numba_ffi.NumbaKernel(
-    _increment, arguments=("float32[:]",), results=("float32[:]",)
-)
-refuses_negative = numba_ffi.NumbaKernel(
+increment = ffi.NumbaKernel(_increment, arguments=("int64[:]",), results=("int64[:]",))
+increment_float = ffi.NumbaKernel(_increment, arguments=("float32[:]",), results=("float32[:]",))
+refuses_negative = ffi.NumbaKernel(
     _refuses_negative,
     arguments=("float32[:]",),
     results=("float32[:]",),
@@ -164,17 +162,17 @@ class NumbaKernelTest(parameterized.TestCase):
         with pytest.raises(ValueError, match=r"x of shape \(2,\) cannot become result 0"):
             refuses_negative(x, shapes=[(3,)], aliases={0: 0})
         with pytest.raises(ValueError, match="'float16"):
-            numba_ffi.NumbaKernel(_increment, arguments=("float16[:]",), results=())
+            ffi.NumbaKernel(_increment, arguments=("float16[:]",), results=())
         with pytest.raises(ValueError, match="takes 2 arrays"):
-            numba_ffi.NumbaKernel(_increment, arguments=("int32[:]",), results=())
+            ffi.NumbaKernel(_increment, arguments=("int32[:]",), results=())
 
     def test_arguments_are_read_only(self):
-        kernel = numba_ffi.NumbaKernel(
+        kernel = ffi.NumbaKernel(
             _writes_to_its_argument, arguments=("int32[:]",), results=("int32[:]",)
         )
         with pytest.raises(Exception, match=r"(?i)readonly"):
             kernel(jnp.zeros(2, jnp.int32), shapes=[(2,)])
 
     def test_importing_does_not_import_numba(self):
-        code = "import sys, metamf_jax.numba_ffi; assert 'numba' not in sys.modules"
+        code = "import sys, metamf_jax.kernels.ffi; assert 'numba' not in sys.modules"
         subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,4 +1,4 @@
-"""Compiled CPU kernels for the sums over a list of cells. `cells` decides when they are used.
+"""Compiled CPU kernels for the sums over a list of cells; `metamf_jax.sums` decides when they run.
 
 Each kernel goes through the cells once, in the order of the list, so that its sums do not depend on
 how many matrices or devices there are. Padding cells (``rows == N``) are skipped unread.
@@ -10,11 +10,12 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from metamf_jax import cells_xla, numba_ffi
+from metamf_jax.kernels import ffi
+from metamf_jax.sums import xla
 
 _INDEX, _VECTOR, _TABLE, _CUBE = "int32[:]", "float32[:]", "float32[:,:]", "float32[:,:,:]"
 # Not sharing memory saves the descent a quarter of its time.
-_kernel = functools.partial(numba_ffi.NumbaKernel, distinct=True)
+_kernel = functools.partial(ffi.NumbaKernel, distinct=True)
 
 
 def _pool(rows, columns, cells, row_sums, column_sums):
@@ -370,7 +371,7 @@ def _products_adjoint(arguments, weights):
 
 
 def _products_adjoint_xla(arguments, weights):
-    products = functools.partial(cells_xla.residual_products, *arguments[:2])
+    products = functools.partial(xla.residual_products, *arguments[:2])
     backward: Callable = jax.vjp(products, *arguments[2:])[1]
     return backward(weights)
 

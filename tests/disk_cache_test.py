@@ -6,7 +6,7 @@ import sys
 import numba
 import pytest
 
-from metamf_jax import numba_cache
+from metamf_jax.kernels import disk_cache
 
 _MODULES = {
     "helper": "import numba\nFACTOR = 2\n@numba.njit\ndef scaled(x):\n    return FACTOR * x\n",
@@ -31,10 +31,10 @@ def package(tmp_path, monkeypatch):
         for name in [name for name in sys.modules if name.partition(".")[0] == "edited"]:
             del sys.modules[name]
         importlib.invalidate_caches()
-        numba_cache._imports.cache_clear()
+        disk_cache._imports.cache_clear()
         module = importlib.import_module("edited.function")
         importlib.import_module("edited.unrelated")
-        return numba_cache.compiled(module.add, (numba.int64,), nogil=True)
+        return disk_cache.compiled(module.add, (numba.int64,), nogil=True)
 
     yield compiled
     for name in [name for name in sys.modules if name.partition(".")[0] == "edited"]:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from experiments import factorize
-from metamf_jax.data import cell_streams, table_streams, tables
+from metamf_jax.data import cell_streams, tables
+from metamf_jax.data.tables import stream as table_streams
 
 _LINES = [f"u{n % 7},i{n % 5},{n / 2}" for n in range(30)]
 _QUOTED = ["row,column,value", *(f'"u\n{n % 7}",{n},"{n}"' for n in range(30))]

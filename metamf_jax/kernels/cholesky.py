@@ -3,7 +3,7 @@
 The matrices are [height, height] in flat float32 arrays, ``height`` a multiple of `TILE`'s columns,
 of which the first ``width`` rows and columns count and only the part above the diagonal is read.
 Both the sum over points and the trailing updates of the blocked factorization are sums of outer
-products, `numba_vectors.add_products`.
+products, `vectors.add_products`.
 """
 
 # Numba calls an intrinsic without its first parameter, the typing context.
@@ -12,8 +12,8 @@ products, `numba_vectors.add_products`.
 import numba
 import numpy as np
 
-from metamf_jax.numba_ffi import VECTORISED
-from metamf_jax.numba_vectors import (
+from metamf_jax.kernels.ffi import VECTORISED
+from metamf_jax.kernels.vectors import (
     LANES,
     TILE,
     add_multiple,

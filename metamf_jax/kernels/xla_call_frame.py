@@ -1,4 +1,4 @@
-"""XLA's FFI call frame, read from inside Numba code. Imports Numba; see `numba_ffi` for the use.
+"""XLA's FFI call frame, read from inside Numba code. Imports Numba; see `kernels.ffi` for the use.
 
 The typed FFI (``xla/ffi/api/c_api.h``, major version 0) hands a handler one struct. Its layout is
 stable by XLA's promise: fields are only ever added at the end of a struct. On a 64-bit machine

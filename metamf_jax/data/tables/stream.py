@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from metamf_jax.data import tables, text_tables
-from metamf_jax.data.table_format import TableFormat
-from metamf_jax.data.table_source import (
+from metamf_jax.data import tables
+from metamf_jax.data.tables import text as text_tables
+from metamf_jax.data.tables.format import TableFormat
+from metamf_jax.data.tables.source import (
     GZIP,
     Cells,
     Source,

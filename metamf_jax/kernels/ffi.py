@@ -180,7 +180,7 @@ class NumbaKernel:
         import numba
         from numba.core import compiler
 
-        from metamf_jax import _xla_call_frame, numba_cache
+        from metamf_jax.kernels import disk_cache, xla_call_frame
 
         class DistinctCompiler(compiler.Compiler):
             """Numba's own, with the promise that arrays do not overlap."""
@@ -195,7 +195,7 @@ class NumbaKernel:
             for i, (dtype, rank) in enumerate(described)
         ]
         # Compiled for one signature at once, so that the cache on disk serves the next process.
-        kernel = numba_cache.compiled(
+        kernel = disk_cache.compiled(
             self._function,
             tuple(array_types),
             nogil=True,
@@ -212,10 +212,10 @@ class NumbaKernel:
                 *self._errors,
             )
         ]
-        self._description = _xla_call_frame.describe(
+        self._description = xla_call_frame.describe(
             described, len(self._arguments), [ctypes.addressof(m) for m in self._messages]
         )
-        return _xla_call_frame.make_handler(kernel, array_types, self._description)
+        return xla_call_frame.make_handler(kernel, array_types, self._description)
 
 
 def _parse(text: str) -> tuple[np.dtype, int]:

@@ -1,6 +1,6 @@
-"""Sums over a list of cells, for every platform. `cells` decides when they are used.
+"""Sums over a list of cells, for every platform. `metamf_jax.sums` decides when they are used.
 
-The functions are those of `cells_numba`, with the same arguments. Padding cells point one past the
+The functions are those of `sums.numba`, with the same arguments. Padding cells point one past the
 end: reading there gives zero, and what is added there is dropped.
 """
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
-from metamf_jax import cells
+from metamf_jax import sums
 from metamf_jax.types import Entries, Factors, PaddedMatrices
 
 N, M, K, C = 5, 4, 3, 2
@@ -40,7 +40,7 @@ class CellsTest(parameterized.TestCase):
 
     def test_counts(self):
         for observations in (self.padded, self.entries):
-            rows, columns = cells.counts(observations)
+            rows, columns = sums.counts(observations)
             np.testing.assert_array_equal(rows, self.padded.observed.sum(1))
             np.testing.assert_array_equal(columns, self.padded.observed.sum(0))
 
@@ -51,7 +51,7 @@ class CellsTest(parameterized.TestCase):
         listed[inside] = dense[self.entries.rows[inside], self.entries.columns[inside]]
         masked = np.where(self.padded.observed[..., None], dense, 0)
         for observations, values in ((self.padded, dense), (self.entries, listed)):
-            rows, columns = cells.pool(observations, values)
+            rows, columns = sums.pool(observations, values)
             np.testing.assert_allclose(rows, masked.sum(1), atol=1e-6)
             np.testing.assert_allclose(columns, masked.sum(0), atol=1e-6)
 
@@ -61,8 +61,8 @@ class CellsTest(parameterized.TestCase):
         values = np.where(self.entries.rows < N, 1, 0)[:, None] * rng.normal(
             size=(len(self.entries.rows), C)
         )
-        spread = cells.spread(self.entries, jnp.float32(rows), jnp.float32(columns))
-        pooled = cells.pool(self.entries, jnp.float32(values))
+        spread = sums.spread(self.entries, jnp.float32(rows), jnp.float32(columns))
+        pooled = sums.pool(self.entries, jnp.float32(values))
         np.testing.assert_allclose(
             np.vdot(spread, values),
             np.vdot(pooled[0], rows) + np.vdot(pooled[1], columns),
@@ -73,7 +73,7 @@ class CellsTest(parameterized.TestCase):
         u, v = self.factors
         residuals = np.where(self.padded.observed, self.padded.values - u @ v.T, 0)
         for observations in (self.padded, self.entries):
-            products = cells.residual_products(observations, self.factors)
+            products = sums.residual_products(observations, self.factors)
             np.testing.assert_allclose(products[0], residuals @ v, rtol=1e-5, atol=1e-6)
             np.testing.assert_allclose(products[1], residuals.T @ u, rtol=1e-5, atol=1e-6)
 
@@ -82,7 +82,7 @@ class CellsTest(parameterized.TestCase):
         weights = rng.normal(size=(N, K)), rng.normal(size=(M, K))
 
         def weighted(factors, observations):
-            products = cells.residual_products(observations, factors)
+            products = sums.residual_products(observations, factors)
             return (products[0] * weights[0]).sum() + (products[1] * weights[1]).sum()
 
         padded = jax.grad(weighted)(self.factors, self.padded)
@@ -93,4 +93,4 @@ class CellsTest(parameterized.TestCase):
 
     def test_unknown_layout_is_named(self):
         with pytest.raises(TypeError, match="list"):
-            cells.pool([1.0], [2.0])
+            sums.pool([1.0], [2.0])

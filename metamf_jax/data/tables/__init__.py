@@ -14,9 +14,12 @@ import os
 
 import numpy as np
 
-from metamf_jax.data import parquet_tables, sparse_tables, table_format, text_tables
-from metamf_jax.data.table_format import LAYOUTS, TableFormat
-from metamf_jax.data.table_source import Source, load, mistake, typed_ids
+from metamf_jax.data.tables import format as table_format
+from metamf_jax.data.tables import parquet as parquet_tables
+from metamf_jax.data.tables import sparse as sparse_tables
+from metamf_jax.data.tables import text as text_tables
+from metamf_jax.data.tables.format import LAYOUTS, TableFormat
+from metamf_jax.data.tables.source import Source, load, mistake, typed_ids
 from metamf_jax.types import Table
 
 

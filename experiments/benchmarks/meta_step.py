@@ -3,7 +3,7 @@
 Claim: on a CPU, a step on sparse matrices costs what their observed cells cost, not what dense
 matrices of the same sides would.
 
-    python -m experiments.benchmark_meta_step --side=30 --devices=2 --peer='COMMAND'
+    python -m experiments.benchmarks.meta_step --side=30 --devices=2 --peer='COMMAND'
 
 The peer is any command whose last line holds its step time as ``... ms``; it and this program take
 turns, and the least times are compared. On an accelerator give ``--batch=16,256,4096``.
@@ -31,7 +31,7 @@ from experiments.shared_flags import ROUNDS, SIDE
 from metamf_jax import parallel
 from metamf_jax.meta_learning import meta_loss, training
 from metamf_jax.meta_learning.episodes import EpisodeConfig, EpisodeSource, cell_counts
-from metamf_jax.run_log import RunLog
+from metamf_jax.runs.run_log import RunLog
 from metamf_jax.types import Entries
 
 _BATCH = flags.DEFINE_list("batch", ["16"], "Matrices a step; several are timed one by one.")
@@ -299,7 +299,7 @@ def main() -> None:
     )
     comparison = None
     if _PEER.value:
-        ours = [sys.executable, "-m", "experiments.benchmark_meta_step", "--memory_steps="]
+        ours = [sys.executable, "-m", "experiments.benchmarks.meta_step", "--memory_steps="]
         ours += [f"--side={config.side}", f"--batch={config.batches[0]}"]
         ours += [f"--support={config.support}", f"--devices={config.devices}"]
         ours += [f"--step_form={_STEP_FORM.value}", f"--repeats={config.repeats}"]

@@ -21,8 +21,9 @@ from typing import Any
 
 import tqdm
 
-from metamf_jax import files, parallel, processes, resources
-from metamf_jax.files import write_text
+from metamf_jax import parallel, processes
+from metamf_jax.runs import files, resources
+from metamf_jax.runs.files import write_text
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
