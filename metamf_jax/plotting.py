@@ -84,9 +84,6 @@ def error_by_group(
         means, bars = zip(*values, strict=True)
         axes.bar(places, means, width, yerr=bars, capsize=2, label=name)
     axes.set_xticks(np.arange(len(groups)), groups)
-    lowest = min(mean for values in errors.values() for mean, _ in values)
-    # From zero the differences would not be seen.
-    axes.set_ylim(bottom=0.8 * lowest)
     axes.set(xlabel="size of the matrix", ylabel="query MSE (standardised units)")
     axes.legend(fontsize=8)
     _save(figure, path)

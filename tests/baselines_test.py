@@ -162,6 +162,18 @@ def test_tuning_takes_the_least_of_the_grid():
     assert len(calls) == 1
 
 
+def test_methods_on_the_host_are_tuned_on_every_matrix():
+    grid, seen = ({"level": 0.0}, {"level": 0.5}), []
+
+    def constant(params, support, query, setting):
+        seen.append(setting["level"])
+        return np.full(query.values.shape, setting["level"], np.float32)
+
+    tuning.tune(Method(constant, grid, on_host=True), episodes())
+    count = len(padding.unstack_entries(episodes().query))
+    assert seen == count * [0.0] + count * [0.5]
+
+
 def test_the_shipped_grids_hold_what_predict_needs():
     for name in METHODS:
         grid = make_method(name).grid

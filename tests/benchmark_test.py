@@ -46,6 +46,13 @@ def test_imputer_goes_on_where_it_was_stopped(tmp_path):
         imputer.run(dataclasses.replace(config, methods=("knm",)), tmp_path / "wrong")
 
 
+def test_imputer_runs_the_tasks_asked_for():
+    config = imputer.PRESETS["smoke"]
+    asked = dataclasses.replace(config, tasks=("iris, 50% high",))
+    assert [task.name for task in imputer.tasks(asked, None)] == ["iris, 50% high values"]
+    assert len(list(imputer.tasks(config, None))) == 2
+
+
 def _peer(code):
     return "--peer=" + shlex.join([sys.executable, "-c", code])
 

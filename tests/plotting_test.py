@@ -87,3 +87,14 @@ def test_error_by_method_marks_the_reference(tmp_path):
     assert_picture(path)
     plotting.error_by_method(other, errors, "bias")
     assert path.read_bytes() != other.read_bytes()
+
+
+def test_bars_are_as_long_as_their_values(tmp_path):
+    path = tmp_path / "bars.png"
+    plotting.error_by_group(path, ["10 x 10"], {"mf": [(1.0, 0.0)], "metamf": [(0.5, 0.0)]})
+    assert_picture(path)
+    pixels = np.rint(255 * matplotlib.image.imread(path)[..., :3]).astype(int)
+    blue, orange = ((pixels == color).all(axis=2) for color in ([31, 119, 180], [255, 127, 14]))
+    # The median column of a bar's pixels: the legend has a few of its colour too.
+    one, half = (np.median(bar.sum(axis=0)[bar.any(axis=0)]) for bar in (blue, orange))
+    assert half / one == pytest.approx(0.5, abs=0.01)

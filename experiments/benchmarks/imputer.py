@@ -38,6 +38,9 @@ from metamf_jax.types import Entries
 _DRAWS = flags.DEFINE_integer(
     "draws", None, "Of each cut and of each removal; the preset's if not given.", 1
 )
+_TASKS = flags.DEFINE_list(
+    "tasks", [], "Only tasks whose names start with one of these; all if not given."
+)
 _WEIGHTS = flags.DEFINE_string("weights", "general", "Name or file of the learned prior.")
 
 TABLES = ("iris", "wine", "breast_cancer", "diabetes", "digits")
@@ -58,6 +61,7 @@ class Config:
       sides: of the cuts.
       repeats: draws of each cut and of each removal.
       methods: those compared with; empty for all.
+      tasks: how the names of the tasks begin; empty for all.
       weights: of the imputer.
       seed: of all draws.
     """
@@ -70,6 +74,7 @@ class Config:
     sides: tuple[int, ...]
     repeats: int
     methods: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
     weights: str = "general"
     seed: int = 0
 
@@ -94,6 +99,12 @@ class Task(NamedTuple):
 
 def tasks(config: Config, data_dir: str | None) -> Iterator[Task]:
     """Draws the tasks one after the other, those of the first repeat first."""
+    for task in _all_tasks(config, data_dir):
+        if not config.tasks or task.name.startswith(config.tasks):
+            yield task
+
+
+def _all_tasks(config: Config, data_dir: str | None) -> Iterator[Task]:
     load = functools.cache(lambda name: _ratings(name, data_dir))
     for repeat in range(config.repeats):
         for name in config.ratings:
@@ -114,7 +125,8 @@ def tasks(config: Config, data_dir: str | None) -> Iterator[Task]:
             if name == "ml100k" and repeat < 5:
                 split = movielens.ml100k_split(movielens.SPLITS_100K[repeat], data_dir)
                 train, test = (part.entries for part in split)
-                yield Task("ml100k u1..u5", "whole", train, test, np.ones(train.shape[1]))
+                folds = "u1" if config.repeats == 1 else f"u1..u{min(5, config.repeats)}"
+                yield Task(f"ml100k {folds}", "whole", train, test, np.ones(train.shape[1]))
             elif name != "ml100k":
                 rng = np.random.default_rng([config.seed, repeat])
                 train, test = _split(rng, load(name), 0.1)
@@ -269,8 +281,8 @@ def methods(way: str) -> dict[str, tuple[Predict, list[dict[str, Any]], bool]]:
         for setting in _grid(
             mean_shrinkage=(0.0,),
             row_shrinkage=(3.0, 1e6),
-            rank=(1, 2, 4, 8),
-            precision=(0.5, 2.0, 8.0),
+            rank=(1, 2, 4, 8, 16),
+            precision=(0.5, 2.0, 8.0, 16.0, 32.0),
             standardize=(way,),
         )
     ]
@@ -323,6 +335,8 @@ def run(config: Config, workdir: str | os.PathLike, data_dir: str | None = None)
         errors = "  ".join(f"{m} {error:.4f}" for m, error in rows[name]["rmse"].items())
         mark = "+" if rows[name]["within_one_error_of_the_best"] else "-"
         log.print(f"{mark} {name:28s} {errors}  coverage {rows[name]['coverage']:.3f}")
+    if not rows:
+        raise ValueError(f"no task begins with {' or '.join(config.tasks)}; try without --tasks")
     good = float(np.mean([row["within_one_error_of_the_best"] for row in rows.values()]))
     log.print(f"best or within one standard error of it: {good:.0%} of {len(rows)} tasks")
     return log.finish({"tasks": rows, "best_or_within_one_error": good})
@@ -400,7 +414,12 @@ def main() -> None:
     repeats = preset.repeats if _DRAWS.value is None else _DRAWS.value
     chosen = () if METHODS.value == ["all"] else tuple(METHODS.value)
     config = dataclasses.replace(
-        preset, repeats=repeats, methods=chosen, weights=_WEIGHTS.value, seed=common.SEED.value
+        preset,
+        repeats=repeats,
+        methods=chosen,
+        tasks=tuple(_TASKS.value),
+        weights=_WEIGHTS.value,
+        seed=common.SEED.value,
     )
     run(config, common.WORKDIR.value or f"runs/imputer-{config.preset}", common.DATA_DIR.value)
 

@@ -15,11 +15,11 @@ from metamf_jax.meta_learning.map_estimation import ridge_step
 from metamf_jax.types import Entries, FactorPrior, Factors
 
 _SWEEPS = 20
-_LARGEST_RANK = 8
+_LARGEST_RANK = 16
 
 GRID = [
     {"rank": rank, "precision": precision}
-    for rank, precision in itertools.product((1, 2, 4, 8), (0.3, 0.5, 1.0, 2.0, 4.0))
+    for rank, precision in itertools.product((1, 2, 4, 8, 16), (0.3, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0))
 ]
 
 

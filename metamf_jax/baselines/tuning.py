@@ -10,9 +10,6 @@ from metamf_jax.baselines.method import Method, Setting, squared_error
 from metamf_jax.meta_learning import padding
 from metamf_jax.meta_learning.meta_loss import Episode
 
-# A grid point on the host takes up to 0.1 s a matrix.
-_TUNED_ON_HOST = 10
-
 
 def episode_errors(
     method: Method, episodes: Episode, setting: Setting | None = None, params: Any = None
@@ -62,8 +59,6 @@ def tune(method: Method, validation: Episode, params: Any = None) -> Setting:
     """
     if len(method.grid) == 1:
         return method.grid[0]
-    if method.on_host:
-        validation = jax.tree.map(lambda leaf: leaf[:_TUNED_ON_HOST], validation)
     errors = [
         episode_errors(method, validation, setting, params).mean(dtype=np.float64)
         for setting in method.grid
