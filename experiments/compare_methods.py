@@ -28,8 +28,6 @@ import scipy.stats
 from absl import flags
 
 from experiments import common, presets, protocol, shared_flags
-from experiments.dataset_flag import DATASET
-from experiments.max_steps_flag import MAX_STEPS
 from metamf_jax import plotting
 from metamf_jax.baselines import METHODS, make_method, tuning
 from metamf_jax.baselines.method import Method, episode_loss
@@ -42,6 +40,10 @@ from metamf_jax.runs.checkpoint import load_params, read_params_metadata, save_p
 from metamf_jax.runs.files import write_text
 from metamf_jax.runs.run_log import RunLog
 
+_DATASET = shared_flags.dataset()
+_MAX_STEPS = shared_flags.max_steps()
+_METHODS = shared_flags.methods()
+_SIDE = shared_flags.side()
 _SPLITS = flags.DEFINE_integer("splits", None, "Random splits; default: the preset's.", 1)
 _SUPPORT_FRACTION = flags.DEFINE_float(
     "support_fraction", None, "Share of the observed cells that is shown; default: the preset's."
@@ -327,18 +329,18 @@ def config_from_flags() -> Config:
     sizes = presets.COMPARE[common.PRESET.value]
     episodes, training = sizes["episodes"], sizes["training"]
     training_episodes = sizes.get("training_episodes")
-    if shared_flags.SIDE.value is not None or _SUPPORT_FRACTION.value is not None:
+    if _SIDE.value is not None or _SUPPORT_FRACTION.value is not None:
         training_episodes = None
-    if shared_flags.SIDE.value is not None:
-        both = (shared_flags.SIDE.value, shared_flags.SIDE.value)
+    if _SIDE.value is not None:
+        both = (_SIDE.value, _SIDE.value)
         episodes = dataclasses.replace(episodes, rows=both, columns=both)
     if _SUPPORT_FRACTION.value is not None:
         both = (_SUPPORT_FRACTION.value, _SUPPORT_FRACTION.value)
         episodes = dataclasses.replace(episodes, support_fraction=both)
-    if MAX_STEPS.value is not None:
-        training = dataclasses.replace(training, max_steps=MAX_STEPS.value)
+    if _MAX_STEPS.value is not None:
+        training = dataclasses.replace(training, max_steps=_MAX_STEPS.value)
     return Config(
-        dataset=DATASET.value,
+        dataset=_DATASET.value,
         preset=common.PRESET.value,
         seed=common.SEED.value,
         model=sizes["model"],
@@ -354,7 +356,7 @@ def main() -> None:
         raise ValueError("--workdir is needed: the folder for the run's files")
     if common.PRESET.value in ("smoke", "tiny"):
         common.compile_fast()
-    methods = list(METHODS) if shared_flags.METHODS.value == ["all"] else shared_flags.METHODS.value
+    methods = list(METHODS) if _METHODS.value == ["all"] else _METHODS.value
     splits = _SPLITS.value or presets.COMPARE_SPLITS[common.PRESET.value]
     workdir = pathlib.Path(common.WORKDIR.value)
     run(config_from_flags(), methods, splits, workdir, common.DATA_DIR.value)

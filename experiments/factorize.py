@@ -19,12 +19,9 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import common
-from experiments.dataset_flag import DATASET
-from experiments.input_flag import INPUT
-from experiments.shared_flags import FOLD
+from experiments import common, shared_flags, splits
 from metamf_jax import parallel, processes, sums
-from metamf_jax.data import cell_streams, movielens, sources, tables
+from metamf_jax.data import cell_streams, sources
 from metamf_jax.factorization import (
     block_store,
     block_update,
@@ -41,9 +38,7 @@ from metamf_jax.factorization.factor_file import save_factors
 from metamf_jax.factorization.objective import Objective
 from metamf_jax.runs.checkpoint import Checkpointer
 from metamf_jax.runs.run_log import open_run_log, read_metrics
-from metamf_jax.types import Entries, Factors, Table
-
-SPLITS = ("random", "time", "official")
+from metamf_jax.types import Entries, Factors
 
 # What a preset sets where no flag does.
 _PRESETS = {
@@ -83,11 +78,16 @@ _DEFAULTS = {
     "step_size": "bold_driver:auto",
 }
 
+_DATASET = shared_flags.dataset()
+_INPUT = shared_flags.input_table()
+_FOLD = shared_flags.fold()
+_REGULARIZATION = shared_flags.regularization()
+_BIASES = shared_flags.biases()
 _TEST_INPUT = flags.DEFINE_string("test_input", None, "A table of test cells; then no split.")
 _SPLIT = flags.DEFINE_enum(
     "split",
     "random",
-    SPLITS,
+    splits.SPLITS,
     "Test cells: drawn at random, the latest, or those of the official --fold (ml100k).",
 )
 _TEST_FRACTION = flags.DEFINE_float("test_fraction", 0.1, "Part of the cells held out, 0 to 0.9.")
@@ -101,8 +101,6 @@ _PENALTY = flags.DEFINE_enum(
     ["none", "l2", "weighted_l2", "root_l2"],
     "Penalty. Default: weighted_l2, or the alias's.",
 )
-REGULARIZATION = flags.DEFINE_float("regularization", None, "Strength of the penalty.")
-BIASES = flags.DEFINE_bool("biases", None, "Whether rows and columns have biases.")
 _RANK = flags.DEFINE_integer("rank", None, "K, number of factors.", lower_bound=1)
 _EPOCHS = flags.DEFINE_integer("epochs", None, "Passes over the cells.", lower_bound=0)
 _EARLY_STOPPING = flags.DEFINE_float(
@@ -172,58 +170,6 @@ class Config:
     seed: int = 0
 
 
-def split_cells(table: Table, config: Config, data_dir=None) -> tuple[Table, Entries]:
-    """(training table, test cells), both over the same rows and columns.
-
-    Raises:
-      ValueError: a split that this table does not have.
-    """
-    if config.test_input is not None:
-        return _join(table, tables.read_table(config.test_input))
-    if config.split == "official":
-        if config.dataset != "ml100k":
-            raise ValueError(f"only ml100k has official splits, not {config.dataset}; take random")
-        return _join(*movielens.ml100k_split(config.fold, data_dir))
-    if not 0 <= config.test_fraction <= 0.9:
-        raise ValueError(f"expected a test fraction from 0 to 0.9, got {config.test_fraction}")
-    size = len(table.entries.values)
-    held_out = round(config.test_fraction * size)
-    if config.split == "time":
-        if table.times is None:
-            raise ValueError(f"{config.dataset} has no times to split by; take --split=random")
-        order = np.argsort(table.times, kind="stable")
-    else:
-        order = np.random.default_rng(config.seed).permutation(size)
-    kept = np.sort(order[: size - held_out])
-    return table._replace(entries=_take(table.entries, kept)), _take(
-        table.entries, np.sort(order[size - held_out :])
-    )
-
-
-def _take(entries: Entries, index: np.ndarray) -> Entries:
-    rows, columns = np.asarray(entries.rows)[index], np.asarray(entries.columns)[index]
-    return Entries(rows, columns, np.asarray(entries.values)[index], entries.shape)
-
-
-def _join(train: Table, test: Table) -> tuple[Table, Entries]:
-    """Both over the training ids and, after them, those that only the test cells have."""
-    ids, numbers = [], []
-    for side in ("row_ids", "column_ids"):
-        known, wanted = getattr(train, side), getattr(test, side)
-        place = tables.positions(wanted, known)
-        new = place < 0
-        place[new] = len(known) + np.arange(new.sum())
-        both = np.empty(len(known) + int(new.sum()), object)
-        both[:] = [*known.tolist(), *wanted[new].tolist()]
-        ids.append(both if known.dtype == object or new.any() else known)
-        numbers.append(place)
-    shape = len(ids[0]), len(ids[1])
-    cells, held = train.entries, test.entries
-    entries = Entries(cells.rows, cells.columns, cells.values, shape)
-    held = Entries(numbers[0][held.rows], numbers[1][held.columns], held.values, shape)
-    return train._replace(entries=entries, row_ids=ids[0], column_ids=ids[1]), held
-
-
 _predict = jax.jit(sums.predict)
 
 
@@ -269,7 +215,18 @@ class _Matrix(NamedTuple):
 
 def _read_table(config: Config, objective: Objective, data_dir: str | None) -> _Matrix:
     table = sources.load(config.dataset, data_dir, config.seed)
-    train, test = split_cells(table, config, data_dir)
+    train, test = splits.split_cells(
+        table,
+        splits.Split(
+            config.dataset,
+            config.split,
+            config.fold,
+            config.test_fraction,
+            config.test_input,
+            config.seed,
+        ),
+        data_dir,
+    )
     for points in (train.entries, test):
         objectives.check_values(objective, points, train.row_ids, train.column_ids)
     entries, mean = solver.centre(objective, train.entries)
@@ -482,14 +439,14 @@ def main() -> None:
     given = {
         "loss": _LOSS.value,
         "penalty": _PENALTY.value,
-        "regularization": REGULARIZATION.value,
-        "biases": BIASES.value,
+        "regularization": _REGULARIZATION.value,
+        "biases": _BIASES.value,
         "rank": _RANK.value,
         "epochs": _EPOCHS.value,
         "init": _INIT.value,
         "step_size": _STEP_SIZE.value,
     }
-    dataset = INPUT.value or DATASET.value
+    dataset = _INPUT.value or _DATASET.value
     chosen = {**_DEFAULTS, **_PRESETS[common.PRESET.value]}
     if common.PRESET.value == "best":
         chosen.update(_BEST.get(dataset, {}))
@@ -507,7 +464,7 @@ def main() -> None:
         dataset=dataset,
         test_input=_TEST_INPUT.value,
         split=_SPLIT.value,
-        fold=FOLD.value,
+        fold=_FOLD.value,
         test_fraction=_TEST_FRACTION.value,
         solver=_SOLVER.value,
         early_stopping=_EARLY_STOPPING.value,

@@ -34,8 +34,6 @@ import numpy as np
 from absl import flags
 
 from experiments import common, presets, protocol, shared_flags
-from experiments.dataset_flag import DATASET
-from experiments.max_steps_flag import MAX_STEPS
 from metamf_jax import plotting, sums
 from metamf_jax.baselines import make_method, tuning
 from metamf_jax.baselines.method import Method
@@ -49,6 +47,9 @@ from metamf_jax.runs.files import write_text
 from metamf_jax.runs.run_log import RunLog
 from metamf_jax.types import Entries
 
+_DATASET = shared_flags.dataset()
+_MAX_STEPS = shared_flags.max_steps()
+_FIGURES = shared_flags.figures()
 _TRANSFER = flags.DEFINE_list(
     "transfer_datasets", None, "Data sets of the figure transfer; default: the one of --dataset."
 )
@@ -403,11 +404,11 @@ def _read(path: pathlib.Path) -> list[Row]:
 def config_from_flags() -> Config:
     """The configuration that the flags ask for."""
     sizes = dict(presets.FIGURES[common.PRESET.value])
-    if MAX_STEPS.value is not None:
-        sizes["training"] = dataclasses.replace(sizes["training"], max_steps=MAX_STEPS.value)
+    if _MAX_STEPS.value is not None:
+        sizes["training"] = dataclasses.replace(sizes["training"], max_steps=_MAX_STEPS.value)
     return Config(
-        dataset=DATASET.value,
-        transfer_datasets=tuple(_TRANSFER.value or [DATASET.value]),
+        dataset=_DATASET.value,
+        transfer_datasets=tuple(_TRANSFER.value or [_DATASET.value]),
         preset=common.PRESET.value,
         seed=common.SEED.value,
         **sizes,
@@ -419,7 +420,7 @@ def main() -> None:
         raise ValueError("--workdir is needed: the folder for the run's files")
     if common.PRESET.value in ("smoke", "tiny"):
         common.compile_fast()
-    names = list(FIGURES) if shared_flags.FIGURES.value == ["all"] else shared_flags.FIGURES.value
+    names = list(FIGURES) if _FIGURES.value == ["all"] else _FIGURES.value
     run(config_from_flags(), names, pathlib.Path(common.WORKDIR.value), common.DATA_DIR.value)
 
 

@@ -9,13 +9,14 @@ A table with a line for each cell is answered by one of all missing cells, or of
 import numpy as np
 from absl import flags
 
-from experiments import common
-from experiments.answer_flags import OUTPUT, PAIRS
-from experiments.input_flag import INPUT
+from experiments import common, shared_flags
 from metamf_jax import cli
 from metamf_jax.data import tables
 from metamf_jax.imputation import impute
 
+_INPUT = shared_flags.input_table()
+_OUTPUT = shared_flags.output()
+_PAIRS = shared_flags.pairs()
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a run of experiments.train.")
 
 
@@ -52,9 +53,9 @@ def main() -> None:
     with common.profiled(common.WORKDIR.value):
         run(
             common.needed(_CHECKPOINT),
-            common.needed(INPUT),
-            common.needed(OUTPUT),
-            PAIRS.value,
+            common.needed(_INPUT),
+            common.needed(_OUTPUT),
+            _PAIRS.value,
         )
 
 

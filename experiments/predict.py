@@ -18,8 +18,7 @@ import pathlib
 import numpy as np
 from absl import flags
 
-from experiments import common
-from experiments.answer_flags import OUTPUT, PAIRS
+from experiments import common, shared_flags
 from metamf_jax.data import libmf_text, tables
 from metamf_jax.data.tables import write as write_tables
 from metamf_jax.factorization import prediction
@@ -27,6 +26,8 @@ from metamf_jax.factorization.factor_file import load_factors
 from metamf_jax.runs.files import write_text
 from metamf_jax.types import Factors
 
+_OUTPUT = shared_flags.output()
+_PAIRS = shared_flags.pairs()
 _FACTORS = flags.DEFINE_string(
     "factors", None, "Workdir of a factorization, its factors.safetensors, or a LIBMF model."
 )
@@ -163,7 +164,7 @@ def write_libmf(
 
 def main() -> None:
     source = common.needed(_FACTORS)
-    wanted = [flag for flag in (PAIRS, _TOP, _LIBMF_OUTPUT) if flag.value is not None]
+    wanted = [flag for flag in (_PAIRS, _TOP, _LIBMF_OUTPUT) if flag.value is not None]
     if len(wanted) != 1:
         raise ValueError(
             "expected one of --pairs=FILE, --top=N and --libmf_output=FILE, got"
@@ -171,12 +172,12 @@ def main() -> None:
         )
     if _TOP.value is None and (_ROWS.value or _EXCLUDE.value):
         raise ValueError("--rows and --exclude go with --top=N")
-    output = common.needed(OUTPUT) if _LIBMF_OUTPUT.value is None else ""
+    output = common.needed(_OUTPUT) if _LIBMF_OUTPUT.value is None else ""
     table = read_factors(source)
     if _LIBMF_OUTPUT.value is not None:
         write_libmf(_LIBMF_OUTPUT.value, *table, _LIBMF_NUMBERS.value)
-    elif PAIRS.value is not None:
-        write_pairs(output, *table, *tables.read_pairs(PAIRS.value))
+    elif _PAIRS.value is not None:
+        write_pairs(output, *table, *tables.read_pairs(_PAIRS.value))
     elif _TOP.value is not None:
         write_top(
             output,

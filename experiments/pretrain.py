@@ -19,8 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import common
-from experiments.answer_flags import OUTPUT
+from experiments import common, shared_flags
 from metamf_jax.data.families import draw_matrix
 from metamf_jax.imputation import scaling
 from metamf_jax.meta_learning import meta_loss, padding, training
@@ -30,6 +29,7 @@ from metamf_jax.runs.checkpoint import Checkpointer, load_params, save_params
 from metamf_jax.runs.run_log import RunLog
 from metamf_jax.types import Entries
 
+_OUTPUT = shared_flags.output()
 _START = flags.DEFINE_string("start", None, "Weights to start from: an earlier run's output.")
 _STEPS = flags.DEFINE_integer("steps", None, "Steps, instead of the preset's.", lower_bound=1)
 
@@ -220,7 +220,7 @@ def main() -> None:
     if _STEPS.value is not None:
         steps = dataclasses.replace(config.training, max_steps=_STEPS.value)
         config = dataclasses.replace(config, training=steps)
-    run(config, common.WORKDIR.value or f"runs/pretrain-{config.preset}", OUTPUT.value)
+    run(config, common.WORKDIR.value or f"runs/pretrain-{config.preset}", _OUTPUT.value)
 
 
 if __name__ == "__main__":

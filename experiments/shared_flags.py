@@ -1,14 +1,87 @@
-"""Flags that some binaries have in common; a process may define a flag only once."""
+"""Flags that some binaries have in common, each defined when a binary first asks for it.
+
+A process may define a flag only once, and a flag that a binary does not read it must not have.
+"""
+
+import functools
 
 from absl import flags
 
-METHODS = flags.DEFINE_list("methods", ["all"], "Names, or all; a wrong name lists those.")
-FIGURES = flags.DEFINE_list("figures", ["all"], "Names of figures, or all.")
-SIDE = flags.DEFINE_integer(
-    "side",
-    None,
-    "N = M, rows and columns of a matrix. Default: 30, or the preset's.",
-    lower_bound=2,
-)
-FOLD = flags.DEFINE_string("fold", "u1", "Official split of ml100k: u1 to u5, ua or ub.")
-ROUNDS = flags.DEFINE_integer("rounds", 4, "Turns of every program that is timed.", lower_bound=1)
+# Each flag belongs to the module that asks for it.
+flags.disclaim_key_flags()
+
+
+@functools.cache
+def dataset() -> flags.FlagHolder[str]:
+    """Of the binaries that take one data set."""
+    told = "synthetic, ml100k, ml1m, latest_small, jester, or a file to read."
+    return flags.DEFINE_string("dataset", "synthetic", told)
+
+
+@functools.cache
+def input_table() -> flags.FlagHolder[str | None]:
+    """Of the binaries that take a user's table."""
+    return flags.DEFINE_string("input", None, "A table of observed cells; see the README.")
+
+
+@functools.cache
+def output() -> flags.FlagHolder[str | None]:
+    """Of the binaries that write answers."""
+    return flags.DEFINE_string("output", None, "File to write; a table: .csv, .tsv or .parquet.")
+
+
+@functools.cache
+def pairs() -> flags.FlagHolder[str | None]:
+    """Of the binaries that write answers for cells."""
+    told = "Table of row and column ids; only these cells are written, in this order."
+    return flags.DEFINE_string("pairs", None, told)
+
+
+@functools.cache
+def max_steps() -> flags.FlagHolder[int | None]:
+    """Of the binaries that meta-train many times."""
+    told = "Most steps of each meta-training; default: the preset's."
+    return flags.DEFINE_integer("max_steps", None, told, lower_bound=1)
+
+
+@functools.cache
+def methods() -> flags.FlagHolder[list[str]]:
+    """Of the binaries that compare methods."""
+    return flags.DEFINE_list("methods", ["all"], "Names, or all; a wrong name lists those.")
+
+
+@functools.cache
+def figures() -> flags.FlagHolder[list[str]]:
+    """Of the binaries that draw."""
+    return flags.DEFINE_list("figures", ["all"], "Names of figures, or all.")
+
+
+@functools.cache
+def side() -> flags.FlagHolder[int | None]:
+    """Of the binaries that draw square matrices."""
+    told = "N = M, rows and columns of a matrix. Default: 30, or the preset's."
+    return flags.DEFINE_integer("side", None, told, lower_bound=2)
+
+
+@functools.cache
+def fold() -> flags.FlagHolder[str]:
+    """Of the binaries with official splits."""
+    return flags.DEFINE_string("fold", "u1", "Official split of ml100k: u1 to u5, ua or ub.")
+
+
+@functools.cache
+def rounds() -> flags.FlagHolder[int]:
+    """Of the binaries that time programs in turns."""
+    return flags.DEFINE_integer("rounds", 4, "Turns of every program that is timed.", lower_bound=1)
+
+
+@functools.cache
+def regularization() -> flags.FlagHolder[float | None]:
+    """Of the binaries that factorize one matrix."""
+    return flags.DEFINE_float("regularization", None, "Strength of the penalty.")
+
+
+@functools.cache
+def biases() -> flags.FlagHolder[bool | None]:
+    """Of the binaries that factorize one matrix."""
+    return flags.DEFINE_bool("biases", None, "Whether rows and columns have biases.")

@@ -27,8 +27,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import common, factorize, shared_flags
-from experiments.dataset_flag import DATASET
+from experiments import common, shared_flags, splits
 from metamf_jax import parallel, plotting
 from metamf_jax.data import sources
 from metamf_jax.factorization import methods, prediction, solver, step_size
@@ -42,6 +41,8 @@ from metamf_jax.types import Entries, Table
 
 FIGURES = ("solvers", "workers", "ranks", "losses", "scaling")
 
+_DATASET = shared_flags.dataset()
+_FIGURES = shared_flags.figures()
 _WORKERS = flags.DEFINE_list("workers", None, "Numbers of workers. Default: the preset's.")
 
 _PRESETS = {
@@ -394,10 +395,10 @@ def run(
     """
     parallel.make_mesh(max(config.workers))
     table: Table = sources.load(config.dataset, data_dir, config.seed)
-    split = factorize.Config(
+    split = splits.Split(
         dataset=config.dataset, test_fraction=config.test_fraction, seed=config.seed
     )
-    train, test = factorize.split_cells(table, split, data_dir)
+    train, test = splits.split_cells(table, split, data_dir)
     log = RunLog(workdir, "solver_comparison", config)
     runs = Runs(log, train.entries, test, config)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -433,11 +434,11 @@ def main() -> None:
         if not all(text.isdecimal() and int(text) for text in _WORKERS.value):
             raise ValueError(f"expected --workers as numbers such as 1,2,4, got {_WORKERS.value}")
         chosen["workers"] = tuple(sorted(map(int, _WORKERS.value)))
-    config = Config(dataset=DATASET.value, seed=common.SEED.value, **chosen)
+    config = Config(dataset=_DATASET.value, seed=common.SEED.value, **chosen)
     # Before the first array: one process has devices for the most workers, and fewer of them make
     # smaller meshes.
     parallel.use_devices(common.DEVICES.value or max(config.workers))
-    run(config, workdir, common.DATA_DIR.value, _figures(shared_flags.FIGURES.value))
+    run(config, workdir, common.DATA_DIR.value, _figures(_FIGURES.value))
 
 
 if __name__ == "__main__":

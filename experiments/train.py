@@ -18,8 +18,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import common, presets, protocol
-from experiments.dataset_flag import DATASET
+from experiments import common, presets, protocol, shared_flags
 from metamf_jax import plotting, processes
 from metamf_jax.baselines import SIMPLE, make_method, tuning
 from metamf_jax.data import sources
@@ -30,6 +29,7 @@ from metamf_jax.metrics import mean_and_standard_error
 from metamf_jax.runs.checkpoint import Checkpointer, save_params
 from metamf_jax.runs.run_log import RunLog, open_run_log, read_metrics
 
+_DATASET = shared_flags.dataset()
 _SPLIT_SEED = flags.DEFINE_integer(
     "split_seed", 0, "Seed of the split of rows and columns, and of the fixed scored matrices."
 )
@@ -217,7 +217,7 @@ def _print_table(log: RunLog, errors: dict[str, np.ndarray], counts: np.ndarray)
 def config_from_flags() -> Config:
     """The configuration that the flags ask for."""
     return Config(
-        dataset=DATASET.value,
+        dataset=_DATASET.value,
         preset=common.PRESET.value,
         seed=common.SEED.value,
         split_seed=_SPLIT_SEED.value,

@@ -29,9 +29,7 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments import common, factorize
-from experiments.dataset_flag import DATASET
-from experiments.shared_flags import FOLD
+from experiments import common, shared_flags, splits
 from metamf_jax.baselines import autorec_item
 from metamf_jax.baselines.dense import to_dense
 from metamf_jax.baselines.eml import ExchangeableNetwork
@@ -40,6 +38,8 @@ from metamf_jax.meta_learning.episodes import fit_standardization, standardize
 from metamf_jax.runs.run_log import RunLog
 from metamf_jax.types import Entries, PaddedMatrices
 
+_DATASET = shared_flags.dataset()
+_FOLD = shared_flags.fold()
 _METHOD = flags.DEFINE_enum("method", "eml", ["eml", "autorec_item"], "The method.")
 
 
@@ -144,14 +144,14 @@ def run(config: Config, workdir: pathlib.Path, data_dir: str | None = None) -> d
     Raises:
       FileNotFoundError, ValueError: the data cannot be read; or the workdir holds another run.
     """
-    split = factorize.Config(
+    split = splits.Split(
         dataset=config.dataset,
-        split="official" if config.dataset == "ml100k" else "random",
+        kind="official" if config.dataset == "ml100k" else "random",
         fold=config.fold,
         seed=config.seed,
     )
     table = sources.load(config.dataset, data_dir, config.seed)
-    table, test = factorize.split_cells(table, split, data_dir)
+    table, test = splits.split_cells(table, split, data_dir)
     log = RunLog(workdir, "whole_matrix", config)
     scale = fit_standardization(np.asarray(table.entries.values))
     everything, test = (standardize(entries, scale) for entries in (table.entries, test))
@@ -214,8 +214,8 @@ def main() -> None:
     sizes = _PRESETS[common.PRESET.value][method]
     config = Config(
         method=method,
-        dataset=DATASET.value,
-        fold=FOLD.value,
+        dataset=_DATASET.value,
+        fold=_FOLD.value,
         seed=common.SEED.value,
         **sizes,
     )

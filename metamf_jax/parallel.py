@@ -248,13 +248,7 @@ def to_host(tree: Any) -> Any:
     return jax.tree.map(fetch, tree)
 
 
-def sharded(
-    mesh: Mesh,
-    function: Callable,
-    in_specs: Any,
-    out_specs: Any,
-    check_varying: bool = True,
-) -> Callable:
+def sharded(mesh: Mesh, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
     """Runs the function on every device's share, compiled once per shape.
 
     Each call waits for the result. Without that, a queue of programs with collectives starves:
@@ -265,17 +259,8 @@ def sharded(
       function: sees the local share of every array; may use collectives over `AXIS`.
       in_specs: `SPLIT` or `REPLICATED` for each argument.
       out_specs: likewise for what it returns.
-      check_varying: whether JAX follows which arrays differ between devices.
     """
-    program = jax.jit(
-        jax.shard_map(
-            function,
-            mesh=mesh,
-            in_specs=in_specs,
-            out_specs=out_specs,
-            check_vma=check_varying,
-        )
-    )
+    program = jax.jit(jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs))
 
     def call(*arguments):
         if _spans_processes(mesh):

@@ -80,7 +80,6 @@ class DsgdTest(parameterized.TestCase):
         ("numba", "squared", "l2", False, "wor", (1, 2, 4, 8)),
         ("numba", "squared_all", "l2", True, "random", (1, 4)),
         ("xla", "gkl", "weighted_l2", True, "wor", (1, 8)),
-        ("pallas", "squared", "l2", False, "wor", (1, 8)),
     )
     def test_same_bits_on_any_number_of_devices(
         self, backend, loss, penalty, biases, schedule, devices

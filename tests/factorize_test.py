@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments import factorize
+from experiments import factorize, splits
 from metamf_jax.data import sources, synthetic
 from metamf_jax.factorization import solver
 from metamf_jax.factorization.factor_file import load_factors, save_factors
@@ -149,8 +149,8 @@ def test_cells_are_parted(split):
     rows, columns = np.divmod(np.arange(20, dtype="i"), 5)
     times = np.random.default_rng(0).permutation(20)
     table = Table(Entries(rows, columns, values, (4, 5)), np.arange(4), np.arange(5), times)
-    config = dataclasses.replace(CONFIG, split=split, test_fraction=0.25)
-    train, test = factorize.split_cells(table, config)
+    wanted = splits.Split("synthetic", split, test_fraction=0.25)
+    train, test = splits.split_cells(table, wanted)
     both = [*train.entries.values, *test.values]
     assert sorted(both) == list(range(20))
     assert len(test.values) == 5

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-SCRIPTS = sorted((ROOT / "launch").rglob("*.sh"))
+SCRIPTS = [ROOT / ".ci" / "run", *sorted((ROOT / "launch").rglob("*.sh"))]
 
 
 def _run(script, *arguments, **environment):

@@ -31,13 +31,15 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import common, factorize
-from experiments.dataset_flag import DATASET
-from experiments.factorize import BIASES, REGULARIZATION
-from experiments.shared_flags import METHODS, ROUNDS
+from experiments import common, shared_flags, splits
 from metamf_jax.data import sources
 from metamf_jax.runs.run_log import RunLog, read_metrics
 
+_DATASET = shared_flags.dataset()
+_METHODS = shared_flags.methods()
+_ROUNDS = shared_flags.rounds()
+_REGULARIZATION = shared_flags.regularization()
+_BIASES = shared_flags.biases()
 _RANKS = flags.DEFINE_list("ranks", ["32", "128"], "Numbers of factors.")
 _SGD_EPOCHS = flags.DEFINE_list("sgd_epochs", ["10", "60"], "Few and many epochs of SGD.")
 _ALS_EPOCHS = flags.DEFINE_list("als_epochs", ["1", "5"], "Few and many iterations of ALS.")
@@ -235,8 +237,8 @@ def run(config: Config, workdir: str | None = None, data_dir: str | None = None)
         commands = make_commands(config, data_dir, pathlib.Path(folder))
         table = sources.load(config.dataset, data_dir, config.seed)
         # The split that the factorizations below make, too.
-        split = factorize.Config(dataset=config.dataset, seed=config.seed)
-        train, test = factorize.split_cells(table, split, data_dir)
+        split = splits.Split(dataset=config.dataset, seed=config.seed)
+        train, test = splits.split_cells(table, split, data_dir)
         for name, entries in (("train", train.entries), ("test", test)):
             cells = np.stack([entries.rows, entries.columns, entries.values], axis=1)
             np.savetxt(pathlib.Path(folder) / f"{name}.txt", cells, fmt=["%d", "%d", "%g"])
@@ -325,19 +327,19 @@ def main() -> None:
     few, many = _numbers("sgd_epochs", _SGD_EPOCHS.value, rising=True)
     few_als, many_als = _numbers("als_epochs", _ALS_EPOCHS.value, rising=True)
     config = Config(
-        dataset=DATASET.value,
+        dataset=_DATASET.value,
         ranks=_numbers("ranks", _RANKS.value),
         sgd_epochs=(few, many),
         als_epochs=(few_als, many_als),
-        rounds=ROUNDS.value,
+        rounds=_ROUNDS.value,
         target=_TARGET.value,
-        regularization=0.05 if REGULARIZATION.value is None else REGULARIZATION.value,
-        biases=bool(BIASES.value),
+        regularization=0.05 if _REGULARIZATION.value is None else _REGULARIZATION.value,
+        biases=bool(_BIASES.value),
         devices=common.DEVICES.value or 1,
         seed=common.SEED.value,
         libmf=_LIBMF.value,
         peers_python=_PEERS_PYTHON.value,
-        methods=None if METHODS.value == ["all"] else tuple(METHODS.value),
+        methods=None if _METHODS.value == ["all"] else tuple(_METHODS.value),
     )
     run(config, common.WORKDIR.value, common.DATA_DIR.value)
 

@@ -26,8 +26,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import common
-from experiments.shared_flags import METHODS
+from experiments import common, shared_flags
 from metamf_jax.baselines import bias, iterative, knn, mf, soft_impute
 from metamf_jax.data import jester, movielens
 from metamf_jax.imputation import completion, fitting, held_out, pretrained, scaling
@@ -35,6 +34,7 @@ from metamf_jax.meta_learning import padding
 from metamf_jax.runs.run_log import RunLog, read_metrics
 from metamf_jax.types import Entries
 
+_METHODS = shared_flags.methods()
 _DRAWS = flags.DEFINE_integer(
     "draws", None, "Of each cut and of each removal; the preset's if not given.", 1
 )
@@ -412,7 +412,7 @@ def _compare(lines: list[dict[str, float]]) -> dict[str, Any]:
 def main() -> None:
     preset = PRESETS[common.PRESET.value]
     repeats = preset.repeats if _DRAWS.value is None else _DRAWS.value
-    chosen = () if METHODS.value == ["all"] else tuple(METHODS.value)
+    chosen = () if _METHODS.value == ["all"] else tuple(_METHODS.value)
     config = dataclasses.replace(
         preset,
         repeats=repeats,

@@ -26,14 +26,15 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import common, presets
-from experiments.shared_flags import ROUNDS, SIDE
+from experiments import common, presets, shared_flags
 from metamf_jax import parallel
 from metamf_jax.meta_learning import meta_loss, training
 from metamf_jax.meta_learning.episodes import EpisodeConfig, EpisodeSource, cell_counts
 from metamf_jax.runs.run_log import RunLog
 from metamf_jax.types import Entries
 
+_SIDE = shared_flags.side()
+_ROUNDS = shared_flags.rounds()
 _BATCH = flags.DEFINE_list("batch", ["16"], "Matrices a step; several are timed one by one.")
 _SUPPORT = flags.DEFINE_float(
     "support", 0.1, "Share of the cells that is support; as many are query.", 0.0, 0.5
@@ -288,7 +289,7 @@ def main() -> None:
     model = presets.TRAIN[common.PRESET.value]["model"]
     inner = dataclasses.replace(model.inner, step_form=_STEP_FORM.value)
     config = Config(
-        side=SIDE.value or 30,
+        side=_SIDE.value or 30,
         batches=_integers(_BATCH),
         support=_SUPPORT.value,
         model=dataclasses.replace(model, inner=inner),
@@ -304,7 +305,7 @@ def main() -> None:
         ours += [f"--support={config.support}", f"--devices={config.devices}"]
         ours += [f"--step_form={_STEP_FORM.value}", f"--repeats={config.repeats}"]
         ours += [f"--preset={common.PRESET.value}", f"--seed={config.seed}"]
-        comparison = compare(_PEER.value, ours, ROUNDS.value)
+        comparison = compare(_PEER.value, ours, _ROUNDS.value)
     with common.profiled(common.WORKDIR.value):
         run(config, common.WORKDIR.value, comparison)
 

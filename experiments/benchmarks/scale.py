@@ -18,8 +18,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import common, presets
-from experiments.dataset_flag import DATASET
+from experiments import common, presets, shared_flags
 from metamf_jax.data import sources, synthetic
 from metamf_jax.meta_learning import map_estimation, meta_loss
 from metamf_jax.meta_learning.encoder import make_encoder
@@ -27,6 +26,7 @@ from metamf_jax.meta_learning.episodes import fit_standardization, standardize
 from metamf_jax.runs.run_log import RunLog
 from metamf_jax.types import Entries, Factors
 
+_DATASET = shared_flags.dataset()
 _ROWS = flags.DEFINE_integer("num_rows", 6040, "N of the synthetic matrix.", lower_bound=1)
 _COLUMNS = flags.DEFINE_integer("num_columns", 3706, "M of the synthetic matrix.", lower_bound=1)
 _CELLS = flags.DEFINE_integer("cells", 1_000_000, "E of the synthetic matrix.", lower_bound=1)
@@ -139,7 +139,7 @@ def main() -> None:
     model = presets.TRAIN[common.PRESET.value]["model"]
     inner = dataclasses.replace(model.inner, step_form="scaled")
     config = Config(
-        dataset=DATASET.value,
+        dataset=_DATASET.value,
         shape=(_ROWS.value, _COLUMNS.value),
         cells=_CELLS.value,
         model=dataclasses.replace(model, inner=inner),

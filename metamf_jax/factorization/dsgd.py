@@ -492,7 +492,6 @@ def solve_blocks(
         run_strata,
         (SPLIT, SPLIT, SPLIT, travel_specs, SPLIT, REPLICATED, REPLICATED),
         (SPLIT, SPLIT),
-        block_update.follows_devices(backend),
     )
     squared = Objective("squared", "none")
     losses_programs = {
@@ -501,7 +500,6 @@ def solve_blocks(
             functools.partial(run_losses, loss),
             (SPLIT, SPLIT, SPLIT, travel_specs, SPLIT),
             (SPLIT, SPLIT),
-            block_update.follows_devices(backend),
         )
         for loss in (objective, squared)
     }

@@ -152,7 +152,6 @@ def make_solver(
         run_epoch,
         (SPLIT, SPLIT, SPLIT, SPLIT, SPLIT, REPLICATED),
         (SPLIT, SPLIT),
-        block_update.follows_devices(backend),
     )
 
     squared = Objective("squared", "none")
@@ -162,7 +161,6 @@ def make_solver(
             functools.partial(run_losses, loss),
             (SPLIT, SPLIT, SPLIT, SPLIT, SPLIT),
             SPLIT,
-            block_update.follows_devices(backend),
         )
         for loss in (objective, squared)
     }

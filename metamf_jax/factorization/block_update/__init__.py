@@ -14,7 +14,7 @@ from metamf_jax.factorization.objective import CellSums, Objective, SideTerms
 from metamf_jax.kernels import ffi
 from metamf_jax.types import Array
 
-BACKENDS: Final = ("auto", "xla", "numba", "pallas")
+BACKENDS: Final = ("auto", "xla", "numba")
 
 
 class SideBlocks(NamedTuple):
@@ -58,8 +58,7 @@ class Work(NamedTuple):
 def choose_backend(name: str) -> str:
     """Resolves `auto` by platform.
 
-    `numba` on a CPU where Numba is installed, `pallas` on a GPU, else `xla`. By name, `pallas` runs
-    anywhere, on a CPU in its interpreter.
+    `numba` on a CPU where Numba is installed, else `xla`, which runs anywhere.
 
     Raises:
       ValueError: an unknown backend, or `numba` where it cannot run.
@@ -68,8 +67,6 @@ def choose_backend(name: str) -> str:
         raise ValueError(f"expected a backend among {', '.join(BACKENDS)}, got {name!r}")
     platform, installed = jax.default_backend(), ffi.is_available()
     if name == "auto":
-        if platform == "gpu":
-            return "pallas"
         return "numba" if platform == "cpu" and installed else "xla"
     if name == "numba" and not (platform == "cpu" and installed):
         raise ValueError(
@@ -78,14 +75,6 @@ def choose_backend(name: str) -> str:
             " 'xla' runs anywhere"
         )
     return name
-
-
-def follows_devices(backend: str) -> bool:
-    """Whether JAX can follow which of the backend's arrays differ between devices.
-
-    Pallas's interpreter loses that in the loops of a kernel (jax 0.10).
-    """
-    return not (backend == "pallas" and jax.default_backend() == "cpu")
 
 
 def _module(backend: str) -> ModuleType:
