@@ -28,6 +28,8 @@ def model_and_params(memory, steps=3):
     if memory == "effects":
         encoder = dataclasses.replace(encoder, effects=True)
         inner = dataclasses.replace(inner, step_form="curvature")
+    elif memory == "implicit":
+        inner = MapConfig(memory=memory)
     else:
         inner = dataclasses.replace(inner, memory=memory)
     config = ModelConfig(encoder, inner)

@@ -9,6 +9,7 @@ import pytest
 from absl.testing import parameterized
 
 from metamf_jax import sums
+from metamf_jax.meta_learning import map_estimation
 from metamf_jax.types import Entries, FactorPrior, Factors
 
 B, N, M, E, C = 8, 7, 5, 20, 33  # C: a vector's width and a remainder
@@ -35,7 +36,7 @@ def _normal(seed, *shape):
 
 def _descend(entries, u, v, u_lam, v_lam, u_eta, v_eta):
     prior = FactorPrior(u, v, u_lam**2, v_lam**2)
-    return sums.descend(entries, prior, 0.01 * u_eta**2, 0.01 * v_eta**2, 4)
+    return map_estimation.fused_descent(entries, prior, (0.01 * u_eta**2, 0.01 * v_eta**2), 4)
 
 
 # Each function of a list, and the shapes of the arrays it takes besides.

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from experiments import common, presets, shared_flags
 from metamf_jax import parallel
 from metamf_jax.meta_learning import meta_loss, training
 from metamf_jax.meta_learning.episodes import EpisodeConfig, EpisodeSource, cell_counts
+from metamf_jax.meta_learning.map_estimation import MapConfig
 from metamf_jax.runs.run_log import RunLog
 from metamf_jax.types import Entries
 
@@ -47,12 +48,6 @@ _MEMORY_STEPS = flags.DEFINE_list(
     "memory_steps", ["1", "10", "50"], "T for the table of memory; empty for no table."
 )
 _PEER = flags.DEFINE_string("peer", None, "Command to compare with.")
-
-_MEMORY_POLICIES: tuple[Literal["unroll", "checkpoint", "implicit"], ...] = (
-    "unroll",
-    "checkpoint",
-    "implicit",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,12 +169,13 @@ def memory_table(config: Config) -> dict[str, list[int]]:
     """Bytes of temporaries of the meta-gradient of one batch on one device, by XLA's own account.
 
     Returns:
-      For each memory policy, one number for each T of ``config.memory_steps``.
+      For each memory policy, one number for each T of ``config.memory_steps``; that of the implicit
+      one, which has no T, is repeated.
     """
     episodes = random_source(config).draw_batch(0, config.batches[0])
 
-    def compiled_bytes(memory, steps):
-        inner = dataclasses.replace(config.model.inner, memory=memory, steps=steps)
+    def compiled_bytes(**changes):
+        inner = dataclasses.replace(config.model.inner, **changes)
         model = meta_loss.make_model(dataclasses.replace(config.model, inner=inner))
 
         def loss(params, episodes):
@@ -190,10 +186,12 @@ def memory_table(config: Config) -> dict[str, list[int]]:
         compiled = jax.jit(jax.grad(loss)).lower(params, episodes).compile()
         return common.temporary_bytes(compiled)
 
-    return {
-        memory: [compiled_bytes(memory, steps) for steps in config.memory_steps]
-        for memory in _MEMORY_POLICIES
+    found = {
+        memory: [compiled_bytes(memory=memory, steps=steps) for steps in config.memory_steps]
+        for memory in ("unroll", "checkpoint")
     }
+    solved = compiled_bytes(memory="implicit", steps=MapConfig.steps)
+    return {**found, "implicit": [solved] * len(config.memory_steps)}
 
 
 def last_milliseconds(command: Sequence[str]) -> float:

@@ -20,8 +20,9 @@ from absl import flags
 
 from experiments import common, presets, shared_flags
 from metamf_jax.data import sources, synthetic
-from metamf_jax.meta_learning import map_estimation, meta_loss
+from metamf_jax.meta_learning import meta_loss
 from metamf_jax.meta_learning.encoder import make_encoder
+from metamf_jax.meta_learning.energy import ridge_step
 from metamf_jax.meta_learning.episodes import fit_standardization, standardize
 from metamf_jax.runs.run_log import RunLog
 from metamf_jax.types import Entries, Factors
@@ -78,7 +79,7 @@ def measure(config: Config, params: meta_loss.MetaParams, entries: Entries) -> d
 
     def sweep(prior, entries):
         start = Factors(prior.u_mean, prior.v_mean)
-        return map_estimation.ridge_step(entries, start, prior)
+        return ridge_step(entries, start, prior)
 
     entries = jax.device_put(entries)
     adapt = jax.jit(model.adapt).lower(params, entries).compile()

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from metamf_jax import sums
-from metamf_jax.meta_learning.map_estimation import ridge_step
+from metamf_jax.meta_learning.energy import ridge_step
 from metamf_jax.types import Entries, FactorPrior, Factors
 
 _SWEEPS = 20

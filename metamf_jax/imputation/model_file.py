@@ -23,8 +23,12 @@ def read_model(
     """
     held = read_params_metadata(path)
     try:
+        inner = dict(held["model"]["inner"])
+        if inner.get("memory") == "implicit":
+            # Older files hold a number of steps that nothing read.
+            inner.pop("steps", None)
         config = meta_loss.ModelConfig(
-            EncoderConfig(**held["model"]["encoder"]), MapConfig(**held["model"]["inner"])
+            EncoderConfig(**held["model"]["encoder"]), MapConfig(**inner)
         )
         encoder = config.encoder
         for size in (encoder.channels, encoder.rank, config.inner.steps, 100 * encoder.layers):

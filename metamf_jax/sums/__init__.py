@@ -9,7 +9,8 @@ A value per cell and channel is ``[N, M, C]`` in the dense layout and ``[E, C]``
 """
 
 import functools
-from typing import TypeAlias
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -227,55 +228,41 @@ def _(observations: Entries, cells, rows, columns):
     return _run("exchange", *_list(observations)[:2], cells, rows, columns)
 
 
-@functools.singledispatch
 def descend(
-    observations: Observations,
+    entries: Entries,
     prior: FactorPrior,
     u_step_sizes: Array,
     v_step_sizes: Array,
     num_steps: int,
+    by_steps: Callable[[Entries, FactorPrior, tuple[Array, Array], int], Factors],
 ) -> Factors:
-    """Steps of gradient descent on the energy, from the prior means.
+    """Gradient descent on the MAP energy, from the prior means, in one kernel where kernels run.
 
     The energy is ``1/2 sum observed (x - u . v)^2 + 1/2 sum_n u_precision_n |u_n - u_mean_n|^2``
     and the same for the columns. Both factors are updated from the old values.
 
     Args:
-      observations: the observed cells.
+      entries: the observed cells, a list.
       prior: the prior of every row and column.
       u_step_sizes: [N], a step size for each row.
       v_step_sizes: [M].
       num_steps: ``T``.
+      by_steps: the same descent as a program, ``(entries, prior, step sizes, T) -> Factors``: runs
+        where kernels do not.
 
     Returns:
       The factors. Gradients flow through all steps, and need memory for them.
     """
-    raise _unknown_layout(observations)
 
+    def fallback(rows, columns, values, u0, v0, u_lam, v_lam, u_eta, v_eta, num_steps):
+        # Where this runs no kernel does: without a choice for each sum it is traced faster.
+        with using_backend("xla"):
+            cells = Entries(rows, columns, values, entries.shape)
+            prior = FactorPrior(u0, v0, u_lam, v_lam)
+            return tuple(by_steps(cells, prior, (u_eta, v_eta), num_steps))
 
-@descend.register
-def _(observations: PaddedMatrices, prior, u_step_sizes, v_step_sizes, num_steps):
-    def products(u, v):
-        return residual_products(observations, Factors(u, v))
-
-    return Factors(
-        *xla.descend_along(
-            products,
-            prior.u_mean,
-            prior.v_mean,
-            prior.u_precision,
-            prior.v_precision,
-            u_step_sizes,
-            v_step_sizes,
-            num_steps,
-        )
-    )
-
-
-@descend.register
-def _(observations: Entries, prior, u_step_sizes, v_step_sizes, num_steps):
-    arguments = *_list(observations), *prior, u_step_sizes, v_step_sizes
-    return Factors(*_run("descend", *arguments, num_steps=num_steps))
+    arguments = *_list(entries), *prior, u_step_sizes, v_step_sizes
+    return Factors(*_run("descend", *arguments, fallback=fallback, num_steps=num_steps))
 
 
 # Which implementation of the functions on lists is used: see `using_backend`. JAX traces again when
@@ -312,10 +299,13 @@ def _list(observations: Entries) -> tuple[Array, Array, Array]:
     return observations.rows, observations.columns, observations.values
 
 
-def _run(name: str, *arguments: Array, **static):
-    """Runs the function of this name from the module of the backend in use."""
+def _run(name: str, *arguments: Array, fallback: Callable[..., Any] | None = None, **static):
+    """Runs the function of this name from the module of the backend in use.
+
+    ``fallback`` is for the XLA backend, where its module has no function of this name.
+    """
     arguments = tuple(map(jnp.asarray, arguments))
-    fallback = functools.partial(getattr(xla, name), **static)
+    fallback = functools.partial(fallback or getattr(xla, name), **static)
     backend = _backend.value
     if backend == "auto":
         of_kernels = {np.dtype(np.int32), np.dtype(np.float32)}

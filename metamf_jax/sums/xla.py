@@ -1,10 +1,9 @@
 """Sums over a list of cells, for every platform. `metamf_jax.sums` decides when they are used.
 
-The functions are those of `sums.numba`, with the same arguments. Padding cells point one past the
-end: reading there gives zero, and what is added there is dropped.
+The functions are those of `sums.numba`, with the same arguments; its `descend` is left to the scan
+that it stands for (`map_estimation.descent`). Padding cells point one past the end: reading there
+gives zero, and what is added there is dropped.
 """
-
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -79,22 +78,3 @@ def exchange(rows, columns, cells, row_table, column_table):
 def predict(rows, columns, u, v):
     """`cells.predict`: [E] int32 twice, [N, K] and [M, K]."""
     return (take(u, rows) * take(v, columns)).sum(axis=-1)
-
-
-def descend(rows, columns, values, u0, v0, u_lam, v_lam, u_eta, v_eta, num_steps):
-    """`cells.descend` of a list: [E] int32 twice, then float32, and the number of steps."""
-    products = functools.partial(residual_products, rows, columns, values)
-    return descend_along(products, u0, v0, u_lam, v_lam, u_eta, v_eta, num_steps)
-
-
-def descend_along(products, u0, v0, u_lam, v_lam, u_eta, v_eta, num_steps):
-    """`cells.descend`, given the function from ``u, v`` to the residual products."""
-    u_lam, v_lam, u_eta, v_eta = (x[:, None] for x in (u_lam, v_lam, u_eta, v_eta))
-
-    def step(factors, _):
-        u, v = factors
-        u_slope, v_slope = products(u, v)
-        u_slope, v_slope = u_slope - u_lam * (u - u0), v_slope - v_lam * (v - v0)
-        return (u + u_eta * u_slope, v + v_eta * v_slope), None
-
-    return jax.lax.scan(step, (u0, v0), length=num_steps)[0]

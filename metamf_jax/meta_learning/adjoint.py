@@ -1,4 +1,8 @@
-"""The MAP optimum, differentiated by the implicit function theorem.
+"""How gradients are taken through the steps of MAP estimation, or around them.
+
+* ``unroll``: backwards through every step, each one's intermediate values kept.
+* ``checkpoint``: the same, with each step computed again from the factors before it.
+* ``implicit``: the MAP optimum, differentiated by the implicit function theorem.
 
 At the optimum ``F = (U, V)`` of the energy the direction ``d(F, theta) = -dE/dF`` vanishes, hence
 
@@ -13,12 +17,13 @@ growing fourfold until none is met, and the gradient is that of the damped syste
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from metamf_jax import sums
-from metamf_jax.meta_learning import map_estimation
+from metamf_jax.meta_learning.energy import descent_direction, ridge_step
 from metamf_jax.types import Entries, FactorPrior, Factors
 
 _MAX_SWEEPS = 1000
@@ -26,7 +31,20 @@ _TOLERANCE = 1e-6
 _MAX_DAMPINGS = 12
 
 
-def map_optimum(observations: sums.Observations, prior: FactorPrior) -> Factors:
+def remembered(step: Callable[[Factors], Factors], memory: str) -> Callable[[Factors], Factors]:
+    """The same step, with what ``unroll`` or ``checkpoint`` keeps of it for the backward pass.
+
+    Raises:
+      ValueError: another policy; ``implicit`` does not look at steps.
+    """
+    if memory == "unroll":
+        return step
+    if memory == "checkpoint":
+        return jax.checkpoint(step)
+    raise ValueError(f"steps are remembered by 'unroll' or 'checkpoint', got {memory!r}")
+
+
+def optimum(observations: sums.Observations, prior: FactorPrior) -> Factors:
     """Factors at the energy's optimum, reached from the prior means by exact ridge sweeps.
 
     Sweeps stop when no factor moves by more than 1e-6 of the largest, or after 1000.
@@ -38,7 +56,7 @@ def map_optimum(observations: sums.Observations, prior: FactorPrior) -> Factors:
     Returns:
       The factors, differentiable in ``prior`` and in the observed values.
     """
-    return _optimum(_with_values(observations, sums.observed_values(observations)), prior)
+    return _solved(_with_values(observations, sums.observed_values(observations)), prior)
 
 
 def _with_values(observations: sums.Observations, values) -> sums.Observations:
@@ -50,7 +68,7 @@ def _with_values(observations: sums.Observations, values) -> sums.Observations:
 # Everything that may be a tracer is an argument: what a rule closes over does not survive
 # ``jax.grad`` of ``jax.vmap``.
 @jax.custom_vjp
-def _optimum(observations, prior):
+def _solved(observations, prior):
     return _sweep_to_optimum(observations, prior)
 
 
@@ -64,7 +82,7 @@ def _backward(saved, cotangent):
 
     def direction(values, factors, prior):
         seen = _with_values(observations, values)
-        return map_estimation.descent_direction(seen, factors, prior)
+        return descent_direction(seen, factors, prior)
 
     _, transposed = jax.vjp(lambda f: direction(observations.values, f, prior), factors)
     weights = _solve_hessian(
@@ -79,7 +97,7 @@ def _backward(saved, cotangent):
     return _with_values(nothing, values_cotangent), prior_cotangent
 
 
-_optimum.defvjp(_forward, _backward)
+_solved.defvjp(_forward, _backward)
 
 
 def _sweep_to_optimum(observations, prior):
@@ -89,7 +107,7 @@ def _sweep_to_optimum(observations, prior):
 
     def sweep(carry):
         factors, _, sweeps = carry
-        new = map_estimation.ridge_step(observations, factors, prior)
+        new = ridge_step(observations, factors, prior)
         largest = jnp.maximum(jnp.abs(new.u).max(), jnp.abs(new.v).max())
         change = jnp.maximum(jnp.abs(new.u - factors.u).max(), jnp.abs(new.v - factors.v).max())
         return new, change / largest, sweeps + 1
