@@ -218,7 +218,7 @@ def _impute(flags: argparse.Namespace) -> None:
         )
     started = time.monotonic()
     found = tables.detect(flags.input, layout=flags.layout)
-    table = tables.read_table(flags.input, layout=flags.layout)
+    table = tables.read_table(flags.input, layout=flags.layout, dtype=np.float64)
     print(describe(flags.input, found, table), flush=True)
     pairs = tables.read_pairs(flags.pairs) if flags.pairs else None
     if pairs is None:
