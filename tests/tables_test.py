@@ -498,7 +498,7 @@ def test_doubles_come_back_where_they_are_asked_for(tmp_path):
 
 
 def test_true_and_false_are_one_and_zero(tmp_path):
-    path = written(tmp_path, "b.csv", "True,x,y,z\nTrue,1,2,3\n,2,3,4\nFALSE,3,4,5\n")
+    path = written(tmp_path, "b.csv", "True,x,y,z,w\nTrue,1,2,3,1\n,2,3,4,1\nFALSE,3,4,5,1\n")
     table = tables.read_table(path)
     assert tables.detect(path).header
     np.testing.assert_array_equal(table.entries.values[table.entries.columns == 0], [1, 0])
