@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from metamf_jax import cli
 from metamf_jax.data import tables
 from metamf_jax.data.tables import digits, fill
+from metamf_jax.data.tables import format as table_format
 
 LONG = "0." + "3" * 3000
 
@@ -199,3 +200,47 @@ def test_pairs_are_rounded_as_one_column(tmp_path):
         assert len(rows) == 11
         for row in rows:
             assert re.fullmatch(pattern, row[2])
+
+
+TOKENS = ["1", "2.5", "1e3", "007", "", "NA", " nan ", '""', '"3"', '" ?"', "True", '"x,y"', "u"]
+TOKENS += ['"a\nb"', '"a""b"', " ", "é"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.integers(1, 6).flatmap(
+        lambda width: st.lists(
+            st.lists(st.sampled_from(TOKENS), min_size=width, max_size=width),
+            min_size=1,
+            max_size=5,
+        )
+    ),
+    st.sampled_from([",", "\t", ";", " "]),
+    st.sampled_from(["\n", "\r\n", "\r", "\n\n"]),
+)
+def test_any_matrix_that_is_read_is_filled(tmp_path_factory, records, delimiter, end):
+    folder = tmp_path_factory.mktemp("any")
+    path, output = folder / "in.csv", folder / "out.csv"
+    if delimiter == " ":
+        path = folder / "in.txt"
+    path.write_bytes((end.join(delimiter.join(record) for record in records) + end).encode())
+    try:
+        found = tables.detect(path, layout="dense")
+        table = tables.read_table(path, layout="dense", dtype=np.float64)
+    except ValueError:
+        return
+    fill.write_filled(output, path, found, table, np.full(table.entries.shape, 1.25))
+    before, after = (list(fill._records(fill.load(x, found.format), found)) for x in (path, output))
+    assert len(before) == len(after)
+    filled = 0
+    for (raw, old), (raw_after, new) in zip(before, after, strict=True):
+        if old is None or new is None:
+            assert raw == raw_after
+            continue
+        for x, y in zip(old, new, strict=True):
+            if x != y:
+                filled += 1
+                assert table_format.is_missing(x)
+                assert y.strip() in ("1", "1.25", "True")
+    rows, columns = table.entries.shape
+    assert filled == rows * columns - len(table.entries.values)

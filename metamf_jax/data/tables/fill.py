@@ -28,15 +28,28 @@ _TRUE = 0.5
 
 def column_digits(path: str | os.PathLike, found: TableFormat, table: Table) -> list[Digits]:
     """The digits of what is imputed: of each column of a matrix; of pairs one, of all values."""
-    source = load(path, found.format)
     cells = table.entries
+    source = schema = None
+    if found.format == "parquet":
+        schema = pyarrow.parquet.read_schema(path)
+    elif found.delimiter and digits_of.extreme(np.asarray(cells.values)).any():
+        source = load(path, found.format)
+
+    def of_column(values: np.ndarray, position: int) -> Digits:
+        kind = schema.field(position).type if schema else None
+        return digits_of.of_observed(
+            values.astype(np.float32) if kind == pa.float32() else values,
+            whole=kind is not None and pa.types.is_integer(kind),
+            scientific=source is not None and _has_exponents(source, found, values, position),
+        )
+
     if not found.dense:
-        return [_digits(source, found, np.asarray(cells.values), found.roles[2])]
+        return [of_column(np.asarray(cells.values), found.roles[2])]
     skipped = 1 if found.row_names else 0
     order = np.argsort(cells.columns, kind="stable")
     ends = np.cumsum(np.bincount(cells.columns, minlength=cells.shape[1]))[:-1]
     return [
-        _digits(source, found, values, position)
+        of_column(values, position)
         for position, values in enumerate(np.split(cells.values[order], ends), skipped)
     ]
 
@@ -68,20 +81,12 @@ def typed_values(path: str | os.PathLike, found: TableFormat, values: np.ndarray
     return values.astype(np.float32) if kind == pa.float32() else values
 
 
-def _digits(source: Source, found: TableFormat, values: np.ndarray, position: int) -> Digits:
-    whole = scientific = False
-    if found.format == "parquet":
-        kind = pyarrow.parquet.read_schema(pa.BufferReader(source.data)).field(position).type
-        whole = pa.types.is_integer(kind)
-        if kind == pa.float32():
-            values = values.astype(np.float32)
-    elif found.delimiter and digits_of.extreme(values).any():
-        scientific = any(
-            re.search(r"\d[eE]", record[position])
-            for _, record in _records(source, found)
-            if record is not None
-        )
-    return digits_of.of_observed(values, whole=whole, scientific=scientific)
+def _has_exponents(source: Source, found: TableFormat, values: np.ndarray, position: int) -> bool:
+    return bool(digits_of.extreme(values).any()) and any(
+        re.search(r"\d\.?[eE]", record[position])
+        for _, record in _records(source, found)
+        if record is not None
+    )
 
 
 def write_filled(
@@ -149,8 +154,9 @@ def _filled_columns(source: Source, found: TableFormat, missing, values) -> pa.T
             fills = [min(max(int(x), int(limits.min)), int(limits.max)) for x in fills.tolist()]
         elif pa.types.is_decimal(field.type):
             fills = pa.array(fills).cast(field.type, safe=False)
-        filled = pyarrow.compute.replace_with_mask(
-            column, pa.array(absent), pa.array(fills).cast(field.type, safe=False)
+        filled = pyarrow.compute.call_function(
+            "replace_with_mask",
+            [column, pa.array(absent), pa.array(fills).cast(field.type, safe=False)],
         )
         table = table.set_column(position, field, filled)
     return table
@@ -167,16 +173,16 @@ def _filled_text(source: Source, found: TableFormat, missing, values, digits: li
         if row == len(missing) or len(record) != found.num_columns:
             raise _changed(source)
         absent = np.flatnonzero(missing[row])
-        fills = {}
-        for column in absent.tolist():
+        own = values[row, absent]
+        plain, fills = digits_of.texts(own), {}
+        for column, value, text in zip(absent.tolist(), own, plain, strict=True):
             if not table_format.is_missing(record[skipped + column]):
                 raise _changed(source)
-            value = values[row, column]
             if column in words:
-                fills[skipped + column] = words[column][int(value >= _TRUE)]
-            else:
-                scientific = digits[column].significant is not None
-                fills[skipped + column] = digits_of.texts(np.array([value]), scientific)[0]
+                text = words[column][int(value >= _TRUE)]
+            elif digits[column].significant is not None:
+                text = digits_of.texts(np.array([value]), scientific=True)[0]
+            fills[skipped + column] = text
         pieces.append(_refilled(raw, found, fills) if fills else raw)
         row += 1
     if row != len(missing):
