@@ -6,6 +6,8 @@ A table with a line for each cell is answered by one of all missing cells, or of
 ``--pairs`` lists, in their order; a dense table with blanks by the same table without them.
 """
 
+import dataclasses
+
 import numpy as np
 from absl import flags
 
@@ -29,12 +31,13 @@ def run(checkpoint: str, input_path: str, output_path: str, pairs_path: str | No
     """
     prior = impute.load_prior(checkpoint)
     found = tables.detect(input_path)
-    table = tables.read_table(input_path)
+    table = tables.read_table(input_path, dtype=np.float64)
     print(cli.describe(input_path, found, table))
     pairs = tables.read_pairs(pairs_path) if pairs_path else None
     if pairs is None:
         cli.require_few_cells(input_path, table)
-    imputation = impute.impute(prior, table.entries)
+    single = dataclasses.replace(table.entries, values=table.entries.values.astype(np.float32))
+    imputation = impute.impute(prior, single)
     scale = "their own scale" if imputation.own_scale else "the scale of the training data"
     print(f"values standardised on {scale}; factors found by {imputation.solver} steps")
 
@@ -45,7 +48,7 @@ def run(checkpoint: str, input_path: str, output_path: str, pairs_path: str | No
         lambda rows, columns: without_errors(impute.predict(imputation, rows, columns)),
         lambda first, last: without_errors(impute.predict_rows(imputation, first, last)),
     )
-    cli.write_answers(output_path, answers, table, found, pairs=pairs)
+    cli.write_answers(output_path, answers, table, found, input_path, pairs=pairs)
     print(f"wrote {output_path}")
 
 

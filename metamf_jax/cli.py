@@ -88,6 +88,7 @@ def write_answers(
     answers: Answers,
     table: Table,
     found: TableFormat,
+    path: str,
     *,
     pairs: tuple[np.ndarray, np.ndarray] | None = None,
     top: int | None = None,
@@ -98,7 +99,8 @@ def write_answers(
     Args:
       output: the file.
       answers: the values.
-      table, found: what was read, and how it was laid out.
+      table, found: what was read, in float64, and how it was laid out.
+      path: the file that was read; a matrix's is written again with its blanks filled.
       pairs: row ids and column ids of the cells to write, in this order; None for all missing.
       top: only so many missing cells of each row, the highest first.
       std: whether to write errors too: a column, or for a matrix a file of its own, whose name ends
@@ -111,6 +113,7 @@ def write_answers(
     import numpy as np
 
     from metamf_jax.data import tables
+    from metamf_jax.data.tables import digits, fill
     from metamf_jax.data.tables import write as write_tables
 
     num_rows, num_columns = table.entries.shape
@@ -120,9 +123,19 @@ def write_answers(
     )
     names = row, column, value
 
-    def write(row_ids, column_ids, values, errors):
-        extra = {"error": errors} if std else None
-        write_tables.write_pairs(output, row_ids, column_ids, values, extra=extra, names=names)
+    def write(row_ids, column_ids, places, values, errors):
+        extra = {"error": digits.significant(errors)} if std else None
+        own = fill.column_digits(path, found, table)
+        values = fill.rounded_cells(values, places, own)
+        write_tables.write_pairs(
+            output,
+            row_ids,
+            column_ids,
+            fill.typed_values(path, found, values),
+            extra=extra,
+            names=names,
+            scientific=any(column.significant is not None for column in own),
+        )
         return len(values)
 
     if pairs is not None:
@@ -140,17 +153,15 @@ def write_answers(
                     f"which the input does not have; {len(unknown)} cells have such a {kind}. "
                     "Remove them"
                 )
-        return write(row_ids, column_ids, *answers.cells(*places))
+        return write(row_ids, column_ids, places[1], *answers.cells(*places))
     observed = np.zeros((num_rows, num_columns), bool)
     observed[table.entries.rows, table.entries.columns] = True
     if found.dense and top is None:
         values, errors = answers.rows(0, num_rows)
-        values[observed] = np.nan
-        values[table.entries.rows, table.entries.columns] = table.entries.values
-        write_tables.write_dense(output, values, table.row_ids, table.column_ids, like=found)
+        fill.write_filled(output, path, found, table, values)
         if std:
             beside = _beside(output)
-            errors[observed] = 0
+            errors = digits.significant(np.where(observed, 0, errors))
             write_tables.write_dense(beside, errors, table.row_ids, table.column_ids, like=found)
         return int((~observed).sum())
     parts = []
@@ -168,7 +179,7 @@ def write_answers(
             rows, columns = rows[kept], columns[kept]
         parts.append((rows + first, columns, values[rows, columns], errors[rows, columns]))
     rows, columns, values, errors = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return write(table.row_ids[rows], table.column_ids[columns], values, errors)
+    return write(table.row_ids[rows], table.column_ids[columns], columns, values, errors)
 
 
 def with_unknown(table: Table, pairs: tuple[np.ndarray, np.ndarray]) -> Table:
@@ -218,7 +229,7 @@ def _impute(flags: argparse.Namespace) -> None:
         )
     started = time.monotonic()
     found = tables.detect(flags.input, layout=flags.layout)
-    table = tables.read_table(flags.input, layout=flags.layout)
+    table = tables.read_table(flags.input, layout=flags.layout, dtype=np.float64)
     print(describe(flags.input, found, table), flush=True)
     pairs = tables.read_pairs(flags.pairs) if flags.pairs else None
     if pairs is None:
@@ -260,7 +271,7 @@ def _impute(flags: argparse.Namespace) -> None:
         lambda first, last: completion.predict_rows(completed, first, last),
     )
     count = write_answers(
-        flags.output, answers, table, found, pairs=pairs, top=flags.top, std=flags.std
+        flags.output, answers, table, found, flags.input, pairs=pairs, top=flags.top, std=flags.std
     )
     print(f"wrote {count} imputed cells to {flags.output}")
     if flags.std and found.dense and pairs is None and flags.top is None:

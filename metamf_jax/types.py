@@ -23,7 +23,7 @@ class Entries:
     Attributes:
       rows: [E] int32, row of each cell.
       columns: [E] int32, column of each cell.
-      values: [E] float32.
+      values: [E] float32; or float64, of a matrix to be imputed.
       shape: (N, M), static under ``jax.jit``.
     """
 

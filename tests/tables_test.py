@@ -474,6 +474,78 @@ def test_bad_input_is_named_with_file_line_and_remedy(tmp_path, name, content, m
     assert ";" in str(caught.value)  # The remedy.
 
 
+def test_doubles_come_back_where_they_are_asked_for(tmp_path):
+    texts = ["81.2", "123456789", "1e200", "-0.1"]
+    long = written(tmp_path, "long.csv", "".join(f"u{n},i,{x}\n" for n, x in enumerate(texts)))
+    dense = written(tmp_path, "dense.csv", "a,b,c,d,e\n" + ",".join([*texts, ""]) + "\n")
+    market = written(
+        tmp_path, "m.mtx", MM + "4 1 4\n" + "".join(f"{n} 1 {x}\n" for n, x in enumerate(texts, 1))
+    )
+    sparse, columns = tmp_path / "s.npz", tmp_path / "p.parquet"
+    scipy.sparse.save_npz(sparse, scipy.sparse.coo_array(np.array([texts], float)))
+    pyarrow.parquet.write_table(
+        pa.table({f"c{n}": [float(x)] for n, x in enumerate([*texts, "nan"])}), columns
+    )
+    for path in (long, dense, market, sparse, columns):
+        table = tables.read_table(path, dtype=np.float64)
+        assert table.entries.values.dtype == np.float64
+        assert table.entries.values.tolist() == [float(x) for x in texts]
+        with pytest.raises(ValueError, match="single precision"):
+            tables.read_table(path)
+    path = written(tmp_path, "huge.csv", "a,b,1\na,c,1e400\n")
+    with pytest.raises(ValueError, match=r"line 2: .*double precision, got 1e400; rescale"):
+        tables.read_table(path, dtype=np.float64)
+
+
+def test_true_and_false_are_one_and_zero(tmp_path):
+    path = written(tmp_path, "b.csv", "True,x,y,z,w\nTrue,1,2,3,1\n,2,3,4,1\nFALSE,3,4,5,1\n")
+    table = tables.read_table(path)
+    assert tables.detect(path).header
+    np.testing.assert_array_equal(table.entries.values[table.entries.columns == 0], [1, 0])
+    path = written(tmp_path, "three.csv", "id,yes,z\n1,True,\n2,,4\n3,false,6\n")
+    assert tables.detect(path).dense
+    path = tmp_path / "b.parquet"
+    columns = {"yes": [True, None, False], "x": [1, 2, None], "y": [3, 3, 4], "z": [1, 1, 1]}
+    pyarrow.parquet.write_table(pa.table(columns | {"w": [1, 1, 1]}), path)
+    assert not tables.detect(path).row_names
+    assert tables.read_table(path).entries.values[:5].tolist() == [1, 1, 3, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "mixed.csv",
+            "a,b,c,d,e\n1,True,3,4,5\n1,0,3,4,5\n",
+            r"line 3: column 'b' mixes numbers with True or False: got '0'; write 1 for True and",
+        ),
+        (
+            "bare.csv",
+            "1,2,3,4,5\n1,true,3,4,5\n",
+            r"line 2: column 2 mixes numbers with True or False: got 'true'; write 1 for True and",
+        ),
+        (
+            "pairs.csv",
+            "user,item,rating\na,b,1\na,c,True\n",
+            r"line 3: expected a finite number, got 'True'; write 1 for True and 0 for False",
+        ),
+        (
+            "words.csv",
+            "id,age,city,x,y\n1,30,Rome,1,2\n2,,Oslo,1,2\n",
+            r"line 2: expected a finite number, got 'Rome' in column 'city'; .*the column out",
+        ),
+        (
+            "names.csv",
+            "city,age,x,y,z\nRome,1,2,3,4\nRome,1,2,3,4\n",
+            r"line 3: row 'Rome' was given on line 2 already; .*leave the column out",
+        ),
+    ],
+)
+def test_words_are_refused_by_the_name_of_their_column(tmp_path, name, content, message):
+    with pytest.raises(ValueError, match=message):
+        tables.read_table(written(tmp_path, name, content))
+
+
 def test_missing_file_and_folder(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"none.csv: no such file; give the path of a table"

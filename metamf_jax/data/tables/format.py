@@ -93,6 +93,11 @@ def is_number(token: str) -> bool:
     return _NUMBER.fullmatch(token.strip()) is not None
 
 
+def is_boolean(token: str) -> bool:
+    """Whether a token says True or False, in any case."""
+    return token.strip().lower() in ("true", "false")
+
+
 def is_integer(token: str) -> bool:
     return _INTEGER.fullmatch(token) is not None
 
@@ -123,7 +128,7 @@ def text_format(
     first, body = records[0], records[1:]
     if name in ("libmf", "dat") and header is None:
         header = False
-    named = header or (header is None and not any(is_number(token) for token in first))
+    named = header or (header is None and not any(is_number(t) or is_boolean(t) for t in first))
     found = find_roles(first) if named else {}
     if layout is None:
         layout = _guess_layout(name, first, body, found)
@@ -214,14 +219,15 @@ def _guess_layout(name, first, body, found) -> str:
     # Three or four columns without known names: blanks among numbers make it a matrix.
     records = body if _has_column_names(first, body) else [first, *body]
     cells = [token for record in records for token in record[1:]]
-    if any(is_missing(t) for t in cells) and all(is_missing(t) or is_number(t) for t in cells):
+    if any(map(is_missing, cells)) and not any(map(_is_word, cells)):
         return "dense"
     return "pairs"
 
 
 def _is_word(token: str) -> bool:
     plain = token.strip().lstrip("+-").lower()
-    return not (is_number(token) or is_missing(token) or plain in ("inf", "infinity", "nan"))
+    value = is_number(token) or is_boolean(token) or is_missing(token)
+    return not (value or plain in ("inf", "infinity", "nan"))
 
 
 def _looks_like_names(first, body, roles) -> bool:

@@ -6,7 +6,6 @@ import pyarrow.parquet
 
 from metamf_jax.data.tables.format import TableFormat
 from metamf_jax.data.tables.source import (
-    FLOAT32_MAX,
     Cells,
     Source,
     dense_column_ids,
@@ -47,7 +46,13 @@ def parquet_table(source: Source) -> pa.Table:
 
 
 def is_numeric(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    """Whether a column holds numbers, or True and False."""
+    return (
+        pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_decimal(kind)
+        or pa.types.is_boolean(kind)
+    )
 
 
 def parquet_ids(source: Source, table: pa.Table, position: int) -> tuple[np.ndarray, np.ndarray]:
@@ -85,12 +90,12 @@ def parquet_ids(source: Source, table: pa.Table, position: int) -> tuple[np.ndar
 
 def _parquet_numbers(source: Source, table: pa.Table, position: int) -> np.ndarray:
     column, name = table.column(position), table.column_names[position]
-    if not is_numeric(column.type) and not pa.types.is_boolean(column.type):
+    if not is_numeric(column.type):
         raise mistake(
             source.path,
             None,
             f"expected numbers in column {name!r}, got {column.type}",
-            "convert the column, or name the columns row, column, value",
+            "convert it or leave it out, or name the columns row, column, value",
         )
     # Unsafe: integers beyond 2**53 are rounded, as they are in a text.
     return column.cast(pa.float64(), safe=False).to_numpy()
@@ -105,7 +110,8 @@ def read_parquet(source: Source, found: TableFormat) -> Table:
         values = np.stack(
             [_parquet_numbers(source, table, n) for n in range(skipped, found.num_columns)], axis=1
         )
-        _refuse(source, (np.abs(values) > FLOAT32_MAX).any(axis=1), "an infinite value")
+        _refuse(source, np.isinf(values).any(axis=1), "an infinite value")
+        _refuse_large(source, (np.abs(values) > source.largest).any(axis=1))
         row_ids = np.arange(len(values))
         if skipped:
             codes, row_ids = parquet_ids(source, table, 0)
@@ -113,7 +119,8 @@ def read_parquet(source: Source, found: TableFormat) -> Table:
         return dense_table(source, values, row_ids, dense_column_ids(source, found))
     row, column, value, *time = found.roles
     values = _parquet_numbers(source, table, value)
-    _refuse(source, np.asarray(~(np.abs(values) <= FLOAT32_MAX)), "a blank, NaN or infinite value")
+    _refuse(source, ~np.isfinite(values), "a blank, NaN or infinite value")
+    _refuse_large(source, np.abs(values) > source.largest)
     times = None
     if time:
         times = table.column(time[0])
@@ -133,7 +140,11 @@ def read_parquet(source: Source, found: TableFormat) -> Table:
         *parquet_ids(source, table, row), *parquet_ids(source, table, column), values, times
     )
     refuse_duplicates(source, cells, lambda entry: f"row {entry + 1}")
-    return make_table(cells)
+    return make_table(source, cells)
+
+
+def _refuse_large(source: Source, wrong) -> None:
+    _refuse(source, wrong, f"a value beyond {source.precision}")
 
 
 def _refuse(source: Source, wrong, what: str) -> None:

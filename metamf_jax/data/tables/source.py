@@ -16,6 +16,7 @@ from metamf_jax.types import Entries, Table
 
 # The largest double that rounds to a finite single.
 FLOAT32_MAX = float(np.nextafter(2.0**128 - 2.0**103, 0))
+_FLOAT64_MAX = float(np.finfo(np.float64).max)
 _EXTENSIONS = {
     ".csv": "csv",
     ".tsv": "tsv",
@@ -41,6 +42,7 @@ class Source(NamedTuple):
       format: so far as known.
       gzip: whether the file is compressed.
       lines_before: lines of the file before this piece.
+      dtype: of the values to be read, float32 or float64.
     """
 
     path: Path
@@ -48,6 +50,17 @@ class Source(NamedTuple):
     format: str
     gzip: bool
     lines_before: int = 0
+    dtype: type[np.floating] = np.float32
+
+    @property
+    def largest(self) -> float:
+        """The largest value that is finite in ``dtype``."""
+        return FLOAT32_MAX if self.dtype == np.float32 else _FLOAT64_MAX
+
+    @property
+    def precision(self) -> str:
+        """``dtype`` in words."""
+        return "single precision" if self.dtype == np.float32 else "double precision"
 
 
 class Cells(NamedTuple):
@@ -225,11 +238,11 @@ def refuse_duplicates(source: Source, cells: Cells, where: Callable[[int], str])
         )
 
 
-def make_table(cells: Cells) -> Table:
+def make_table(source: Source, cells: Cells) -> Table:
     entries = Entries(
         rows=cells.rows.astype(np.int32),
         columns=cells.columns.astype(np.int32),
-        values=cells.values.astype(np.float32),
+        values=cells.values.astype(source.dtype),
         shape=(len(cells.row_ids), len(cells.column_ids)),
     )
     return Table(entries, cells.row_ids, cells.column_ids, cells.times)
@@ -239,7 +252,8 @@ def dense_table(source: Source, values, row_ids, column_ids) -> Table:
     rows, columns = np.nonzero(~np.isnan(values))
     if not len(rows):
         raise no_cell(source)
-    return make_table(Cells(rows, row_ids, columns, column_ids, values[rows, columns], None))
+    cells = Cells(rows, row_ids, columns, column_ids, values[rows, columns], None)
+    return make_table(source, cells)
 
 
 def dense_column_ids(source: Source, found: TableFormat) -> np.ndarray:

@@ -18,7 +18,6 @@ import numpy as np
 
 from metamf_jax.data.tables.format import TableFormat, is_integer
 from metamf_jax.data.tables.source import (
-    FLOAT32_MAX,
     Cells,
     Source,
     make_table,
@@ -121,7 +120,7 @@ def read_matrix_market(source: Source) -> Table:
         rows, np.arange(1, num_rows + 1), columns, np.arange(1, num_columns + 1), values, None
     )
     refuse_duplicates(source, cells, lambda entry: f"entry {entry + 1}")
-    return make_table(cells)
+    return make_table(source, cells)
 
 
 def read_npz(source: Source) -> Table:
@@ -173,18 +172,18 @@ def read_npz(source: Source) -> Table:
             entry = int(np.flatnonzero((index < 0) | (index >= side))[0])
             raise broken(f"entry {entry + 1} lies in {part} {index[entry]} of {side}")
     values = values.astype(np.float64)
-    wrong = ~(np.abs(values) <= FLOAT32_MAX)
+    wrong = ~(np.abs(values) <= source.largest)
     if wrong.any():
         entry = int(np.flatnonzero(wrong)[0])
         raise mistake(
             source.path,
             f", entry {entry + 1}",
-            f"expected a finite number in single precision, got {values[entry]}",
+            f"expected a finite number in {source.precision}, got {values[entry]}",
             "correct it, or do not store the entry if the cell is not observed",
         )
     cells = Cells(first, np.arange(shape[0]), second, np.arange(shape[1]), values, None)
     refuse_duplicates(source, cells, lambda entry: f"entry {entry + 1}")
-    return make_table(cells)
+    return make_table(source, cells)
 
 
 def _npz_arrays(source: Source) -> dict[str, np.ndarray]:

@@ -16,7 +16,6 @@ import pyarrow.csv
 from metamf_jax.data.tables import format as table_format
 from metamf_jax.data.tables.format import TableFormat
 from metamf_jax.data.tables.source import (
-    FLOAT32_MAX,
     Cells,
     Source,
     dense_column_ids,
@@ -32,6 +31,7 @@ from metamf_jax.types import Table
 STRINGS = pa.dictionary(pa.int32(), pa.string())
 _DELIMITERS = {"tsv": "\t", "libmf": " ", "dat": "::"}
 _HEAD_RECORDS = 50
+_WRITE_NUMBERS = "write 1 for True and 0 for False"
 
 
 def sniff(source: Source) -> tuple[str, str, list[list[str]]]:
@@ -171,21 +171,23 @@ def id_of(source: Source, line: int | str, part: str, token: str) -> str:
     return token
 
 
-def _number(source: Source, line: int | str, token: str) -> float:
+def _number(source: Source, line: int | str, token: str, column: str | None = None) -> float:
+    """The number that is written; ``column`` of a matrix is named where there is none."""
+    where = f" in column {column}" if column else ""
     if not table_format.is_number(token):
         what = f"{token.strip()[:40]!r}" if token.strip() else "a blank"
-        raise mistake(
-            source.path,
-            line,
-            f"expected a finite number, got {what}",
-            "correct it, or leave the line out if the cell is not observed",
-        )
+        remedy = "correct it, or leave the line out if the cell is not observed"
+        if table_format.is_boolean(token):
+            remedy = _WRITE_NUMBERS
+        elif column:
+            remedy = "correct it, or leave the column out if it holds words"
+        raise mistake(source.path, line, f"expected a finite number, got {what}{where}", remedy)
     value = float(token.strip())
-    if not abs(value) <= FLOAT32_MAX:
+    if not abs(value) <= source.largest:
         raise mistake(
             source.path,
             line,
-            f"expected a finite number in single precision, got {token.strip()[:40]}",
+            f"expected a finite number in {source.precision}, got {token.strip()[:40]}{where}",
             "rescale the values",
         )
     return value
@@ -215,13 +217,13 @@ def _time(source: Source, line: int, token: str) -> int:
 
 
 def read_pairs_text(source: Source, found: TableFormat) -> Table:
-    return make_table(pairs_of(source, found))
+    return make_table(source, pairs_of(source, found))
 
 
 def pairs_of(source: Source, found: TableFormat) -> Cells:
     """The cells of a text of pairs, or of a piece; raises at the first line that is wrong."""
     cells = _pairs_in_bulk(source, found)
-    return cells if cells is not None and _sound(cells) else _pairs_with_care(source, found)
+    return cells if cells is not None and _sound(source, cells) else _pairs_with_care(source, found)
 
 
 def _pairs_in_bulk(source: Source, found: TableFormat) -> Cells | None:
@@ -238,11 +240,11 @@ def _pairs_in_bulk(source: Source, found: TableFormat) -> Cells | None:
     return Cells(*coded(columns[row]), *coded(columns[column]), columns[value].to_numpy(), times)
 
 
-def _sound(cells: Cells) -> bool:
+def _sound(source: Source, cells: Cells) -> bool:
     """Whether nothing is wrong: finite values, ids given, at least one cell, none twice."""
     return bool(
         len(cells.values)
-        and (np.abs(cells.values) <= FLOAT32_MAX).all()
+        and (np.abs(cells.values) <= source.largest).all()
         and "" not in cells.row_ids
         and "" not in cells.column_ids
         and first_duplicate(cells) is None
@@ -317,7 +319,7 @@ def read_dense_text(source: Source, found: TableFormat) -> Table:
         )
         names = columns[0].to_pylist() if skipped else None
         named = names is None or (len(set(names)) == len(names) and "" not in names)
-        if not named or (np.abs(values) > FLOAT32_MAX).any():
+        if not named or (np.abs(values) > source.largest).any():
             columns = None
     if columns is None:
         values, names = _dense_with_care(source, found)
@@ -328,6 +330,18 @@ def read_dense_text(source: Source, found: TableFormat) -> Table:
 def _dense_with_care(source: Source, found: TableFormat) -> tuple[np.ndarray, list[str] | None]:
     skipped = 1 if found.row_names else 0
     rows, lines = [], {}
+    # By column, whether it holds True and False rather than numbers.
+    boolean: dict[int, bool] = {}
+
+    def cell(line: int, n: int, token: str) -> float:
+        name = repr(found.header[n]) if found.header else str(n + 1)
+        if table_format.is_boolean(token) != boolean.setdefault(n, table_format.is_boolean(token)):
+            what = f"column {name} mixes numbers with True or False: got {token.strip()[:40]!r}"
+            raise mistake(source.path, line, what, _WRITE_NUMBERS)
+        if boolean[n]:
+            return float(token.strip().lower() == "true")
+        return _number(source, line, token, name)
+
     for line, record in _dense_records(source, found):
         if skipped:
             name = id_of(source, line, "row", record[0])
@@ -336,12 +350,12 @@ def _dense_with_care(source: Source, found: TableFormat) -> tuple[np.ndarray, li
                     source.path,
                     line,
                     f"row {name!r} was given on line {lines[name]} already",
-                    "give every row a name of its own",
+                    "give every row a name of its own, or leave the column out if it holds words",
                 )
         rows.append(
             [
-                math.nan if table_format.is_missing(token) else _number(source, line, token)
-                for token in record[skipped:]
+                math.nan if table_format.is_missing(token) else cell(line, n, token)
+                for n, token in enumerate(record[skipped:], skipped)
             ]
         )
     values = np.array(rows, np.float64).reshape(len(rows), found.num_columns - skipped)

@@ -11,7 +11,9 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from metamf_jax.data.tables import digits
 from metamf_jax.data.tables import format as table_format
+from metamf_jax.data.tables import parquet as parquet_tables
 from metamf_jax.data.tables.format import TableFormat
 from metamf_jax.runs.files import written_aside
 
@@ -35,6 +37,7 @@ def write_pairs(
     times: np.ndarray | None = None,
     extra: Mapping[str, np.ndarray] | None = None,
     names: tuple[str, str, str] = ("row", "column", "value"),
+    scientific: bool = True,
 ) -> None:
     """Writes a line for each cell: row, column, value, further columns, time.
 
@@ -49,6 +52,7 @@ def write_pairs(
       times: [P] int64 seconds.
       extra: further columns [P] by name, for instance standard deviations.
       names: of the first three columns.
+      scientific: whether a text may write very large and small values with an exponent.
 
     Raises:
       ValueError: if the extension is unknown, a value is not finite, or an id cannot be written.
@@ -71,6 +75,19 @@ def write_pairs(
     if format == "libmf" and len(columns) > 3:
         raise ValueError(f"{path}: LIBMF text has no columns but row, column and value")
     text = io.BytesIO()
+    large = [c for c in columns.values() if np.asarray(c).dtype.kind == "f"]
+    if not scientific and any(digits.extreme(np.asarray(column)).any() for column in large):
+        # Rare enough to be written line by line.
+        texts = [
+            digits.texts(np.asarray(c))
+            if np.asarray(c).dtype.kind == "f"
+            else np.asarray(c).tolist()
+            for c in columns.values()
+        ]
+        records = [columns, *zip(*texts, strict=True)][1 if format == "libmf" else 0 :]
+        lines = "".join(_line(record, _DELIMITERS[format]) for record in records)
+        write_text(path, lines.encode())
+        return
     if format != "libmf":
         text.write(_line(columns, _DELIMITERS[format]).encode())
     pyarrow.csv.write_csv(
@@ -82,7 +99,7 @@ def write_pairs(
             quoting_style="none" if format == "libmf" else "needed",
         ),
     )
-    _write_text(path, text.getvalue())
+    write_text(path, text.getvalue())
 
 
 def write_dense(
@@ -117,7 +134,7 @@ def write_dense(
         row, column = np.argwhere(np.isinf(values))[0]
         raise ValueError(f"{path}: expected finite values, got one at row {row}, column {column}")
     keep_text = like is not None and like.dense and like.delimiter
-    format = _format(path, like.format if like is not None and keep_text else None)
+    format = format_to_write(path, like)
     with_header = like is None or not like.dense or like.header is not None
     with_names = like is None or not like.dense or like.row_names
     corner = table_format.CORNER
@@ -138,14 +155,33 @@ def write_dense(
         lines.append(_line([*([corner] if with_names else []), *column_ids.tolist()], delimiter))
     blank = "NaN" if delimiter == " " or len(column_ids) == 1 else ""
     for name, row in zip(row_ids.tolist(), values, strict=True):
-        # pyarrow writes the shortest text that reads back as the same number, in bulk. (From a
-        # buffer, since `pa.array` imports pandas where that is installed: a third of a second.)
-        buffers = [None, pa.py_buffer(np.ascontiguousarray(row))]
-        numbers = pa.Array.from_buffers(pa.from_numpy_dtype(row.dtype), len(row), buffers)
-        texts = [blank if t == "nan" else t for t in numbers.cast(pa.string()).to_pylist()]
+        texts = [blank if text == "nan" else text for text in digits.texts(row, scientific=True)]
         lines.append(_line([name], delimiter)[:-1] + delimiter if with_names else "")
         lines.append(delimiter.join(texts) + "\n")
-    _write_text(path, "".join(lines).encode())
+    write_text(path, "".join(lines).encode())
+
+
+def write_columns(path: str | os.PathLike, table: pa.Table) -> None:
+    """Writes the columns of a table as text, each number with the digits that its type holds."""
+    path = Path(path)
+    delimiter = _DELIMITERS[_format(path)]
+    texts = []
+    for column in table.columns:
+        if pa.types.is_floating(column.type):
+            texts.append(digits.texts(column.to_numpy(), scientific=True))
+        elif pa.types.is_boolean(column.type) or not parquet_tables.is_numeric(column.type):
+            texts.append(column.to_pylist())
+        else:
+            texts.append(column.cast(pa.string()).to_pylist())
+    records = [table.column_names, *zip(*texts, strict=True)]
+    write_text(path, "".join(_line(record, delimiter) for record in records).encode())
+
+
+def format_to_write(path: Path, like: TableFormat | None = None) -> str:
+    """The format that a name asks for, or else that of the file that is answered."""
+    return _format(
+        path, like.format if like is not None and like.dense and like.delimiter else None
+    )
 
 
 def _line(tokens: Iterable, delimiter: str) -> str:
@@ -181,7 +217,8 @@ def _require_writable(path: Path, part: str, ids: np.ndarray, format: str) -> No
             )
 
 
-def _write_text(path: Path, text: bytes) -> None:
+def write_text(path: Path, text: bytes) -> None:
+    """Writes a text, in gzip where the name ends in .gz."""
     with written_aside(path) as aside:
         # Without a time stamp, so that the same table gives the same bytes.
         aside.write_bytes(gzip.compress(text, 6, mtime=0) if path.suffix == ".gz" else text)
