@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 MOST_CELLS = 10**8
 # From so many cells on, what is being done is told while it is done.
 _LONG = 100_000
+# Above it the worst columns are not named.
+_FEW_COLUMNS = 100
 
 _DESCRIPTION = """\
 Fills in the missing cells of tables of ratings, surveys, measurements or pixels, from priors that
@@ -253,6 +255,7 @@ def _impute(flags: argparse.Namespace) -> None:
         pretrained.load(flags.weights),
         table.entries,
         way=None if flags.standardize == "auto" else flags.standardize,
+        missing=flags.missing,
         seed=flags.seed,
         progress=progress,
     )
@@ -264,7 +267,24 @@ def _impute(flags: argparse.Namespace) -> None:
         )
     else:
         print("too few observed cells to hold some out: the error is not known")
-    unit = {"matrix": "one unit for all columns", "columns": "each column in its own unit"}
+    if check.cells and completed.way != "matrix":
+        side, ids = (
+            ("column", table.column_ids) if completed.way == "columns" else ("row", table.row_ids)
+        )
+        print(
+            f"in units of each {side}'s deviation: {check.relative:.4g}, by the {side}s' means "
+            f"{check.mean_relative:.4g}"
+        )
+        known = np.flatnonzero(~np.isnan(check.by_column))
+        if len(known) <= _FEW_COLUMNS:
+            worst = known[np.argsort(-check.by_column[known])][:3]
+            listed = ", ".join(f"{ids[m]} {check.by_column[m]:.3g}" for m in worst)
+            print(f"largest errors of {side}s: {listed}")
+    unit = {
+        "matrix": "one unit for all cells",
+        "columns": "each column in its own unit",
+        "rows": "each row in its own unit",
+    }
     print(f"standardised with {unit[completed.way]}; weights {flags.weights}")
     answers = Answers(
         lambda rows, columns: completion.predict(completed, rows, columns),
@@ -321,9 +341,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     impute.add_argument(
         "--standardize",
-        choices=["auto", "matrix", "columns"],
+        choices=["auto", "matrix", "columns", "rows"],
         default="auto",
-        help="one unit for all columns, or one for each; auto tries (default)",
+        help="one unit for all cells, or one for each column or row; auto tries (default)",
+    )
+    impute.add_argument(
+        "--missing",
+        choices=["at_random", "by_value"],
+        default="at_random",
+        help="why cells are missing: for whatever else is observed (default), or for what they "
+        "would say, which moves imputed values; the table itself cannot tell for sure",
     )
     impute.add_argument(
         "--layout", choices=["pairs", "dense"], help="of INPUT, where it is not found out right"

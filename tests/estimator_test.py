@@ -155,8 +155,10 @@ def test_ten_million_columns():
 def test_unknown_options():
     with pytest.raises(ValueError, match="general"):
         MetaMFImputer(weights="genaral").fit(table()[0])
-    with pytest.raises(ValueError, match="auto, matrix or columns"):
-        MetaMFImputer(standardize="rows").fit(table()[0])
+    with pytest.raises(ValueError, match="auto, matrix, columns or rows"):
+        MetaMFImputer(standardize="cells").fit(table()[0])
+    with pytest.raises(ValueError, match="at_random or by_value"):
+        MetaMFImputer(missing="often").fit(table()[0])
 
 
 def test_the_package_imports_without_scikit_learn():

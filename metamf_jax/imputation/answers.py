@@ -14,7 +14,9 @@ from metamf_jax.imputation.row_gaussian import Completed, RowGaussian
 from metamf_jax.meta_learning.encoder import Context
 from metamf_jax.types import Array
 
-ANSWERS = ("bias", "learned", "posterior", "gaussian", "neighbors")
+ANSWERS = ("bias", "learned", "posterior", "mean", "gaussian", "neighbors")
+# The first so many are of any matrix, the others of the Gaussian over the rows.
+OF_FACTORS = 4
 
 
 class Columns(NamedTuple):
@@ -23,12 +25,14 @@ class Columns(NamedTuple):
     Attributes:
       context, v: of the learned prior.
       posterior: see there.
+      means: [M], of the columns' observed cells.
       gaussian: over the first columns, those that had cells; None where factors are to do alone.
     """
 
     context: Context
     v: Array
     posterior: Posterior
+    means: np.ndarray
     gaussian: RowGaussian | None
 
 
@@ -48,8 +52,8 @@ class Cells(NamedTuple):
 
 
 def row_share(weights: np.ndarray) -> np.ndarray:
-    """What the variances of the factors and of the rows' Gaussian weigh, [2]; weights [5]."""
-    share = min(weights[3:].sum(), 1.0)
+    """What the variances of the factors and of the rows' Gaussian weigh, [2]; weights [6]."""
+    share = min(weights[OF_FACTORS:].sum(), 1.0)
     return np.array([1 - share, share])
 
 
@@ -59,7 +63,7 @@ def of_rows(
     """The rows' half of `Cells`, ``u`` and ``p``.
 
     Args:
-      weights: [5], of the `ANSWERS`.
+      weights: [6], of the `ANSWERS`.
       columns: what the rows were answered with.
       effects: of the bias model, ``rows`` [N].
       u: [N, K], factors of the learned prior.
@@ -68,8 +72,9 @@ def of_rows(
     """
     of_bias, of_posterior = weights[0] + weights[1], weights[2]
     constant = of_bias * (effects.mean + effects.rows) + of_posterior * columns.posterior.mean
+    ones = np.ones(len(u))
     u = np.column_stack(
-        [constant, np.full(len(u), of_bias), weights[1] * u, of_posterior * side.mean]
+        [constant, of_bias * ones, weights[1] * u, of_posterior * side.mean, weights[3] * ones]
     )
     p = np.concatenate([side.mean**2 + side.variance, side.variance], axis=1)
     if completed is None or columns.gaussian is None:
@@ -83,17 +88,19 @@ def of_rows(
     near[: len(completed.values)] = completed.neighbors
     of_factors, of_rows = row_share(weights)
     return (
-        np.hstack([u, weights[3] * values + weights[4] * near]),
+        np.hstack([u, weights[4] * values + weights[5] * near]),
         np.hstack([of_factors * p, of_rows * variances]),
     )
 
 
 def of_columns(weights, columns: Columns):
-    """The columns' half of `Cells`: ``v``, ``r`` and ``noise``; weights [5]."""
+    """The columns' half of `Cells`: ``v``, ``r`` and ``noise``; weights [6]."""
     side, noise, gaussian = columns.posterior.columns, columns.posterior.noise, columns.gaussian
     effects = columns.context.effects
     assert effects is not None
-    v = np.column_stack([np.ones(len(columns.v)), effects.columns, columns.v, side.mean])
+    v = np.column_stack(
+        [np.ones(len(columns.v)), effects.columns, columns.v, side.mean, columns.means]
+    )
     r = np.concatenate([side.variance, side.mean**2], axis=1)
     if gaussian is None:
         return v, r, noise

@@ -1,23 +1,27 @@
 """Completes one matrix of any size and any scale: the pipeline around the learned prior.
 
 1. Rows and columns without cells are set aside; they share one answer, that of the prior.
-2. Values are standardised, by one mean and deviation or by each column's (`scaling`).
+2. Values are standardised, by one mean and deviation, by each column's or by each row's
+   (`scaling`). By rows, all that follows is done to the transpose.
 3. Three answers, each knowing what the former knows: a bias model with learned shrinkage; factors
    under the encoder's prior (`zero_shot`); a posterior that starts there and learns its precisions
-   from the matrix (`posterior`). For narrow tables two more, a Gaussian over the rows that is
-   shrunken to the posterior, and the mean over rows that it finds alike (`row_gaussian`).
+   from the matrix (`posterior`). Besides, the column's mean. For narrow tables two more, a Gaussian
+   over the rows that is shrunken to the posterior, and the mean over rows that it finds alike
+   (`row_gaussian`).
 4. A held-out check on observed cells weights the answers, chooses the standardisation, and measures
    by how much the error bars are too narrow (split conformal prediction; Vovk et al. 2005). Too few
    cells to check leave everything at what the prior says.
-5. Where a narrow table shows that large values (or small ones) are the likelier to be missing, what
-   is imputed is moved that way (`row_gaussian.missing_by_value`), as far as held-out cells that
-   stand for the missing ones bear out, and error bars are those of such cells.
+5. Where told that cells are missing by value, and a narrow table shows that large values (or small
+   ones) are the likelier to be missing, what is imputed is moved that way
+   (`row_gaussian.missing_by_value`), as far as held-out cells that stand for the missing ones bear
+   out, and error bars are those of such cells.
 
 Nothing is trained: all of it is closed-form, and deterministic in the seed.
 """
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable
 
 import jax
@@ -41,8 +45,13 @@ from metamf_jax.imputation.row_solver import Rows
 from metamf_jax.imputation.scaling import Scaling
 from metamf_jax.types import Entries, PaddedMatrices
 
+# Why cells are missing: for what else is observed, or for what they would say.
+MISSING = ("at_random", "by_value")
+
 # Cells of a dense block of rows folded in at once.
 _BLOCK_CELLS = 2**17
+# Where all cells have one unit, so many of a column without a sign say that it has none.
+_FEWEST_OF_SIGN = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,23 +60,26 @@ class Completion:
 
     Attributes:
       shape: (N, M).
+      transposed: whether all but ``shape``, ``way`` and ``check`` is of the transpose.
       row_places, column_places: [N], [M] int32, where each stands in ``cells`` and ``columns``.
       seen_columns: [M] bool, columns that had a cell.
       scaling: of the columns in ``cells``.
       way: the standardisation chosen.
-      weights: [5], of the `ANSWERS`.
+      weights: [6], of the `ANSWERS`.
       inflation: by what error bars are multiplied.
       widening: by what further, where cells are missing for their own value; else 1.
       bounds: least and greatest value that each column's cells may take.
-      tilt: [M'], by how much of its variance, in units, an imputed value is moved.
+      tilt: [M'], by how much of its variance an imputed value is moved; standardised units.
       missing: [M'], the share of a column's cells that are missing. Of a move, which rests on the
         others, as much is doubted.
       cells, columns: see their classes.
+      fitted_rows: of the transpose, the number of each row by its cells.
       check: what was found on held-out cells.
     """
 
     prior: GeneralPrior
     shape: tuple[int, int]
+    transposed: bool
     row_places: np.ndarray
     column_places: np.ndarray
     seen_columns: np.ndarray
@@ -81,6 +93,7 @@ class Completion:
     missing: np.ndarray
     cells: Cells
     columns: Columns
+    fitted_rows: dict[bytes, int]
     check: Check
 
 
@@ -89,6 +102,7 @@ def complete(
     entries: Entries,
     *,
     way: str | None = None,
+    missing: str = "at_random",
     seed: int = 0,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Completion:
@@ -97,47 +111,79 @@ def complete(
     Args:
       prior: the learned prior.
       entries: [E] observed cells, NumPy arrays, each cell once.
-      way: the standardisation, one of `scaling.SCALINGS`; None to choose by the held-out check.
+      way: the standardisation, one of `scaling.WAYS`; None to choose by the held-out check.
+      missing: ``at_random``, for whatever else is observed, or ``by_value``, one of `MISSING`. The
+        observed cells cannot tell for sure: imputed values are moved for those who know the latter
+        (see `row_gaussian.missing_by_value` for what it costs where they are wrong).
       seed: of the choice of held-out cells.
       progress: told of each stage as it begins.
 
     Raises:
-      ValueError: no cell, a cell outside of the matrix or twice, or a value that is not finite.
+      ValueError: no cell, a cell outside of the matrix or twice, a value that is not finite, or an
+        unknown option.
     """
+    if way not in (None, *scaling.WAYS):
+        raise ValueError(f"expected the standardisation {', '.join(scaling.WAYS)}, got {way!r}")
+    if missing not in MISSING:
+        raise ValueError(f"expected cells missing {' or '.join(MISSING)}, got {missing!r}")
     _require_valid(entries)
     dense, row_places, column_places = _occupied(entries)
-    ways = scaling.SCALINGS if scaling.columns_differ(dense) else scaling.SCALINGS[:1]
-    ways = ways if way is None else (way,)
-    # What is said of rows hardly depends on the standardisation: the last one does.
-    fits = [fitting.fit(prior, dense, tried, tried == ways[-1], seed, progress) for tried in ways]
-    best = min(fits, key=lambda found: found.error)
-    fitted, adapted, post = best.scaling, best.fitted.adapted, best.fitted.posterior
+    turned = scaling.transpose(dense)
+    # A matrix with few rows and many columns, one unit for all, is narrow when turned.
+    flat = _narrow(turned) and not _narrow(dense)
+    ways = ["matrix"]
+    if way is not None:
+        ways = [way]
+    else:
+        unlike = scaling.unlike_sides(dense)
+        ways += [unlike] if unlike else []
+    fits = []
+    for tried in ways:
+        transposed = tried == "rows" or (tried == "matrix" and flat)
+        # What is said of rows hardly depends on the standardisation: the last one does.
+        by_rows = tried != "matrix" or ("rows" if flat else "columns") not in ways
+        found = fitting.fit(
+            prior,
+            turned if transposed else dense,
+            "matrix" if tried == "matrix" else "columns",
+            by_rows,
+            seed,
+            progress,
+        )
+        fits.append((tried, transposed, found))
+    of_ways = _errors([found for _, _, found in fits], ways, dense)
+    chosen, transposed, best = fits[int(np.argmin(of_ways))]
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(best.fitted)):
         raise ValueError(
             f"the factors of this {entries.shape[0]} x {entries.shape[1]} matrix with "
             f"{len(entries.rows)} cells came out non-finite: its values may be too far apart for "
             "float32"
         )
+    if transposed:
+        dense, row_places, column_places = turned, column_places, row_places
+    fitted, adapted, post = best.scaling, best.fitted.adapted, best.fitted.posterior
     columns = best.fitted.columns
     rows = answers.of_rows(
         best.weights, columns, adapted.effects, adapted.factors.u, post.rows, best.fitted.completed
     )
-    seen = np.zeros(entries.shape[1], bool)
-    seen[entries.columns] = True
     padded = len(post.noise)
+    of_all = scaling.fit_scaling(dense, "matrix").centers[0]
     scales = Scaling(
-        np.append(fitted.centers, np.full(padded - len(fitted.centers), np.mean(dense.values))),
+        np.append(fitted.centers, np.full(padded - len(fitted.centers), of_all)),
         np.append(fitted.scales, np.full(padded - len(fitted.scales), fitted.scales.max())),
     )
-    tilt, widening = _tilt(best, scales)
+    tilt, widening = np.zeros(padded), 1.0
+    if missing == "by_value":
+        tilt, widening = _tilt(best, scales)
     return Completion(
         prior,
         entries.shape,
+        transposed,
         row_places,
         column_places,
-        seen,
+        column_places < dense.shape[1],
         scales,
-        best.way,
+        chosen,
         best.weights,
         best.inflation,
         widening,
@@ -146,8 +192,57 @@ def complete(
         1 - np.bincount(dense.columns, minlength=padded) / dense.shape[0],
         Cells(*rows, *answers.of_columns(best.weights, columns)),
         columns,
-        best.check,
+        _cells_of_rows(entries) if transposed else {},
+        _check(best.check, column_places),
     )
+
+
+def _narrow(entries: Entries) -> bool:
+    counts = np.bincount(entries.rows, minlength=entries.shape[0])
+    return row_gaussian.suits(counts, entries.shape[1])
+
+
+def _errors(fits: list[fitting.Fit], ways: list[str], dense: Entries) -> np.ndarray:
+    """Mean squared errors of held-out cells in units of each column's deviation, or each row's.
+
+    These are what is asked of the last way; the same cells count for all.
+    """
+    if len(fits) == 1 or any(found.held_out is None for found in fits):
+        # Without a check all columns are taken to have one unit.
+        return np.arange(len(fits))
+    common = functools.reduce(np.intersect1d, [found.cells for found in fits])
+    matrix = scaling.transpose(dense) if ways[-1] == "rows" else dense
+    units = scaling.fit_scaling(matrix, "columns").scales[matrix.columns]
+    errors = []
+    for found in fits:
+        assert found.held_out is not None
+        kept = np.isin(found.cells, common)
+        left = (found.held_out.values - found.held_out.predicted)[kept]
+        errors.append(((left / units[found.cells[kept]]) ** 2).mean())
+    return np.array(errors)
+
+
+def _check(check: Check, column_places: np.ndarray) -> Check:
+    """The same of all columns, those without cells too."""
+    places = np.append(check.by_column, np.nan), np.append(check.mean_by_column, np.nan)
+    return check._replace(
+        by_column=places[0][column_places], mean_by_column=places[1][column_places]
+    )
+
+
+def _cells_of_rows(entries: Entries) -> dict[bytes, int]:
+    """The number of each row with a cell, by the columns and values of its cells."""
+    order = np.lexsort([entries.columns, entries.rows])
+    rows, columns = entries.rows[order], entries.columns[order]
+    numbers, firsts = np.unique(rows, return_index=True)
+    values = np.asarray(entries.values)[order]
+    parts = zip(np.split(columns, firsts[1:]), np.split(values, firsts[1:]), strict=True)
+    return {_key(*part): int(n) for n, part in zip(numbers, parts, strict=True)}
+
+
+def _key(columns: np.ndarray, values: np.ndarray) -> bytes:
+    cells = columns.astype(np.int64).tobytes() + values.astype(np.float64).tobytes()
+    return hashlib.blake2b(cells, digest_size=16).digest()
 
 
 def predict(
@@ -162,8 +257,11 @@ def predict(
       ValueError: a number is negative.
     """
     held = completion.cells
-    n = _places(rows, "row", completion.row_places, len(held.u))
-    m = _places(columns, "column", completion.column_places, len(held.v))
+    kinds = "row", "column"
+    if completion.transposed:
+        rows, columns, kinds = columns, rows, kinds[::-1]
+    n = _places(rows, kinds[0], completion.row_places, len(held.u))
+    m = _places(columns, kinds[1], completion.column_places, len(held.v))
     values, errors = np.empty(len(n)), np.empty(len(n))
     # A block at a time: the products need 60 numbers a cell.
     for start in range(0, len(n), 2**18):
@@ -185,9 +283,13 @@ def _places(numbers, kind: str, places: np.ndarray, size: int) -> np.ndarray:
 
 def predict_rows(completion: Completion, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
     """All values and standard errors of rows ``first .. last - 1``; float64 [last - first, M]."""
-    n = completion.row_places[first:last]
     held = completion.cells
-    return _dense(completion, held.u[n], held.p[n])
+    if completion.transposed:
+        n, m = completion.row_places, completion.column_places[first:last]
+        values, errors = _dense(completion, held.u[n], held.p[n], m)
+        return values.T, errors.T
+    n = completion.row_places[first:last]
+    return _dense(completion, held.u[n], held.p[n], completion.column_places)
 
 
 def fold_in(
@@ -197,6 +299,8 @@ def fold_in(
 
     A row's answer depends on that row's cells alone, and is that of `predict_rows` to rounding for
     rows with the cells of fitted ones. Runs in float64 for float64 values, in float32 otherwise.
+    Where the transpose was fitted, other rows are answered as by `fold_in_columns`; where rows are
+    standardised, by their own cells.
 
     Args:
       completion: of the fitted matrix.
@@ -206,6 +310,32 @@ def fold_in(
     Returns:
       float64 [N', M], twice.
     """
+    if completion.transposed:
+        return _fold_in_turned(completion, values, observed)
+    return _fold_rows(completion, values, observed)
+
+
+def _fold_in_turned(completion, values, observed):
+    keys = [
+        _key(columns, row[columns])
+        for row, columns in zip(values, map(np.flatnonzero, observed), strict=True)
+    ]
+    numbers = np.array([completion.fitted_rows.get(key, -1) for key in keys], int)
+    held, n = completion.cells, completion.row_places
+    m = completion.column_places[numbers]
+    # Rows that were fitted have their answers already.
+    known = numbers >= 0
+    answer, errors = np.empty(values.shape), np.empty(values.shape)
+    found = _dense(completion, held.u[n], held.p[n], m[known])
+    answer[known], errors[known] = (part.T for part in found)
+    if not known.all():
+        used = observed[~known] & (n < len(held.u) - 1)
+        found = _fold_columns(completion, values[~known].T, used.T)
+        answer[~known], errors[~known] = (part.T for part in found)
+    return answer, errors
+
+
+def _fold_rows(completion, values, observed):
     num_columns = completion.columns.v.shape[0]
     per_block = max(1, _BLOCK_CELLS // num_columns)
     blocks = []
@@ -214,7 +344,7 @@ def fold_in(
         blocks.append(_fold_block(completion, values[block], observed[block]))
     parts = zip(*blocks, strict=True)
     u, p = (np.concatenate(part) for part in parts)
-    return _dense(completion, u, p)
+    return _dense(completion, u, p, completion.column_places)
 
 
 def fold_in_columns(
@@ -241,6 +371,12 @@ def fold_in_columns(
             f"expected values and a mask of {completion.shape[0]} rows, got shapes {values.shape} "
             f"and {observed.shape}"
         )
+    if completion.transposed:
+        return tuple(part.T for part in _fold_rows(completion, values.T, observed.T))
+    return _fold_columns(completion, values, observed)
+
+
+def _fold_columns(completion, values, observed):
     post, num_columns = completion.columns.posterior, values.shape[1]
     rows, columns = np.nonzero(observed)
     entries = Entries(rows, columns, np.asarray(values[rows, columns], np.float64), values.shape)
@@ -249,7 +385,7 @@ def fold_in_columns(
     # Padding is standardised as a column of which nothing is known.
     fitted = Scaling(*(np.full(num_columns, held[-1], np.float64) for held in completion.scaling))
     bounds = tuple(np.full(num_columns, bound[-1]) for bound in completion.bounds)
-    if completion.way == "columns" and len(rows):
+    if completion.way != "matrix" and len(rows):
         fitted = scaling.fit_scaling(entries, "columns")
         bounds = _bounds(entries, "columns", num_columns)
     shape = num_columns, len(post.rows.mean)
@@ -333,7 +469,10 @@ def _require_valid(entries: Entries) -> None:
 
 
 def _occupied(entries: Entries) -> tuple[Entries, np.ndarray, np.ndarray]:
-    """The matrix without its empty rows and columns, which all get the place after the last."""
+    """The matrix without its empty rows and columns, which all get the place after the last.
+
+    A wide one column by column, so that cells are held out as of its transpose row by row.
+    """
     places, numbers = [], []
     for listed, size in zip((entries.rows, entries.columns), entries.shape, strict=True):
         occupied = np.zeros(size, bool)
@@ -341,33 +480,45 @@ def _occupied(entries: Entries) -> tuple[Entries, np.ndarray, np.ndarray]:
         count = int(occupied.sum())
         places.append(np.where(occupied, np.cumsum(occupied) - 1, count).astype(np.int32))
         numbers.append(count)
+    order = slice(None)
+    if numbers[0] < numbers[1]:
+        order = np.lexsort([entries.rows, entries.columns])
     dense = Entries(
-        places[0][entries.rows],
-        places[1][entries.columns],
-        np.asarray(entries.values),
+        places[0][entries.rows[order]],
+        places[1][entries.columns[order]],
+        np.asarray(entries.values)[order],
         (numbers[0], numbers[1]),
     )
     return dense, *places
 
 
 def _bounds(entries: Entries, way: str, padded: int) -> tuple[np.ndarray, np.ndarray]:
-    """The range of the observed values, of all or of each column, widened where cells are few."""
+    """The range of the observed values, of all or of each column, widened where cells are few.
+
+    Not beyond zero where no value of a column is.
+    """
     values = entries.values.astype(np.float64)
-    low, high = values.min(), values.max()
-    if way == "matrix":
-        margin = 2 * (high - low) / (len(values) + 1)
-        return np.full(padded, low - margin), np.full(padded, high + margin)
+    counts = np.bincount(entries.columns, minlength=padded)
     lows, highs = np.full(padded, np.inf), np.full(padded, -np.inf)
     np.minimum.at(lows, entries.columns, values)
     np.maximum.at(highs, entries.columns, values)
-    counts = np.bincount(entries.columns, minlength=padded)
+    positive, negative = (lows >= 0) & (counts > 0), (highs <= 0) & (counts > 0)
+    fewest = 2
+    if way == "matrix":
+        of_sign = counts >= _FEWEST_OF_SIGN
+        positive, negative = positive & of_sign, negative & of_sign
+        lows, highs, counts = lows.min(), highs.max(), np.full(padded, len(values))
+        positive, negative = positive | (lows >= 0), negative | (highs <= 0)
+        fewest = 1
+    # Halves, since the difference of large numbers may overflow.
+    margin = 4 * (highs / 2 - lows / 2) / (counts + 1)
     # One value tells of no range.
-    lows[counts < 2], highs[counts < 2] = -np.inf, np.inf
-    several = counts > 1
-    margin = 2 * (highs[several] - lows[several]) / (counts[several] + 1)
-    lows[several] -= margin
-    highs[several] += margin
-    return lows, highs
+    lows = np.where(counts >= fewest, lows - margin, -np.inf)
+    highs = np.where(counts >= fewest, highs + margin, np.inf)
+    return (
+        np.where(positive, np.maximum(lows, 0), lows),
+        np.where(negative, np.minimum(highs, 0), highs),
+    )
 
 
 def _tilt(best: fitting.Fit, fitted: Scaling) -> tuple[np.ndarray, float]:
@@ -375,18 +526,21 @@ def _tilt(best: fitting.Fit, fitted: Scaling) -> tuple[np.ndarray, float]:
     tilt, gaussian, cells = np.zeros(len(fitted.scales)), best.fitted.gaussian, best.held_out
     if gaussian is not None:
         tilt[: len(gaussian.mean)] = row_gaussian.missing_by_value(gaussian)
-    tilt /= fitted.scales
     if cells is None or not tilt.any():
         return tilt, 1.0
     m = cells.columns
-    further, widening = held_out.moved(
-        cells, tilt[m], fitted.centers[m], best.inflation * cells.bars
+    centers, scales = fitted.centers[m], fitted.scales[m]
+    standardised = cells._replace(
+        values=(cells.values - centers) / scales, predicted=(cells.predicted - centers) / scales
     )
+    bars = best.inflation * cells.bars / scales
+    further, widening = held_out.moved(standardised, tilt[m], np.zeros(len(m)), bars)
     return further * tilt, widening
 
 
-def _dense(completion, u, p):
-    held, m = completion.cells, completion.column_places
+def _dense(completion, u, p, m):
+    """Values and errors of rows, given their half of `Cells`, in the columns at the places m."""
+    held = completion.cells
     standardised = np.asarray(u, np.float64) @ held.v[m].T.astype(np.float64)
     variances = np.asarray(p, np.float64) @ held.r[m].T.astype(np.float64) + held.noise[m]
     return _in_units(completion, standardised, variances, m)
@@ -394,9 +548,9 @@ def _dense(completion, u, p):
 
 def _in_units(completion, standardised, variances, places):
     scales = completion.scaling.scales[places]
-    errors = completion.inflation * scales * np.sqrt(variances)
-    move = completion.tilt[places] * errors**2
-    values = completion.scaling.centers[places] + scales * standardised + move
+    bars = completion.inflation * np.sqrt(variances)
+    move = completion.tilt[places] * bars**2
+    values = completion.scaling.centers[places] + scales * (standardised + move)
     low, high = (bound[places] for bound in completion.bounds)
     doubt = completion.missing[places] * move
-    return np.clip(values, low, high), np.hypot(completion.widening * errors, doubt)
+    return np.clip(values, low, high), scales * np.hypot(completion.widening * bars, doubt)

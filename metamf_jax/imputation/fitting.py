@@ -1,7 +1,6 @@
 """Fits a matrix under one standardisation, and parts of it to check the answers on what is left."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from metamf_jax import sums
 from metamf_jax.imputation import answers, held_out, posterior, row_gaussian, scaling, zero_shot
-from metamf_jax.imputation.answers import ANSWERS, Columns
+from metamf_jax.imputation.answers import ANSWERS, OF_FACTORS, Columns
 from metamf_jax.imputation.held_out import Check, HeldOut
 from metamf_jax.imputation.posterior import Posterior
 from metamf_jax.imputation.row_gaussian import Completed, RowGaussian
@@ -43,11 +42,13 @@ class Fitted(NamedTuple):
 
     Attributes:
       adapted, posterior: see their classes.
+      means: [M], of the columns' cells.
       gaussian, completed: of a narrow table with rows enough, else None.
     """
 
     adapted: zero_shot.Adapted
     posterior: Posterior
+    means: np.ndarray
     gaussian: RowGaussian | None = None
     completed: Completed | None = None
 
@@ -55,7 +56,9 @@ class Fitted(NamedTuple):
     def columns(self) -> Columns:
         """What further rows need."""
         adapted = self.adapted
-        return Columns(adapted.context, adapted.factors.v, self.posterior, self.gaussian)
+        return Columns(
+            adapted.context, adapted.factors.v, self.posterior, self.means, self.gaussian
+        )
 
 
 class Fit(NamedTuple):
@@ -65,11 +68,11 @@ class Fit(NamedTuple):
       way: the standardisation.
       scaling: by it.
       fitted: the standardised matrix.
-      weights: [5], of the `ANSWERS`.
+      weights: [6], of the `ANSWERS`.
       inflation: by what error bars are to be multiplied.
-      error: mean squared error of the held-out cells in units of each column's spread.
-      check: the same in the units of the values.
-      held_out: the cells; None where there were too few.
+      check: what the held-out cells said.
+      held_out: these cells; None where there were too few.
+      cells: [H], their numbers.
     """
 
     way: str
@@ -77,9 +80,9 @@ class Fit(NamedTuple):
     fitted: Fitted
     weights: np.ndarray
     inflation: float
-    error: float
     check: Check
     held_out: HeldOut | None
+    cells: np.ndarray
 
 
 def fit(
@@ -113,49 +116,52 @@ def fit(
     progress(f"fitting {len(matrices)} times, standardised by {way}")
     standardised = [scaling.standardize(*each) for each in zip(matrices, scales, strict=True)]
     whole, *parts = _fit_all(prior, standardised[0], standardised[1:], by_rows)
-    if count < held_out.FEWEST_CHECKED:
-        nothing = Check(0, math.nan, math.nan, math.nan)
-        start = held_out.START_WEIGHTS, held_out.START_INFLATION
-        return Fit(way, scales[0], whole, *start, 0.0, nothing, None)
     checked = np.concatenate(held)
+    columns = np.asarray(entries.columns)[checked]
+    left_over = np.concatenate(
+        [
+            np.bincount(part.columns, minlength=entries.shape[1])[entries.columns[out]]
+            for part, out in zip(kept, held, strict=True)
+        ]
+    )
+    # Nothing is known of the unit of a column all of whose cells are held out.
+    known = (left_over > 0) | (way == "matrix")
+    if count < held_out.FEWEST_CHECKED or not known.any():
+        start = held_out.START_WEIGHTS, held_out.START_INFLATION
+        nothing = held_out.no_check(entries.shape[1])
+        return Fit(way, scales[0], whole, *start, nothing, None, checked[:0])
     found = [
         _answers_at(part, scale, entries.rows[out], entries.columns[out])
         for part, scale, out in zip(parts, scales[1:], held, strict=True)
     ]
     # Parts may be full enough for a Gaussian where others are not.
     fewest = min(len(answered) for answered, _ in found)
-    answered = np.concatenate([answered[:fewest] for answered, _ in found], axis=1)
-    variances = np.concatenate([variances for _, variances in found], axis=1)
-    columns = np.asarray(entries.columns)[checked]
+    answered = np.concatenate([answered[:fewest] for answered, _ in found], axis=1)[:, known]
+    deviations = np.concatenate([deviations for _, deviations in found], axis=1)[:, known]
+    checked, columns = checked[known], columns[known]
     values = np.asarray(entries.values, np.float64)[checked]
     # Errors count in units of each column's spread, so that no column drowns the others.
-    units = scaling.fit_scaling(entries, "columns").scales[columns]
+    every = scaling.fit_scaling(entries, "columns").scales
+    units = every[columns]
     weights = np.zeros(len(ANSWERS))
     weights[:fewest] = held_out.weigh(answered / units, values / units)
     predicted = weights[:fewest] @ answered
-    bars = np.sqrt(answers.row_share(weights) @ variances)
-    left = values - predicted
-    inflation, coverage = held_out.inflation(np.abs(left) / bars)
-    check = Check(
-        len(checked),
-        float(np.sqrt((left**2).mean())),
-        float(np.sqrt(((values - answered[0]) ** 2).mean())),
-        coverage,
-    )
-    error = float(((left / units) ** 2).mean())
+    bars = units * np.sqrt(answers.row_share(weights) @ (deviations / units) ** 2)
+    inflation, coverage = held_out.inflation(np.abs(values - predicted) / bars)
     cells_held_out = HeldOut(columns, values, predicted, bars)
-    return Fit(way, scales[0], whole, weights, inflation, error, check, cells_held_out)
+    check = held_out.check(cells_held_out, answered[0], answered[3], coverage, every)
+    return Fit(way, scales[0], whole, weights, inflation, check, cells_held_out, checked)
 
 
 def _answers_at(fitted: Fitted, scale: Scaling, rows, columns) -> tuple[np.ndarray, np.ndarray]:
-    """The `ANSWERS` [3 or 5, P] at cells, and the factors' and the rows' variances [2, P].
+    """The `ANSWERS` [4 or 6, P] at cells, and the factors' and the rows' deviations [2, P].
 
-    In units; the second variances are those of the first where there is no Gaussian over rows.
+    In units; the second deviations are those of the first where there is no Gaussian over rows.
     """
-    adapted, post, _, completed = fitted
+    adapted, post, completed = fitted.adapted, fitted.posterior, fitted.completed
     kept = fitted.columns._replace(gaussian=None)
     answered = []
-    for weights in np.eye(len(ANSWERS))[:3]:
+    for weights in np.eye(len(ANSWERS))[:OF_FACTORS]:
         u, p = answers.of_rows(weights, kept, adapted.effects, adapted.factors.u, post.rows, None)
         v, r, noise = answers.of_columns(weights, kept)
         answered.append(np.einsum("pk,pk->p", u[rows], v[columns]))
@@ -165,8 +171,8 @@ def _answers_at(fitted: Fitted, scale: Scaling, rows, columns) -> tuple[np.ndarr
         answered += [of_rows, near]
         variances.append(variance)
     scales = scale.scales[columns]
-    variances = np.broadcast_to(variances, (2, len(rows))) if completed is None else variances
-    return scale.centers[columns] + scales * np.array(answered), scales**2 * np.array(variances)
+    deviations = scales * np.sqrt(np.broadcast_to(variances, (2, len(rows))))
+    return scale.centers[columns] + scales * np.array(answered), deviations
 
 
 def _fit_all(
@@ -196,12 +202,18 @@ def _fit_all(
         started = posterior.start(adapted.effects, adapted.factors, adapted.noise)
         if fitted and n == len(parts):
             started = fitted[0].posterior
-        found = Fitted(adapted, posterior.fit(rows, columns, started))
+        means = _means(matrices[n], len(columns.counts))
+        found = Fitted(adapted, posterior.fit(rows, columns, started), means)
         if by_rows and row_gaussian.suits(rows.counts[: whole.shape[0]], whole.shape[1]):
             start = fitted[0].gaussian if fitted and n == len(parts) else None
             found = _by_rows(found, matrices[n], start)
         fitted.append(found)
     return [fitted[-1], *fitted[:-1]]
+
+
+def _means(entries: Entries, padded: int) -> np.ndarray:
+    counts = np.bincount(entries.columns, minlength=padded)
+    return np.bincount(entries.columns, entries.values, padded) / np.maximum(counts, 1)
 
 
 def _by_rows(fitted: Fitted, entries: Entries, start: RowGaussian | None) -> Fitted:

@@ -16,7 +16,7 @@ import numpy as np
 FEWEST_CHECKED = 10
 # What the answers weigh before anything is known of the matrix, and how many observations' worth of
 # error it takes to leave that.
-START_WEIGHTS = np.array([0.0, 0.6, 0.4, 0.0, 0.0])
+START_WEIGHTS = np.array([0.0, 0.6, 0.4, 0.0, 0.0, 0.0])
 _WEIGHT_STRENGTH = 6.0
 # Error bars are this much too narrow before anything is known, with the weight of so many cells.
 START_INFLATION, _INFLATION_WEIGHT = 1.15, 10
@@ -31,19 +31,30 @@ _MOST_LOG_ODDS = 5.0
 
 
 class Check(NamedTuple):
-    """What the held-out check found, in the units of the values.
+    """What the held-out check found.
 
     Attributes:
       cells: held-out cells, 0 where there were too few to check.
-      rmse: of the weighted answer on them.
+      rmse: of the weighted answer on them, in the units of the values.
       bias_rmse: of the bias model.
       coverage: share of them inside 90% intervals scaled on the other half of them.
+      relative: root mean square error in units of each column's deviation.
+      mean_relative: of the columns' means, in the same units.
+      by_column: [M], ``relative`` of each column; NaN where no cell of it was held out.
+      mean_by_column: [M], ``mean_relative`` of each column.
+
+    Where the transpose was fitted, as it is where rows are standardised, the last four are of its
+    columns: by row, in units of each row's deviation.
     """
 
     cells: int
     rmse: float
     bias_rmse: float
     coverage: float
+    relative: float
+    mean_relative: float
+    by_column: np.ndarray
+    mean_by_column: np.ndarray
 
 
 class HeldOut(NamedTuple):
@@ -60,6 +71,40 @@ class HeldOut(NamedTuple):
     values: np.ndarray
     predicted: np.ndarray
     bars: np.ndarray
+
+
+def check(held: HeldOut, bias, means, coverage: float, units: np.ndarray) -> Check:
+    """Sums up the held-out cells.
+
+    Args:
+      held: the cells.
+      bias: [H], what the bias model made of them.
+      means: [H], the means of their columns.
+      coverage: of their intervals.
+      units: [M], deviations of all columns.
+    """
+    each = units[held.columns]
+    counts = np.bincount(held.columns, minlength=len(units))
+    relative, by_column = [], []
+    for predicted in (held.predicted, means):
+        squares = ((held.values - predicted) / each) ** 2
+        relative.append(float(np.sqrt(squares.mean())))
+        total = np.bincount(held.columns, squares, len(units))
+        by_column.append(np.sqrt(np.where(counts > 0, total / np.maximum(counts, 1), np.nan)))
+    left = _root_mean_square(held.values - held.predicted), _root_mean_square(held.values - bias)
+    return Check(len(held.values), *left, coverage, *relative, *by_column)
+
+
+def no_check(num_columns: int) -> Check:
+    """Of a matrix with too few cells."""
+    nothing = np.full(num_columns, np.nan)
+    return Check(0, *[math.nan] * 5, nothing, nothing)
+
+
+def _root_mean_square(left: np.ndarray) -> float:
+    """Without squares that overflow."""
+    size = np.abs(left).max()
+    return float(size * np.sqrt(((left / size) ** 2).mean())) if size > 0 else 0.0
 
 
 def folds(count: int, seed: int) -> list[np.ndarray]:

@@ -1,8 +1,8 @@
 """Standardisation: what is taken off the values of each column, and what they are divided by.
 
-NumPy only. Two ways: ``matrix``, one mean and deviation for all cells, keeps what columns have in
-common (stars are stars); ``columns``, each column its own, for tables whose columns are measured in
-different units.
+NumPy only. ``matrix``, one mean and deviation for all cells, keeps what columns have in common
+(stars are stars); ``columns``, each column its own, is for tables whose columns are measured in
+different units; ``rows``, each row its own, is ``columns`` of the transpose.
 """
 
 import dataclasses
@@ -10,12 +10,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from metamf_jax.types import Entries
+from metamf_jax.types import Array, Entries
 
+# What `fit_scaling` measures, and what may be asked of a completion.
 SCALINGS = ("matrix", "columns")
+WAYS = (*SCALINGS, "rows")
 
-# How many observations' worth the typical variance of a column counts in that of each column.
-_TYPICAL_WEIGHT = 0.1
+# A deviation of so many units in the last place of a column's largest value is rounding.
+_ROUNDING = 2
+# Columns with fewer cells do not say whether they are like the others; with fewer than the second
+# number they may be constant by chance.
+_FEWEST, _FEWEST_CONSTANT = 4, 20
+# Of deviations: between a tenth of the columns and a tenth at the other end; of a single column,
+# which may be narrow by chance, to the middle one; and by how many standard errors more.
+_UNLIKE, _ODD, _STANDARD_ERRORS = 3.0, 10.0, 4.0
 
 
 class Scaling(NamedTuple):
@@ -25,11 +33,22 @@ class Scaling(NamedTuple):
     scales: np.ndarray
 
 
+class _Moments(NamedTuple):
+    """Of groups of cells, each [G]: how many, mean, deviation (0 if by rounding), largest size."""
+
+    counts: np.ndarray
+    centers: np.ndarray
+    deviations: np.ndarray
+    largest: np.ndarray
+
+
 def fit_scaling(entries: Entries, way: str) -> Scaling:
     """Measures means and deviations of the observed cells.
 
-    Where all values are equal the deviation is their size, or 1 for zeros: any error bar that one
-    value can give is as wide as the value. A column without cells takes the means of the others.
+    By columns, each column's depend on its own cells alone. Where all values are equal, to the
+    rounding of their dtype, the deviation is their size, or 1 for zeros: any error bar that one
+    value can give is as wide as the value. A column without cells takes the mean and deviation of
+    all cells.
 
     Args:
       entries: at least one observed cell, finite.
@@ -37,31 +56,43 @@ def fit_scaling(entries: Entries, way: str) -> Scaling:
     """
     if way not in SCALINGS:
         raise ValueError(f"expected the scaling {' or '.join(SCALINGS)}, got {way!r}")
-    values = np.asarray(entries.values, np.float64)
     num_columns = entries.shape[1]
-    mean = values.mean()
-    # Rounding in the mean leaves a deviation of a few last digits where all values are equal.
-    typical = values.std()
-    if typical <= 1e-7 * np.abs(values).max():
-        typical = abs(mean) or 1.0
+    whole = _moments(entries.values, np.zeros(len(entries.rows), np.int64), 1)
+    center, scale = whole.centers[0], _positive(whole)[0]
     if way == "matrix":
-        return Scaling(np.full(num_columns, mean), np.full(num_columns, typical))
-    counts = np.bincount(entries.columns, minlength=num_columns)
-    sums = np.bincount(entries.columns, values, num_columns)
-    centers = np.where(counts > 0, sums / np.maximum(counts, 1), mean)
-    squares = np.bincount(entries.columns, (values - centers[entries.columns]) ** 2, num_columns)
-    degrees = np.maximum(counts - 1, 0)
-    floor = (1e-7 * np.abs(values).max()) ** 2
-    measured = (counts > 1) & (squares > floor * counts)
-    if not measured.any():
-        return Scaling(centers, np.full(num_columns, typical))
-    usual = np.exp(
-        np.average(np.log(squares[measured] / degrees[measured]), weights=degrees[measured])
+        return Scaling(np.full(num_columns, center), np.full(num_columns, scale))
+    each = _moments(entries.values, entries.columns, num_columns)
+    seen = each.counts > 0
+    return Scaling(np.where(seen, each.centers, center), np.where(seen, _positive(each), scale))
+
+
+def _moments(values: Array, groups: Array, count: int) -> _Moments:
+    values = np.asarray(values)
+    dtype = values.dtype if np.issubdtype(values.dtype, np.floating) else np.float64
+    values = values.astype(np.float64)
+    counts = np.bincount(groups, minlength=count)
+    largest = np.zeros(count)
+    np.maximum.at(largest, groups, np.abs(values))
+    # Powers of two: squares of what is divided by them neither overflow nor vanish.
+    units = np.ldexp(1.0, np.frexp(largest)[1] - 1)
+    scaled = values / units[groups]
+    # Around one of the values, so that a large offset costs no digits.
+    base = np.zeros(count)
+    base[groups] = scaled
+    left = scaled - base[groups]
+    shift = np.bincount(groups, left, count) / np.maximum(counts, 1)
+    left -= shift[groups]
+    squares = np.bincount(groups, left**2, count)
+    deviations = np.sqrt(squares / np.maximum(counts - 1, 1))
+    by_rounding = deviations <= _ROUNDING * np.finfo(dtype).eps * largest / units
+    return _Moments(
+        counts, (base + shift) * units, np.where(by_rounding, 0, deviations * units), largest
     )
-    # The usual variance must not widen a column that is much narrower than the others.
-    own = np.where(measured, squares / np.maximum(degrees, 1), usual)
-    variances = (squares + _TYPICAL_WEIGHT * np.minimum(usual, own)) / (degrees + _TYPICAL_WEIGHT)
-    return Scaling(centers, np.sqrt(np.where(measured, variances, usual)))
+
+
+def _positive(moments: _Moments) -> np.ndarray:
+    size = np.where(moments.largest > 0, moments.largest, 1)
+    return np.where(moments.deviations > 0, moments.deviations, size)
 
 
 def standardize(entries: Entries, scaling: Scaling) -> Entries:
@@ -72,22 +103,59 @@ def standardize(entries: Entries, scaling: Scaling) -> Entries:
     return dataclasses.replace(entries, values=standardised.astype(dtype))
 
 
+def transpose(entries: Entries) -> Entries:
+    """The same cells with rows for columns."""
+    return Entries(entries.columns, entries.rows, entries.values, entries.shape[::-1])
+
+
+def unlike_sides(entries: Entries) -> str | None:
+    """``columns`` or ``rows``, if those may have units of their own: the more unlike of the two.
+
+    In a table whose columns have different units rows differ as well, by what the widest column
+    holds; and the other way round.
+    """
+    sides = {"columns": entries, "rows": transpose(entries)}
+    unlike = {side: _spread(matrix) for side, matrix in sides.items() if columns_differ(matrix)}
+    return max(unlike, key=lambda side: unlike[side], default=None)
+
+
+def _spread(entries: Entries) -> float:
+    """Deviation of the columns' log deviations."""
+    each = _moments(entries.values, entries.columns, entries.shape[1])
+    measured = (each.counts >= _FEWEST) & (each.deviations > 0)
+    return float(np.log(each.deviations[measured]).std()) if measured.any() else 0.0
+
+
 def columns_differ(entries: Entries) -> bool:
     """Whether columns are so unlike in mean or deviation that they may have different units.
 
-    Ratings, surveys of one scale and images say no: the standardisation by column then is not even
-    tried, since it throws away what the columns share.
+    A single one among many is enough. Ratings, surveys of one scale and images say no: the
+    standardisation by column then is not even tried, since it throws away what the columns share.
     """
     values = np.asarray(entries.values, np.float64)
-    counts = np.bincount(entries.columns, minlength=entries.shape[1])
-    often = counts >= 4
+    each = _moments(entries.values, entries.columns, entries.shape[1])
+    often = each.counts >= _FEWEST
     if often.sum() < 2:
         return False
+    constant = often & (each.deviations == 0)
+    if (constant & (each.counts >= _FEWEST_CONSTANT)).sum() > 0.1 * often.sum():
+        return True
+    measured = often & ~constant
+    if measured.sum() > 1:
+        sizes = np.log(each.deviations[measured])
+        doubt = 1 / np.sqrt(2 * (each.counts[measured] - 1))
+        low, middle, high = np.quantile(sizes, [0.1, 0.5, 0.9])
+        # What the deviations would spread if they were the same, of a few cells each.
+        by_chance = (doubt**2).mean() * (2 * 1.2816) ** 2
+        if (high - low) ** 2 - by_chance > np.log(_UNLIKE) ** 2:
+            return True
+        odd = np.abs(sizes - middle) > np.log(_ODD) + _STANDARD_ERRORS * doubt
+        # Ratings of one item may all agree; another unit makes the values small as well.
+        values_small = each.largest[measured] < np.median(each.largest[measured]) / _ODD
+        if (odd & ((sizes > middle) | values_small)).any():
+            return True
     inside = often[entries.columns]
-    columns, values = entries.columns[inside], values[inside]
-    sums = np.bincount(columns, values, entries.shape[1])
-    centers = sums / np.maximum(counts, 1)
-    within = np.bincount(columns, (values - centers[columns]) ** 2, entries.shape[1])
-    deviations = np.sqrt(within[often] / (counts[often] - 1))
-    low, high = np.quantile(deviations, [0.1, 0.9])
-    return bool(high > 3 * low or within.sum() < 0.5 * ((values - values.mean()) ** 2).sum())
+    unit = np.ldexp(1.0, np.frexp(each.largest[often].max())[1] - 1)
+    left = (values[inside] - each.centers[entries.columns[inside]]) / unit
+    whole = _moments(values[inside], np.zeros(inside.sum(), np.int64), 1).deviations[0] / unit
+    return bool((left**2).sum() / (len(left) - often.sum()) < 0.5 * whole**2)
