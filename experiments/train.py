@@ -186,7 +186,7 @@ def _plot(log, state, model, test, counts, errors, levels) -> None:
     factors, prior = jax.jit(model.adapt)(state.best_params, shown.support)
     observed, held_out = padding.pad_dense(shown.support), padding.pad_dense(shown.query)
     truth = np.where(observed.observed, observed.values, held_out.values)
-    known = observed.observed | held_out.observed
+    known = np.asarray(observed.observed | held_out.observed)
     # A smaller matrix than the batch's largest ends in padding.
     inside = np.ix_(known.any(axis=1), known.any(axis=0))
     plotting.imputed_matrix(

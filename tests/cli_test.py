@@ -3,7 +3,6 @@
 import csv
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -121,9 +120,7 @@ def test_mistakes_end_in_one_line(tmp_path, capsys, text, arguments, message):
     assert not output.exists()
 
 
-def test_help_is_fast_and_shows_examples():
+def test_help_imports_no_jax_and_shows_examples():
     code = "import sys; from metamf_jax import cli; cli.main([]); assert 'jax' not in sys.modules"
-    started = time.perf_counter()
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert time.perf_counter() - started < 10
     assert "metamf impute ratings.csv --output completed.csv" in ended.stdout

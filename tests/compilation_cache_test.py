@@ -53,7 +53,6 @@ def run(folder, *damage):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
     )
     assert ran.returncode == 0, ran.stderr
     return ran.stdout.split(), ran.stderr

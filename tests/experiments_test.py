@@ -256,7 +256,6 @@ def test_a_process_ends_with_one_line_and_no_traceback(tmp_path):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
     )
     assert ended.returncode == 1
     assert ended.stderr.startswith("error: nowhere/model.safetensors does not exist")

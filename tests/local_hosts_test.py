@@ -122,7 +122,7 @@ def test_no_process_is_left_when_the_launcher_is_killed():
             "--",
             sys.executable,
             "-c",
-            "import os, time; print('pid', os.getpid(), flush=True); time.sleep(60)",
+            "import os, time; print('pid', os.getpid(), flush=True); time.sleep(10**6)",
         ],
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -132,7 +132,5 @@ def test_no_process_is_left_when_the_launcher_is_killed():
     assert len(pids) == 2
     launcher.kill()
     launcher.communicate()
-    deadline = time.monotonic() + 20
-    while any(map(_is_running, pids)) and time.monotonic() < deadline:
+    while any(map(_is_running, pids)):
         time.sleep(0.05)
-    assert not any(map(_is_running, pids))

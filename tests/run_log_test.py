@@ -88,7 +88,8 @@ def test_a_resumed_run_forgets_what_came_after_its_checkpoint(tmp_path):
     lines = run_log.read_metrics(tmp_path)
     assert [line["step"] for line in lines] == [5, 10, 15]
     assert lines[2]["loss"] == 2.0
-    assert 3600 <= lines[2]["seconds"] < 3700
+    # From an hour on, and not from what was logged after the checkpoint.
+    assert 3600 <= lines[2]["seconds"] < 5000
 
 
 def test_no_metrics_yet(tmp_path):

@@ -4,7 +4,6 @@ import pathlib
 import shutil
 import signal
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -58,8 +57,6 @@ def test_factorization_ended_twice_goes_on_to_the_bytes_of_one_process(tmp_path,
     assert Checkpointer(two).steps()[-1] == 3
 
     assert run_two(6, signal.SIGKILL) == 128 + signal.SIGKILL
-    # The first process logs what the other is killed at.
-    assert time.time() - (two / "metrics.jsonl").stat().st_mtime < 60
     told = capfd.readouterr()
     assert told.err == (
         "error: process 1 of 2 was ended by signal 9 (SIGKILL); the others were ended\n"

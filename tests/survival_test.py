@@ -71,7 +71,7 @@ def test_a_run_with_bad_luck_ends_alike(name, undisturbed, tmp_path, monkeypatch
 
     command = [sys.executable, "-m", "tests.signalled_program", name, str(first), "9", "0"]
     command += [*torture.FLAGS[name], f"--workdir={tmp_path}"]
-    killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (tmp_path / "summary.json").exists()
     assert [line["step"] for line in run_log.read_metrics(tmp_path)] == [earlier, first]
@@ -112,7 +112,8 @@ def test_a_run_with_bad_luck_ends_alike(name, undisturbed, tmp_path, monkeypatch
     seconds = [line["seconds"] for line in run_log.read_metrics(tmp_path)]
     assert seconds == sorted(seconds)
     assert seconds[0] >= 0
-    assert seconds[-1] < 1000
+    # Far below the jumps of the clock, a year, and above any run.
+    assert seconds[-1] < 1e6
 
 
 @pytest.mark.parametrize(

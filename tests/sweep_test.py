@@ -70,7 +70,6 @@ def run_sweep(tiny, *more, **environment):
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=120,
     )
 
 
@@ -91,9 +90,7 @@ def alive(pid):
 
 
 def wait_for(condition):
-    deadline = time.monotonic() + 60
     while not condition():
-        assert time.monotonic() < deadline
         time.sleep(0.01)
 
 

@@ -45,7 +45,9 @@ def draw_matrix(
     """
     num_rows, num_columns = shape
     names, weights = zip(*_WEIGHTS.items(), strict=True)
-    world = FAMILIES[family or rng.choice(names, p=np.array(weights) / sum(weights))](rng, *shape)
+    world = FAMILIES[family or str(rng.choice(names, p=np.array(weights) / sum(weights)))](
+        rng, *shape
+    )
     held_out = rng.random() < 0.5
     total = num_rows * num_columns
     num_scored = max(1, min(num_scored, total // 4))

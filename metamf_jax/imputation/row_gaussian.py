@@ -239,8 +239,8 @@ def _blocks(observed: np.ndarray) -> list[_Blocks]:
         while first < len(order):
             least = counts[order[first]]
             last = int(np.searchsorted(counts[order], least + max(2, least // 8), side="right"))
-            most = max(1, counts[order[last - 1]])
-            last = min(last, first + max(1, _BATCH // int(most) ** 2))
+            most = max(1, int(counts[order[last - 1]]))
+            last = min(last, first + max(1, _BATCH // most**2))
             rows = order[first:last]
             others = observed[rows] == of_missing
             columns = np.argsort(others, axis=1, kind="stable")[:, :most]
