@@ -273,7 +273,7 @@ def _read_store(
     own = parallel.own_share(parallel.make_mesh(work.num_devices), config.blocks)
     store = block_store.open_store(config.block_store, made_from, own)
     store.check_values(objective)
-    mean = store.mean if objective.loss in objectives.CENTRED_LOSSES else 0.0
+    mean = store.mean if objective.record.centred else 0.0
     store = dataclasses.replace(store, shift=mean)
     init, scale = _parse_init(config.init)
     if scale is None:

@@ -294,7 +294,7 @@ def make_half_step(
         design = jnp.where(free[None, :], fixed, 0)
         offset = (fixed * frozen[None, :]).sum(axis=1)
         base = jnp.zeros((0, 0), jnp.float32), jnp.zeros((0,), jnp.float32)
-        if objective.loss == "squared_all":
+        if objective.record.all_cells is not None:
             base = (
                 jnp.matmul(design.T, design, precision=_FULL_FLOAT32),
                 -jnp.matmul(design.T, offset, precision=_FULL_FLOAT32),

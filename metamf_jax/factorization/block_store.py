@@ -127,13 +127,13 @@ class BlockStore:
           ValueError: there are some.
         """
         values = self.manifest["values"]
-        if objective.loss == "gkl" and values["least"] < 0:
-            what = f"values of at least 0 under the loss 'gkl', but the least is {values['least']}"
-        elif objective.loss == "logistic" and not values["are_labels"]:
-            what = "labels -1 and 1 under the loss 'logistic', but there are other values"
-        else:
-            return
-        raise ValueError(f"{self.folder}: expected {what}")
+        domain = objective.record.domain
+        against = domain and domain.refuses(values["least"], values["are_labels"])
+        if domain and against:
+            raise ValueError(
+                f"{self.folder}: expected {domain.what} under the loss {objective.loss!r}, but"
+                f" {against}"
+            )
 
     def sample(self, at_least: int) -> Entries:
         """The points of the first few row and column blocks, which are a random sub-matrix.

@@ -506,7 +506,7 @@ def solve_blocks(
     penalties_program = parallel.sharded(
         mesh, functools.partial(penalties_and_sums, objective), (SPLIT, SPLIT), SPLIT
     )
-    has_all_cell_term = objective.loss in objectives.ALL_CELL_LOSSES
+    has_all_cell_term = objective.record.all_cells is not None
 
     def most_at_once():
         """Epochs in one program."""

@@ -5,18 +5,7 @@
 Reported without the factor 1/2. Gradients, here and in every solver, are those of *half* the
 objective, so that a step of SGD on the squared loss reads ``u += step (e v - lam u)``.
 
-=============  ====================================================  =======================
-loss           point loss                                            all-cell term
-=============  ====================================================  =======================
-`squared`      (x - u.v)^2
-`squared_all`  x^2 - 2 x u.v                                         <U^T U, V^T V>
-`absolute`     abs(x - u.v)
-`logistic`     log(1 + exp(-x u.v)), x in {-1, 1}
-`gkl`          x log(x / u.v) - x, with x, U, V >= 0                 (sum_n u_n).(sum_m v_m)
-=============  ====================================================  =======================
-
-`squared_all` counts the missing cells as zeros and never visits them; `gkl` is the generalised
-Kullback-Leibler divergence over all cells. With ``N_n`` points in row n:
+The losses and their all-cell terms are those of `losses`. With ``N_n`` points in row n:
 
 =============  ====================================================  =======================
 penalty        term (columns alike)                                  share of a point in u_n
@@ -43,9 +32,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metamf_jax.factorization.losses import LOSSES, RECORDS, Loss
 from metamf_jax.types import Array, Entries, FactorPrior, Factors
 
-LOSSES: Final = ("squared", "squared_all", "absolute", "logistic", "gkl")
 PENALTIES: Final = ("none", "l2", "weighted_l2", "root_l2", "prior")
 
 # The names that lecture slides on the subject use.
@@ -55,15 +44,6 @@ ALIASES: Final = {
     "l2": ("squared", "l2"),
     "nzl2": ("squared", "weighted_l2"),
 }
-
-# Losses under which the matrix is centred first. The others read the values as they are.
-CENTRED_LOSSES: Final = ("squared", "absolute")
-
-# Losses with a term of all cells, which moves rows without points too.
-ALL_CELL_LOSSES: Final = ("squared_all", "gkl")
-
-# `u . v` is read as at least this under `gkl`.
-GKL_FLOOR: Final = 1e-6
 
 SOLVER_LOSSES: Final = {
     "sgd": LOSSES,
@@ -75,8 +55,6 @@ SOLVER_LOSSES: Final = {
 
 # `cell_sums` of one side: an array, or None where the loss has no all-cell term.
 CellSums: TypeAlias = Any
-
-_FULL_FLOAT32 = jax.lax.Precision.HIGHEST
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +85,11 @@ class Objective:
             raise ValueError(
                 f"expected a finite regularization of at least 0, got {self.regularization}"
             )
+
+    @property
+    def record(self) -> Loss:
+        """All that is particular to the loss."""
+        return RECORDS[self.loss]
 
 
 def resolve_names(loss: str, penalty: str | None = None) -> tuple[str, str]:
@@ -168,10 +151,10 @@ def check_values(
     """
     rows, columns, values = (np.asarray(x) for x in (entries.rows, entries.columns, entries.values))
     allowed, expected = np.isfinite(values), "finite values"
-    if objective.loss == "gkl":
-        allowed, expected = allowed & (values >= 0), "values of at least 0 under the loss 'gkl'"
-    elif objective.loss == "logistic":
-        allowed, expected = np.abs(values) == 1, "labels -1 and 1 under the loss 'logistic'"
+    domain = objective.record.domain
+    if domain is not None:
+        allowed &= domain.allows(values)
+        expected = f"{domain.what} under the loss {objective.loss!r}"
     inside = (rows >= 0) & (rows < entries.shape[0])
     inside &= (columns >= 0) & (columns < entries.shape[1])
     for mask, what in (
@@ -294,38 +277,12 @@ def trainable(objective: Objective, width: int) -> tuple[np.ndarray, np.ndarray]
 
 def point_loss(objective: Objective, value: Array, fitted: Array) -> Array:
     """Loss of a point (or, elementwise, of many) of value ``x`` fitted by ``u . v``."""
-    match objective.loss:
-        case "squared":
-            return (value - fitted) ** 2
-        case "squared_all":
-            return value**2 - 2 * value * fitted
-        case "absolute":
-            return jnp.abs(value - fitted)
-        case "logistic":
-            return jax.nn.softplus(-value * fitted)
-        case "gkl":
-            entropy = value * jnp.log(jnp.where(value > 0, value, 1))
-            return entropy - value * jnp.log(jnp.maximum(fitted, GKL_FLOOR)) - value
-    raise AssertionError(objective.loss)
+    return objective.record.point(value, fitted)
 
 
 def half_slope(objective: Objective, value: Array, fitted: Array) -> Array:
-    """Half the derivative of `point_loss` with respect to ``u . v``.
-
-    Under `gkl` and below the floor, the slope at the floor.
-    """
-    match objective.loss:
-        case "squared":
-            return fitted - value
-        case "squared_all":
-            return -jnp.asarray(value)
-        case "absolute":
-            return 0.5 * jnp.sign(fitted - value)
-        case "logistic":
-            return -0.5 * value * jax.nn.sigmoid(-value * fitted)
-        case "gkl":
-            return -0.5 * value / jnp.maximum(fitted, GKL_FLOOR)
-    raise AssertionError(objective.loss)
+    """Half the derivative of `point_loss` with respect to ``u . v``."""
+    return objective.record.half_slope(value, fitted)
 
 
 def cell_sums(objective: Objective, factors: Array) -> CellSums:
@@ -334,12 +291,8 @@ def cell_sums(objective: Objective, factors: Array) -> CellSums:
     Returns:
       ``U^T U`` [K, K] for `squared_all`, ``sum_n u_n`` [K] for `gkl`, None for the others.
     """
-    match objective.loss:
-        case "squared_all":
-            return jnp.matmul(factors.T, factors, precision=_FULL_FLOAT32)
-        case "gkl":
-            return factors.sum(axis=0)
-    return None
+    all_cells = objective.record.all_cells
+    return None if all_cells is None else all_cells.sums(factors)
 
 
 def side_gradient(
@@ -359,12 +312,8 @@ def side_gradient(
       [K].
     """
     gradient = terms.weight * (factor if terms.mean is None else factor - terms.mean)
-    if objective.loss == "squared_all":
-        # Sums of products rather than a dot: full float32 on every platform.
-        gradient += (opposite * factor[None, :]).sum(axis=-1)
-    elif objective.loss == "gkl":
-        gradient += 0.5 * opposite
-    return gradient
+    all_cells = objective.record.all_cells
+    return gradient if all_cells is None else gradient + all_cells.half_gradient(factor, opposite)
 
 
 def local_gradient(

@@ -6,8 +6,8 @@ At a point ``x`` in row n and column m, both factors move from their old values:
 
 with the gradients of `objective.local_gradient`; for the squared loss and an l2 penalty,
 ``gradient_u = -(x - u_n . v_m) v_m + lam / N_n (u_n - u0_n)``. AdaGrad divides the step of a row
-by ``sqrt(1 + sum of the mean squares of its gradients before this one)``. Under `gkl` the factors
-are projected to be at least zero.
+by ``sqrt(1 + sum of the mean squares of its gradients before this one)``. Where the loss
+bounds the factors, as `gkl` does, they are projected to be at least zero.
 
 What a run needs of all cells (``V^T V`` or ``sum_m v_m``) is computed before it and held fixed.
 Rows and columns without points take the whole of it in one step at its start.
@@ -39,7 +39,7 @@ class Squares(NamedTuple):
 
 def project(objective: Objective, factor: Array) -> Array:
     """The nearest factor that the loss allows."""
-    return jnp.maximum(factor, 0) if objective.loss == "gkl" else factor
+    return jnp.maximum(factor, 0) if objective.record.non_negative else factor
 
 
 def point_step(

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from metamf_jax.factorization.objective import CENTRED_LOSSES, Objective, Terms, with_bias_columns
+from metamf_jax.factorization.objective import Objective, Terms, with_bias_columns
 from metamf_jax.factorization.step_size import StepSize
 from metamf_jax.types import Entries, Factors
 
@@ -166,7 +166,7 @@ def centre(objective: Objective, entries: Entries) -> tuple[Entries, float]:
       The entries and the mean to give to `add_mean` in the end; 0 for a loss that reads the values
       as they are.
     """
-    if objective.loss not in CENTRED_LOSSES or len(entries.values) == 0:
+    if not objective.record.centred or len(entries.values) == 0:
         return entries, 0.0
     mean = float(np.mean(entries.values, dtype=np.float64))
     values = (entries.values - np.float32(mean)).astype(np.float32)
@@ -233,7 +233,9 @@ def initial_factors(
             draw = rng.normal(size=shape)
         else:
             draw = rng.uniform(0 if init == "positive" else -1, 1, shape)
-        draw = (scale * (np.abs(draw) if objective.loss == "gkl" else draw)).astype(np.float32)
+        if objective.record.non_negative:
+            draw = np.abs(draw)
+        draw = (scale * draw).astype(np.float32)
         # Nothing but the prior would ever pull a row without points from where it starts.
         draw[side_terms.count == 0] = 0
         if objective.biases:
@@ -245,7 +247,7 @@ def initial_factors(
                     f"expected prior means of rank {rank}, got shape {mean.shape} for {draw.shape}"
                 )
             draw[:, :rank] += mean[:, :rank]
-            if objective.loss == "gkl":
+            if objective.record.non_negative:
                 draw = np.maximum(draw, 0)
         factors.append(draw)
     return Factors(*factors)
@@ -267,12 +269,5 @@ def default_scale(
       rank: K.
       init: likewise.
     """
-    count, total, squares = moments
-    if count == 0:
-        size = 1.0
-    elif objective.loss == "gkl":
-        # Folded draws of root mean square s have products of at least (s / 2)^2 a column.
-        size = 1.2 * math.sqrt(max(total / (shape[0] * shape[1]), 1e-12) / rank)
-    else:
-        size = math.sqrt(0.1 * math.sqrt(squares / count or 1.0) / math.sqrt(rank))
+    size = objective.record.start(shape, moments, rank) if moments[0] else 1.0
     return size * (1.0 if init == "normal" else math.sqrt(3))

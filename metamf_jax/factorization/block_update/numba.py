@@ -16,7 +16,7 @@ import numba
 import numpy as np
 
 from metamf_jax.factorization.block_update.four_points import differ, dot_four, step_four
-from metamf_jax.factorization.objective import GKL_FLOOR, LOSSES
+from metamf_jax.factorization.losses import GKL_FLOOR, LOSSES
 from metamf_jax.kernels.ffi import VECTORISED, NumbaKernel
 from metamf_jax.kernels.vectors import dot, in_vectors, move_both, padded
 
