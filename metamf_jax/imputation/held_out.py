@@ -95,8 +95,16 @@ def check(held: HeldOut, bias, means, coverage: float, units: np.ndarray) -> Che
         relative.append(float(np.sqrt(squares.mean())))
         total = np.bincount(held.columns, squares, len(units))
         by_column.append(np.sqrt(np.where(counts > 0, total / np.maximum(counts, 1), np.nan)))
-    left = _root_mean_square(held.values - held.predicted), _root_mean_square(held.values - bias)
-    return Check(len(held.values), *left, coverage, *relative, *by_column)
+    return Check(
+        len(held.values),
+        _root_mean_square(held.values - held.predicted),
+        _root_mean_square(held.values - bias),
+        coverage,
+        relative[0],
+        relative[1],
+        by_column[0],
+        by_column[1],
+    )
 
 
 def no_check(num_columns: int) -> Check:

@@ -105,7 +105,8 @@ def standardize(entries: Entries, scaling: Scaling) -> Entries:
 
 def transpose(entries: Entries) -> Entries:
     """The same cells with rows for columns."""
-    return Entries(entries.columns, entries.rows, entries.values, entries.shape[::-1])
+    num_rows, num_columns = entries.shape
+    return Entries(entries.columns, entries.rows, entries.values, (num_columns, num_rows))
 
 
 def unlike_sides(entries: Entries) -> str | None:
