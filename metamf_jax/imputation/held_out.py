@@ -109,8 +109,8 @@ def check(held: HeldOut, bias, means, coverage: float, units: np.ndarray) -> Che
 
 def no_check(num_columns: int) -> Check:
     """Of a matrix with too few cells."""
-    nothing = np.full(num_columns, np.nan)
-    return Check(0, *[math.nan] * 5, nothing, nothing)
+    unknown, nothing = math.nan, np.full(num_columns, np.nan)
+    return Check(0, unknown, unknown, unknown, unknown, unknown, nothing, nothing)
 
 
 def _root_mean_square(left: np.ndarray) -> float:
