@@ -286,3 +286,164 @@ def test_the_package_carries_small_weights_and_their_card():
     assert (pretrained.FOLDER / "README.md").exists()
     sizes = [path.stat().st_size for path in pretrained.FOLDER.glob("*.safetensors")]
     assert sum(sizes) < 5e6
+
+
+def listed(table, observed):
+    rows, columns = (x.astype(np.int32) for x in np.nonzero(observed))
+    return Entries(rows, columns, table[rows, columns], table.shape)
+
+
+def three_columns(seed=0, num_rows=80):
+    """Rows of one factor and noise, deviations near one: [N, 5], and 75% of its cells observed."""
+    rng = np.random.default_rng(seed)
+    table = np.outer(rng.normal(size=num_rows), [1.0, -1.0, 0.8, 1.2, 0.9])
+    table += 0.4 * rng.normal(size=table.shape)
+    return table, rng.random(table.shape) < 0.75
+
+
+@pytest.mark.parametrize(
+    ("factor", "offset"),
+    [(5e8, 3e7), (1e-6, 0.0), (86_400.0, 1.7e9), (1e200, 0.0), (1e-200, 0.0), (3.0, 1e8)],
+)
+def test_a_columns_unit_changes_no_answer_but_its_own_by_that(factor, offset):
+    table, observed = three_columns()
+    units, offsets = np.ones(5), np.zeros(5)
+    units[2], offsets[2] = factor, offset
+    expected = completion.complete(PRIOR, listed(table, observed), way="columns")
+    moved = completion.complete(PRIOR, listed(table * units + offsets, observed))
+    assert moved.way == "columns"
+    for fold in (False, True):
+        one, other = (
+            completion.fold_in(fit, values, observed)
+            if fold
+            else completion.predict_rows(fit, 0, len(table))
+            for fit, values in ((expected, table), (moved, table * units + offsets))
+        )
+        # A column of positive values keeps its sign, which these have not.
+        np.testing.assert_allclose((other[0] - offsets) / units, one[0], atol=2e-3)
+        np.testing.assert_allclose(other[1] / units, one[1], rtol=2e-3)
+
+
+def test_1e13_beside_1e_minus_6_costs_neither():
+    table, observed = three_columns()
+    units = np.array([1e13, 1e-6, 1.0, 1.0, 1.0])
+    values, _ = completion.predict_rows(
+        completion.complete(PRIOR, listed(table * units, observed)), 0, len(table)
+    )
+    left = ((values / units - table) / table.std(axis=0))[:, :2]
+    assert (np.sqrt((left[~observed[:, :2]] ** 2).mean()) < 0.6).all()
+
+
+@pytest.mark.parametrize(("offset", "factor"), [(1e8, 1.0), (0.0, 1e200), (0.0, 1e-200)])
+def test_one_large_offset_or_unit_for_all(offset, factor):
+    table, observed = three_columns()
+    one, other = (
+        completion.predict_rows(
+            completion.complete(PRIOR, listed(t, observed), way="matrix"), 0, 80
+        )
+        for t in (table, factor * table + offset)
+    )
+    np.testing.assert_allclose((other[0] - offset) / factor, one[0], atol=2e-3)
+    np.testing.assert_allclose(other[1] / factor, one[1], rtol=2e-3)
+
+
+def test_the_floor_of_a_deviation_is_the_rounding_of_the_dtype():
+    rows, columns = np.arange(4, dtype=np.int32), np.zeros(4, np.int32)
+    values = 1e8 + np.array([0.0, 1.0, 2.0, 3.0])
+    for dtype, expected in ((np.float64, values.std(ddof=1)), (np.float32, 1e8)):
+        found = scaling.fit_scaling(Entries(rows, columns, values.astype(dtype), (4, 1)), "columns")
+        np.testing.assert_allclose(found.scales, expected, rtol=1e-6)
+
+
+def test_one_odd_column_among_twenty_is_seen(split):
+    train, test = split
+    units = np.ones(20)
+    assert scaling.unlike_sides(train) is None
+    units[7] = 1e5
+    unlike = dataclasses.replace(train, values=train.values * units[train.columns])
+    assert scaling.unlike_sides(unlike) == "columns"
+    assert scaling.unlike_sides(scaling.transpose(unlike)) == "rows"
+    expected, got = (
+        completion.predict(completion.complete(PRIOR, e), test.rows, test.columns)[0]
+        for e in (train, unlike)
+    )
+    left, had = got / units[test.columns] - test.values, expected - test.values
+    assert np.sqrt((left**2).mean()) < 1.1 * np.sqrt((had**2).mean())
+
+
+def test_a_table_and_its_transpose_are_answered_alike():
+    table, observed = three_columns()
+    table = table * [1, 10, 1e3, 1e5, 0.1] + [0, 50, -1e4, 0, 3]
+    tall = completion.complete(PRIOR, listed(table, observed))
+    wide = completion.complete(PRIOR, listed(table.T, observed.T))
+    assert (tall.way, wide.way) == ("columns", "rows")
+    np.testing.assert_allclose(wide.check.relative, tall.check.relative, rtol=0.05)
+    for one, other in zip(
+        completion.predict_rows(wide, 0, 5), completion.predict_rows(tall, 0, 80), strict=True
+    ):
+        np.testing.assert_allclose(one.T / table.std(axis=0), other / table.std(axis=0), atol=1e-3)
+    rows, columns = np.nonzero(~observed)
+    np.testing.assert_array_equal(
+        completion.predict(wide, columns, rows), completion.predict(tall, rows, columns)
+    )
+    # Rows fitted are folded in as they were; others by their own cells, in their own unit.
+    folded, _ = completion.fold_in(wide, table.T, observed.T)
+    np.testing.assert_array_equal(folded, completion.predict_rows(wide, 0, 5)[0])
+    row = 1e4 * table.T[:1] + 7
+    further, bars = completion.fold_in(wide, row, observed.T[:1])
+    gaps = ~observed[:, 0]
+    assert np.corrcoef(further[0][gaps], row[0][gaps])[0, 1] > 0.8
+    assert (np.abs(further - row) < held_out.NORMAL_QUANTILE * bars)[0][gaps].mean() > 0.7
+    empty, _ = completion.fold_in(wide, row, np.zeros((1, 80), bool))
+    assert np.isfinite(empty).all()
+    more = completion.fold_in_columns(wide, table.T[:, :3], observed.T[:, :3])[0]
+    assert more.shape == (5, 3)
+
+
+def test_no_answer_leaves_the_sign_of_its_column():
+    rng = np.random.default_rng(2)
+    table = np.exp(1.5 * three_columns()[0])
+    table[:, 1] *= -1
+    table[:, 2] = rng.normal(size=80)
+    observed = rng.random(table.shape) < 0.7
+    for way in ("matrix", "columns"):
+        completed = completion.complete(PRIOR, listed(table, observed), way=way)
+        values, _ = completion.predict_rows(completed, 0, 80)
+        assert (values[:, [0, 3, 4]] >= 0).all()
+        assert (values[:, 1] <= 0).all()
+        assert (values[:, 2] < 0).any()
+
+
+def test_the_check_is_by_column_in_its_own_unit():
+    table, observed = three_columns()
+    table[:, 3] = np.random.default_rng(1).normal(size=80)
+    units = np.array([1.0, 1e8, 1.0, 10.0, 1e-3])
+    observed[:, 4] = False
+    check = completion.complete(PRIOR, listed(table * units, observed)).check
+    assert check.relative < 0.85 * check.mean_relative
+    np.testing.assert_allclose(check.mean_relative, 1, atol=0.1)
+    assert np.nanargmax(check.by_column) == 3
+    np.testing.assert_allclose(check.by_column[3], check.mean_by_column[3], rtol=0.15)
+    assert (check.by_column[:3] < 0.8).all()
+    assert np.isnan(check.by_column[4])
+
+
+def test_columns_that_nothing_predicts_are_answered_by_their_means():
+    rng = np.random.default_rng(4)
+    table = rng.normal(size=(120, 6)) * 10.0 ** np.arange(6)
+    observed = rng.random(table.shape) < 0.6
+    values, _ = completion.predict_rows(completion.complete(PRIOR, listed(table, observed)), 0, 120)
+    means = np.nanmean(np.where(observed, table, np.nan), axis=0)
+    error, of_means = (
+        np.sqrt(((((a - table) / table.std(axis=0))[~observed]) ** 2).mean())
+        for a in (values, means)
+    )
+    assert error < 1.03 * of_means
+
+
+def test_unknown_ways_and_reasons():
+    entries = listed(*three_columns())
+    with pytest.raises(ValueError, match="matrix, columns, rows, got 'cells'"):
+        completion.complete(PRIOR, entries, way="cells")
+    with pytest.raises(ValueError, match="at_random or by_value, got 'often'"):
+        completion.complete(PRIOR, entries, missing="often")

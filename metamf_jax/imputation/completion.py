@@ -218,7 +218,8 @@ def _errors(fits: list[fitting.Fit], ways: list[str], dense: Entries) -> np.ndar
         assert found.held_out is not None
         kept = np.isin(found.cells, common)
         left = (found.held_out.values - found.held_out.predicted)[kept]
-        errors.append(((left / units[found.cells[kept]]) ** 2).mean())
+        most = held_out.MOST_ERROR
+        errors.append((np.clip(left / units[found.cells[kept]], -most, most) ** 2).mean())
     return np.array(errors)
 
 

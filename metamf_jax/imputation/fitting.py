@@ -146,7 +146,9 @@ def fit(
     weights = np.zeros(len(ANSWERS))
     weights[:fewest] = held_out.weigh(answered / units, values / units)
     predicted = weights[:fewest] @ answered
-    bars = units * np.sqrt(answers.row_share(weights) @ (deviations / units) ** 2)
+    bars = units * np.sqrt(
+        answers.row_share(weights) @ np.minimum(deviations / units, held_out.MOST_ERROR) ** 2
+    )
     inflation, coverage = held_out.inflation(np.abs(values - predicted) / bars)
     cells_held_out = HeldOut(columns, values, predicted, bars)
     check = held_out.check(cells_held_out, answered[0], answered[3], coverage, every)

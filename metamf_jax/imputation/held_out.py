@@ -30,6 +30,10 @@ _FOLDS = ((2500, 5, 0.2), (20_000, 2, 0.2), (200_000, 1, 0.1), (None, 1, 0.05))
 _MOST_LOG_ODDS = 5.0
 
 
+# Errors in units of a column's deviation, larger ones alike: their squares do not overflow.
+MOST_ERROR = 1e100
+
+
 class Check(NamedTuple):
     """What the held-out check found.
 
@@ -87,18 +91,26 @@ def check(held: HeldOut, bias, means, coverage: float, units: np.ndarray) -> Che
     counts = np.bincount(held.columns, minlength=len(units))
     relative, by_column = [], []
     for predicted in (held.predicted, means):
-        squares = ((held.values - predicted) / each) ** 2
+        squares = np.clip((held.values - predicted) / each, -MOST_ERROR, MOST_ERROR) ** 2
         relative.append(float(np.sqrt(squares.mean())))
         total = np.bincount(held.columns, squares, len(units))
         by_column.append(np.sqrt(np.where(counts > 0, total / np.maximum(counts, 1), np.nan)))
-    left = _root_mean_square(held.values - held.predicted), _root_mean_square(held.values - bias)
-    return Check(len(held.values), *left, coverage, *relative, *by_column)
+    return Check(
+        len(held.values),
+        _root_mean_square(held.values - held.predicted),
+        _root_mean_square(held.values - bias),
+        coverage,
+        relative[0],
+        relative[1],
+        by_column[0],
+        by_column[1],
+    )
 
 
 def no_check(num_columns: int) -> Check:
     """Of a matrix with too few cells."""
-    nothing = np.full(num_columns, np.nan)
-    return Check(0, *[math.nan] * 5, nothing, nothing)
+    unknown, nothing = math.nan, np.full(num_columns, np.nan)
+    return Check(0, unknown, unknown, unknown, unknown, unknown, nothing, nothing)
 
 
 def _root_mean_square(left: np.ndarray) -> float:
@@ -124,7 +136,7 @@ def weigh(candidates: np.ndarray, target: np.ndarray) -> np.ndarray:
       candidates: [A, H], the first A of the answers at held-out cells.
       target: [H], what these hold.
     """
-    errors = target - candidates
+    errors = np.clip(target - candidates, -MOST_ERROR, MOST_ERROR)
     start = START_WEIGHTS[: len(errors)]
     noise = (errors**2).mean(axis=1).min()
     ridge = _WEIGHT_STRENGTH * noise + 1e-12 * (errors**2).mean() + 1e-300

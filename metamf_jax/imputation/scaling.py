@@ -105,25 +105,35 @@ def standardize(entries: Entries, scaling: Scaling) -> Entries:
 
 def transpose(entries: Entries) -> Entries:
     """The same cells with rows for columns."""
-    return Entries(entries.columns, entries.rows, entries.values, entries.shape[::-1])
+    num_rows, num_columns = entries.shape
+    return Entries(entries.columns, entries.rows, entries.values, (num_columns, num_rows))
 
 
 def unlike_sides(entries: Entries) -> str | None:
-    """``columns`` or ``rows``, if those may have units of their own: the more unlike of the two.
+    """``columns`` or ``rows``, if those may have units of their own.
 
     In a table whose columns have different units rows differ as well, by what the widest column
-    holds; and the other way round.
+    holds; and the other way round. Of the two, that one is taken which tells more of how large
+    values are.
     """
     sides = {"columns": entries, "rows": transpose(entries)}
-    unlike = {side: _spread(matrix) for side, matrix in sides.items() if columns_differ(matrix)}
-    return max(unlike, key=lambda side: unlike[side], default=None)
+    unlike = [side for side, matrix in sides.items() if columns_differ(matrix)]
+    return max(unlike, key=lambda side: _explained(sides[side]), default=None)
 
 
-def _spread(entries: Entries) -> float:
-    """Deviation of the columns' log deviations."""
-    each = _moments(entries.values, entries.columns, entries.shape[1])
-    measured = (each.counts >= _FEWEST) & (each.deviations > 0)
-    return float(np.log(each.deviations[measured]).std()) if measured.any() else 0.0
+def _explained(entries: Entries) -> float:
+    """The share of the variance of log sizes between columns, less what chance would leave."""
+    values = np.asarray(entries.values, np.float64)
+    sizes = np.abs(values - np.median(values))
+    if not sizes.any():
+        return 0.0
+    logs = np.log(np.where(sizes > 0, sizes, sizes[sizes > 0].min()))
+    each = _moments(logs, entries.columns, entries.shape[1])
+    degrees = len(logs) - (each.counts > 0).sum()
+    if degrees < 1 or logs.var() == 0:
+        return 0.0
+    within = ((logs - each.centers[entries.columns]) ** 2).sum() / degrees
+    return float(1 - within / logs.var(ddof=1))
 
 
 def columns_differ(entries: Entries) -> bool:
