@@ -45,6 +45,18 @@ def test_imputer_goes_on_where_it_was_stopped(tmp_path):
         imputer.run(dataclasses.replace(config, methods=("knm",)), tmp_path / "wrong")
 
 
+def test_imputer_says_what_each_part_is_worth(tmp_path):
+    config = dataclasses.replace(
+        imputer.PRESETS["smoke"], ablation=True, tasks=("iris, 50% random",)
+    )
+    (task,) = imputer.run(config, tmp_path)["results"]["tasks"].values()
+    parts = ["no learned prior", "no posterior", "no rows alike", "effects alone"]
+    assert list(task["rmse"]) == ["metamf", *parts]
+    # A narrow table of three species: the rows say most, effects alone little.
+    assert task["more"]["effects alone"] > task["more"]["no rows alike"] > 0.05
+    assert len(set(task["rmse"].values())) == 5
+
+
 def test_imputer_runs_the_tasks_asked_for():
     config = imputer.PRESETS["smoke"]
     asked = dataclasses.replace(config, tasks=("iris, 50% high",))

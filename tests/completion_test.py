@@ -242,6 +242,9 @@ def test_weights_lie_on_the_simplex_and_find_the_best_answer():
     np.testing.assert_allclose(
         held_out.weigh(answers[:, :1], truth[:1]), held_out.START_WEIGHTS[:3], atol=0.35
     )
+    some = held_out.weigh(answers, truth, np.array([True, True, False]))
+    assert some[2] == 0
+    assert some[1] > some[0] > 0
 
 
 def test_inflation_holds_nine_of_ten():

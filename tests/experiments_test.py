@@ -192,7 +192,8 @@ def test_impute_pairs_dense_and_listed_pairs(trained, tmp_path):
     np.testing.assert_array_equal(dense[0], [4, 5, 4.5])
     np.testing.assert_array_equal(dense[[1, 1, 2], [0, 2, 1]], [2, 3, 1])
     expected = [values[pair] for pair in MISSING]
-    np.testing.assert_allclose(dense[[1, 2, 2], [1, 0, 2]], expected, rtol=1e-4)
+    # Two decimals more than the observed cells of the column have; the list goes by those of all.
+    np.testing.assert_allclose(dense[[1, 2, 2], [1, 0, 2]], expected, rtol=0, atol=0.0051)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", "out.csv", "pairs.csv"]
 
 

@@ -22,7 +22,7 @@ Nothing is trained: all of it is closed-form, and deterministic in the seed.
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import jax
 import numpy as np
@@ -37,7 +37,7 @@ from metamf_jax.imputation import (
     scaling,
     zero_shot,
 )
-from metamf_jax.imputation.answers import Cells, Columns
+from metamf_jax.imputation.answers import ANSWERS, OF_FACTORS, Cells, Columns
 from metamf_jax.imputation.fitting import GeneralPrior
 from metamf_jax.imputation.held_out import Check
 from metamf_jax.imputation.posterior import Side
@@ -103,6 +103,7 @@ def complete(
     *,
     way: str | None = None,
     missing: str = "at_random",
+    allowed: Collection[str] = ANSWERS,
     seed: int = 0,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Completion:
@@ -115,6 +116,7 @@ def complete(
       missing: ``at_random``, for whatever else is observed, or ``by_value``, one of `MISSING`. The
         observed cells cannot tell for sure: imputed values are moved for those who know the latter
         (see `row_gaussian.missing_by_value` for what it costs where they are wrong).
+      allowed: those of the `answers.ANSWERS` that may have a weight; to see what each is worth.
       seed: of the choice of held-out cells.
       progress: told of each stage as it begins.
 
@@ -126,6 +128,11 @@ def complete(
         raise ValueError(f"expected the standardisation {', '.join(scaling.WAYS)}, got {way!r}")
     if missing not in MISSING:
         raise ValueError(f"expected cells missing {' or '.join(MISSING)}, got {missing!r}")
+    if not set(allowed) <= set(ANSWERS) or not set(allowed) & set(ANSWERS[:OF_FACTORS]):
+        raise ValueError(
+            f"expected answers among {', '.join(ANSWERS)}, one of the first {OF_FACTORS} at least, "
+            f"got {', '.join(allowed) or 'none'}"
+        )
     _require_valid(entries)
     dense, row_places, column_places = _occupied(entries)
     turned = scaling.transpose(dense)
@@ -149,6 +156,7 @@ def complete(
             by_rows,
             seed,
             progress,
+            allowed,
         )
         fits.append((tried, transposed, found))
     of_ways = _errors([found for _, _, found in fits], ways, dense)

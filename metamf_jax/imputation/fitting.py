@@ -1,7 +1,7 @@
 """Fits a matrix under one standardisation, and parts of it to check the answers on what is left."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import jax
@@ -92,6 +92,7 @@ def fit(
     by_rows: bool,
     seed: int,
     progress: Callable[[str], None],
+    allowed: Collection[str] = ANSWERS,
 ) -> Fit:
     """Fits a matrix and checks that on held-out cells.
 
@@ -102,7 +103,10 @@ def fit(
       by_rows: whether a Gaussian over the rows is fitted too, where it suits the matrix.
       seed: of the choice of held-out cells.
       progress: told of each stage as it begins.
+      allowed: those of the `ANSWERS` that may have a weight.
     """
+    may_weigh = np.array([answer in allowed for answer in ANSWERS])
+    by_rows = by_rows and bool(may_weigh[OF_FACTORS:].any())
     count = len(entries.rows)
     held = held_out.folds(count, seed)
     kept = []
@@ -127,7 +131,7 @@ def fit(
     # Nothing is known of the unit of a column all of whose cells are held out.
     known = (left_over > 0) | (way == "matrix")
     if count < held_out.FEWEST_CHECKED or not known.any():
-        start = held_out.START_WEIGHTS, held_out.START_INFLATION
+        start = held_out.start_weights(may_weigh), held_out.START_INFLATION
         nothing = held_out.no_check(entries.shape[1])
         return Fit(way, scales[0], whole, *start, nothing, None, checked[:0])
     found = [
@@ -144,7 +148,7 @@ def fit(
     every = scaling.fit_scaling(entries, "columns").scales
     units = every[columns]
     weights = np.zeros(len(ANSWERS))
-    weights[:fewest] = held_out.weigh(answered / units, values / units)
+    weights[:fewest] = held_out.weigh(answered / units, values / units, may_weigh[:fewest])
     predicted = weights[:fewest] @ answered
     bars = units * np.sqrt(
         answers.row_share(weights) @ np.minimum(deviations / units, held_out.MOST_ERROR) ** 2

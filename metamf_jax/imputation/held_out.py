@@ -129,15 +129,25 @@ def folds(count: int, seed: int) -> list[np.ndarray]:
     return [order[time * size : (time + 1) * size] for time in range(times)]
 
 
-def weigh(candidates: np.ndarray, target: np.ndarray) -> np.ndarray:
+def start_weights(allowed: np.ndarray) -> np.ndarray:
+    """What answers weigh before anything is known of the matrix, when only some may; [A] bool."""
+    start = np.where(allowed, START_WEIGHTS[: len(allowed)], 0)
+    return start / start.sum() if start.any() else allowed / allowed.sum()
+
+
+def weigh(
+    candidates: np.ndarray, target: np.ndarray, allowed: np.ndarray | None = None
+) -> np.ndarray:
     """Weights [A] from the simplex with the least squared error, shrunken to the start.
 
     Args:
       candidates: [A, H], the first A of the answers at held-out cells.
       target: [H], what these hold.
+      allowed: [A] bool, which may have a weight; None for all.
     """
+    allowed = np.ones(len(candidates), bool) if allowed is None else allowed
     errors = np.clip(target - candidates, -MOST_ERROR, MOST_ERROR)
-    start = START_WEIGHTS[: len(errors)]
+    start = start_weights(allowed)
     noise = (errors**2).mean(axis=1).min()
     ridge = _WEIGHT_STRENGTH * noise + 1e-12 * (errors**2).mean() + 1e-300
     # With weights that add up to one, the error is the weighted sum of errors.
@@ -145,8 +155,8 @@ def weigh(candidates: np.ndarray, target: np.ndarray) -> np.ndarray:
     pull = ridge * start
     best, least = start, np.inf
     # A few numbers: the best of each set of answers by itself, where that is inside the simplex.
-    for size in range(1, len(errors) + 1):
-        for chosen in map(list, itertools.combinations(range(len(errors)), size)):
+    for size in range(1, allowed.sum() + 1):
+        for chosen in map(list, itertools.combinations(np.flatnonzero(allowed), size)):
             system = np.ones((size + 1, size + 1))
             system[:size, :size], system[size, size] = gram[np.ix_(chosen, chosen)], 0
             solution = np.linalg.solve(system, np.append(pull[chosen], 1))[:size]
