@@ -8,18 +8,27 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
+from metamf_jax import bias_model
 from metamf_jax.meta_learning import encoder
 from metamf_jax.meta_learning.encoder import EncoderConfig
 from metamf_jax.types import Entries, FactorPrior, PaddedMatrices
 from tests import numpy_reference
 
-PRECISIONS = ("scalar", "per_row")
+# Precisions; per row, and a bias model that is fitted first.
+VARIANTS = ("scalar", "per_row", "effects")
+SHAPE = {"channels": 4, "layers": 2, "rank": 3}
+
+
+def config_of(variant):
+    if variant == "effects":
+        return EncoderConfig(**SHAPE, precision="per_row", effects=True)
+    return EncoderConfig(**SHAPE, precision=variant)
 
 
 @functools.cache
-def encoder_and_params(precision):
-    """A tiny encoder, its compiled apply, and parameters none of which is zero."""
-    made = encoder.make_encoder(EncoderConfig(channels=4, layers=2, rank=3, precision=precision))
+def encoder_and_params(variant):
+    """A tiny encoder's compiled apply, and parameters none of which is zero."""
+    made = encoder.make_encoder(config_of(variant))
     params = jax.eval_shape(made.init, jax.random.key(0))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(0, 0.6, x.shape).astype(np.float32), params)
@@ -27,9 +36,9 @@ def encoder_and_params(precision):
 
 
 @functools.cache
-def gradient_function(precision):
+def gradient_function(variant):
     """The gradient of a function of the whole prior by parameters and observed values."""
-    apply, _ = encoder_and_params(precision)
+    apply, _ = encoder_and_params(variant)
 
     def total(params, values, observations):
         if isinstance(observations, Entries):
@@ -41,7 +50,7 @@ def gradient_function(precision):
     return jax.jit(jax.grad(total, argnums=(0, 1)))
 
 
-def reference(params, matrix, precision):
+def reference(params, matrix, variant):
     """The encoder of methods' equations, matrix by matrix in float64."""
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), params["params"])
     observed = matrix.observed[:, :, None]
@@ -52,6 +61,23 @@ def reference(params, matrix, precision):
         columns = z.sum(0) / np.maximum(observed.sum(0), 1)
         return rows, columns, z.sum((0, 1)) / max(observed.sum(), 1)
 
+    def log_counts(counts):
+        return np.log(1 + counts) - 1
+
+    row_counts, column_counts = (log_counts(matrix.observed.sum(axis)) for axis in (1, 0))
+    if variant == "effects":
+        shrinkage = bias_model.Shrinkage(*np.exp(params["log_shrinkage"]))
+        fitted = bias_model.fit_effects(matrix, shrinkage, sweeps=4)
+        mean, of_rows, of_columns = (np.float64(part) for part in fitted)
+        inputs = (
+            z[:, :, 0] - mean - of_rows[:, None] - of_columns,
+            (mean + of_rows)[:, None],
+            row_counts[:, None],
+            of_columns,
+            column_counts,
+        )
+        z = np.stack([np.broadcast_to(part, observed.shape[:2]) for part in inputs], axis=2)
+        z = np.where(observed, z, 0)
     for layer in range(2):
         p = params[f"ExchangeableLayer_{layer}"]
         rows, columns, everything = means(z)
@@ -63,7 +89,16 @@ def reference(params, matrix, precision):
             + p["bias"]
         )
         z = np.where(observed, np.maximum(z, 0), 0)
-    rows, columns, _ = means(z)
+    rows, columns, everything = means(z)
+    if variant == "effects":
+        shared = np.append(everything, log_counts(observed.sum()) / 3)
+        rows, columns = (
+            np.column_stack([pooled, effects, counts, np.tile(shared, (len(pooled), 1))])
+            for pooled, effects, counts in (
+                (rows, of_rows, row_counts),
+                (columns, of_columns, column_counts),
+            )
+        )
 
     def head(name, x):
         # Flax numbers the layers in the order of their construction, the outer one first.
@@ -73,7 +108,7 @@ def reference(params, matrix, precision):
 
     log_u = np.full(len(rows), params["log_precision"])
     log_v = np.full(len(columns), params["log_precision"])
-    if precision == "per_row":
+    if variant != "scalar":
         log_u = log_u + head("u_log_precision", rows)[:, 0]
         log_v = log_v + head("v_log_precision", columns)[:, 0]
     return FactorPrior(head("u_mean", rows), head("v_mean", columns), np.exp(log_u), np.exp(log_v))
@@ -106,16 +141,16 @@ class EncoderTest(parameterized.TestCase):
         super().setUp()
         self.padded, self.entries = numpy_reference.random_matrix(0)
 
-    @parameterized.parameters(*PRECISIONS)
-    def test_both_layouts_equal_numpy(self, precision):
-        apply, params = encoder_and_params(precision)
-        expected = reference(params, self.padded, precision)
+    @parameterized.parameters(*VARIANTS)
+    def test_both_layouts_equal_numpy(self, variant):
+        apply, params = encoder_and_params(variant)
+        expected = reference(params, self.padded, variant)
         assert_close(apply(params, self.padded), expected)
         assert_close(apply(params, self.entries), expected)
 
-    @parameterized.parameters(*PRECISIONS)
-    def test_permuted_matrix_gives_permuted_prior(self, precision):
-        apply, params = encoder_and_params(precision)
+    @parameterized.parameters(*VARIANTS)
+    def test_permuted_matrix_gives_permuted_prior(self, variant):
+        apply, params = encoder_and_params(variant)
         rng = np.random.default_rng(1)
         rows, columns = rng.permutation(6), rng.permutation(5)
         permuted = PaddedMatrices(*(x[rows][:, columns] for x in self.padded))
@@ -142,10 +177,10 @@ class EncoderTest(parameterized.TestCase):
         )
         assert_close(apply(params, shuffled), apply(params, self.entries))
 
-    @parameterized.product(precision=PRECISIONS, poison=[np.nan, 1e30, np.inf])
-    def test_poisoned_padding_changes_nothing(self, precision, poison):
-        apply, params = encoder_and_params(precision)
-        gradient = gradient_function(precision)
+    @parameterized.product(variant=VARIANTS, poison=[np.nan, 1e30, np.inf])
+    def test_poisoned_padding_changes_nothing(self, variant, poison):
+        apply, params = encoder_and_params(variant)
+        gradient = gradient_function(variant)
         for observations in (self.padded, self.entries):
             clean, poisoned = with_poison(observations, 0), with_poison(observations, poison)
             assert_equal(apply(params, poisoned), apply(params, clean))
@@ -162,6 +197,25 @@ class EncoderTest(parameterized.TestCase):
             )
             np.testing.assert_array_equal(np.asarray(got[1])[unobserved], 0)
             assert (np.asarray(got[1])[~unobserved] != 0).any()
+
+    @parameterized.parameters(*VARIANTS)
+    def test_rows_folded_in_get_the_prior_they_would_have_had(self, variant):
+        made = encoder.make_encoder(config_of(variant))
+        _, params = encoder_and_params(variant)
+        whole, effects, context = made.encode(params, self.padded)
+        few = [4, 0, 3]
+        part, part_effects, _ = made.encode(
+            params, PaddedMatrices(*(x[few] for x in self.padded)), context
+        )
+        np.testing.assert_allclose(part.u_mean, whole.u_mean[np.array(few)], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(part.u_precision, whole.u_precision[np.array(few)], rtol=1e-4)
+        if variant == "effects":
+            np.testing.assert_allclose(
+                part_effects.rows, effects.rows[np.array(few)], rtol=1e-4, atol=1e-5
+            )
+        else:
+            assert effects is None
+            assert part_effects is None
 
     def test_rows_without_cells_are_finite_and_alike(self):
         apply, params = encoder_and_params("per_row")
@@ -200,7 +254,7 @@ class EncoderTest(parameterized.TestCase):
         assert first["params"]["log_precision"] == 0
 
     def test_parameters_serve_every_size(self):
-        made = encoder.make_encoder(EncoderConfig(channels=4, layers=2, rank=3))
+        made = encoder.make_encoder(EncoderConfig(**SHAPE))
         params = jax.eval_shape(made.init, jax.random.key(0))
         for shape in ((1, 1), (2, 9), (30, 4)):
             matrix = PaddedMatrices(jnp.zeros(shape), jnp.zeros(shape, bool))
