@@ -1,5 +1,6 @@
 """Batched ridge regression around a prior mean, by Cholesky."""
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -24,6 +25,8 @@ def ridge_solve(gram: Array, moment: Array, precision: Array, mean: Array) -> ja
     Returns:
       [..., K].
     """
+    chex.assert_equal_shape([moment, mean])
+    chex.assert_shape(gram, (..., mean.shape[-1], mean.shape[-1]))
     gram, precision, mean = jnp.asarray(gram), jnp.asarray(precision), jnp.asarray(mean)
     identity = jnp.broadcast_to(jnp.eye(gram.shape[-1], dtype=gram.dtype), gram.shape)
     with jax.default_matmul_precision("highest"):

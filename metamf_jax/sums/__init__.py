@@ -12,6 +12,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +30,12 @@ def _unknown_layout(observations) -> TypeError:
     return TypeError(
         f"expected observations as Entries or PaddedMatrices, got {type(observations).__name__}"
     )
+
+
+def _assert_fit(shape: tuple[int, int], factors: Factors) -> None:
+    """Gathers would clip or fill where factors do not belong to the matrix, and say nothing."""
+    rank = factors.v.shape[-1]
+    chex.assert_shape([factors.u, factors.v], [(shape[0], rank), (shape[1], rank)])
 
 
 @functools.singledispatch
@@ -125,6 +132,7 @@ def residual_products(observations: Observations, factors: Factors) -> tuple[jax
 @residual_products.register
 def _(observations: PaddedMatrices, factors):
     u, v = factors
+    _assert_fit(observations.values.shape, factors)
     fitted = jnp.matmul(u, v.T, precision=_FULL_FLOAT32)
     residuals = jnp.where(observations.observed, observations.values - fitted, 0)
     return (
@@ -135,15 +143,18 @@ def _(observations: PaddedMatrices, factors):
 
 @residual_products.register
 def _(observations: Entries, factors):
+    _assert_fit(observations.shape, factors)
     return _run("residual_products", *_list(observations), factors.u, factors.v)
 
 
 def residuals(observations: Observations, factors: Factors) -> jax.Array:
     """``x - u . v`` at observed cells, zero elsewhere; [N, M] or [E]."""
     if isinstance(observations, Entries):
+        _assert_fit(observations.shape, factors)
         fitted = predict(factors, observations.rows, observations.columns)
         observed = observations.rows < observations.shape[0]
     else:
+        _assert_fit(observations.values.shape, factors)
         fitted = jnp.matmul(factors.u, factors.v.T, precision=_FULL_FLOAT32)
         observed = observations.observed
     return jnp.where(observed, observations.values - fitted, 0)
@@ -167,6 +178,7 @@ def row_normal_equations(observations: Observations, v: Array) -> tuple[jax.Arra
 
 @row_normal_equations.register
 def _(observations: PaddedMatrices, v):
+    chex.assert_shape(v, (observations.values.shape[1], None))
     num_columns, rank = v.shape
     outer = (v[:, :, None] * v[:, None, :]).reshape(num_columns, rank * rank)
     gram = jnp.matmul(observations.observed.astype(v.dtype), outer, precision=_FULL_FLOAT32)
@@ -176,6 +188,7 @@ def _(observations: PaddedMatrices, v):
 
 @row_normal_equations.register
 def _(observations: Entries, v):
+    chex.assert_shape(v, (observations.shape[1], None))
     return _run("row_normal_equations", *_list(observations), v, num_rows=observations.shape[0])
 
 
