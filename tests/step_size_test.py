@@ -62,6 +62,13 @@ class StepSizeTest(parameterized.TestCase):
         assert kept.sum() == len(sample.values)
         assert step_size.sample_entries(entries, rng, at_least=600) is entries
 
+    def test_sample_is_no_larger_than_it_must_be(self):
+        """With one point in a row and in a column, none comes with another."""
+        rng = np.random.default_rng(0)
+        columns = rng.permutation(103)[:101].astype(np.int32)
+        entries = Entries(np.arange(101, dtype=np.int32), columns, np.zeros(101), (101, 103))
+        assert len(step_size.sample_entries(entries, rng, at_least=40).values) == 40
+
     def test_choice_takes_the_lowest_finite_objective(self):
         objectives = {0.5: math.nan, 0.25: 3.0, 0.125: 2.0, 0.0625: 2.5}
         assert step_size.choose(objectives.__getitem__, list(objectives)) == 0.125
