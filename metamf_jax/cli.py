@@ -260,20 +260,21 @@ def _impute(flags: argparse.Namespace) -> None:
         progress=progress,
     )
     check = completed.check
-    if check.cells:
+    if not check.cells:
+        print("too few observed cells to hold some out: the error is not known")
+    elif completed.way == "matrix":
         print(
             f"held-out error on {check.cells} of the observed cells: {check.rmse:.4g} (root mean "
             f"square), {check.bias_rmse:.4g} by row and column effects alone"
         )
     else:
-        print("too few observed cells to hold some out: the error is not known")
-    if check.cells and completed.way != "matrix":
         side, ids = (
             ("column", table.column_ids) if completed.way == "columns" else ("row", table.row_ids)
         )
         print(
-            f"in units of each {side}'s deviation: {check.relative:.4g}, by the {side}s' means "
-            f"{check.mean_relative:.4g}"
+            f"held-out error on {check.cells} of the observed cells: {check.relative:.4g} of a "
+            f"{side}'s deviation (root mean square), {check.mean_relative:.4g} by the {side}s' "
+            "means"
         )
         known = np.flatnonzero(~np.isnan(check.by_column))
         if len(known) <= _FEW_COLUMNS:

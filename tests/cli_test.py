@@ -1,6 +1,7 @@
 """``metamf`` as a user types it."""
 
 import csv
+import re
 import subprocess
 import sys
 
@@ -124,3 +125,32 @@ def test_help_imports_no_jax_and_shows_examples():
     code = "import sys; from metamf_jax import cli; cli.main([]); assert 'jax' not in sys.modules"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "metamf impute ratings.csv --output completed.csv" in ended.stdout
+
+
+def test_columns_with_units_of_their_own_are_told_apart(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    wealth = rng.normal(size=60)
+    population = np.exp(17 + rng.normal(size=60)).astype(int)
+    life, children = 70 + 6 * wealth + rng.normal(size=60), 3 - wealth
+    lines = ["population,life,children"]
+    for n, (p, y, c) in enumerate(zip(population, life, children, strict=True)):
+        lines.append(f"{p},{'' if n % 5 == 0 else f'{y:.1f}'},{c:.2f}")
+    (tmp_path / "in.csv").write_text("\n".join(lines) + "\n")
+    arguments = ["impute", str(tmp_path / "in.csv"), "--output", str(tmp_path / "out.csv")]
+    assert cli.main(arguments) == 0
+    told = capsys.readouterr().out
+    assert "standardised with each column in its own unit" in told
+    match = re.search(
+        r"cells: ([\d.]+) of a column's deviation .*, ([\d.]+) by the columns' mean", told
+    )
+    assert match, told
+    assert float(match[1]) < 0.9 * float(match[2])
+    assert "largest errors of columns: population" in told
+    filled = np.array(
+        [float(line.split(",")[1]) for line in (tmp_path / "out.csv").read_text().splitlines()[1:]]
+    )
+    assert np.sqrt(((filled - life)[::5] ** 2).mean()) < 0.5 * life.std()
+    # For those who say so, values may be moved; the option is refused by name otherwise.
+    assert cli.main([*arguments, "--missing", "by_value"]) == 0
+    with pytest.raises(SystemExit):
+        cli.main([*arguments, "--missing", "never"])
