@@ -41,6 +41,19 @@ def test_beats_the_bias_model_of_a_matrix_with_factors(split, completed):
     assert completed.check.cells == len(split[0].rows)
 
 
+def test_few_cells_of_many_factors_are_not_taken_for_noise():
+    """A posterior that starts from too much noise loses them: an error of 0.72, not 0.55."""
+    errors = []
+    for seed in range(5):
+        table = synthetic.low_rank(seed, 60, 45, 3, density=0.4, noise=0.3, bias=0.7)[0]
+        held = np.random.default_rng(seed).random(len(table.entries.rows)) < 0.25
+        completed = completion.complete(PRIOR, select(table.entries, ~held))
+        out = select(table.entries, held)
+        values, _ = completion.predict(completed, out.rows, out.columns)
+        errors.append(np.sqrt(((values - out.values) ** 2).mean()))
+    assert np.mean(errors) < 0.62
+
+
 def test_same_seed_same_answer(split, completed):
     again = completion.complete(PRIOR, split[0])
     for one, other in zip(completed.cells, again.cells, strict=True):
@@ -272,6 +285,40 @@ def test_inflation_holds_nine_of_ten():
     inflation, coverage = held_out.inflation(3 * scores)
     np.testing.assert_allclose(inflation, 3, rtol=0.05)
     np.testing.assert_allclose(coverage, 0.9, atol=0.02)
+
+
+def test_few_held_out_cells_leave_the_error_bars_near_the_start():
+    """Ten cells weigh as much as the start; cells of no weight are none."""
+    scores, start = np.full(10, 3 * held_out.NORMAL_QUANTILE), held_out.START_INFLATION
+    np.testing.assert_allclose(held_out.inflation(scores)[0], np.sqrt(3 * start))
+    importance = np.repeat([2.0, 0.0], 5)
+    np.testing.assert_allclose(held_out._grown(scores, importance), 3 ** (1 / 3) * start ** (2 / 3))
+
+
+@pytest.mark.parametrize(
+    ("count", "times", "size"),
+    [(101, 5, 21), (2501, 2, 501), (20_001, 1, 2001), (200_001, 1, 10_001)],
+)
+def test_parts_that_are_held_out_do_not_overlap(count, times, size):
+    parts = held_out.folds(count, 3)
+    assert [len(part) for part in parts] == [size] * (times - 1) + [len(parts[-1])]
+    assert size - times < len(parts[-1]) <= size
+    together = np.concatenate(parts)
+    assert len(np.unique(together)) == len(together)
+    assert 0 <= together.min() <= together.max() < count
+
+
+def test_the_check_by_hand():
+    """Two cells in a column of deviation 2, one of deviation 10, none in the third."""
+    cells_out = held_out.HeldOut(
+        np.array([0, 0, 1]), np.array([1.0, 5.0, 30.0]), np.array([3.0, 5.0, 20.0]), np.ones(3)
+    )
+    bias, means = np.array([1.0, 5.0, 33.0]), np.array([1.0, 1.0, 10.0])
+    found = held_out.check(cells_out, bias, means, 0.9, np.array([2.0, 10.0, 1.0]))
+    np.testing.assert_allclose(found[:3], (3, np.sqrt(104 / 3), np.sqrt(3)))
+    np.testing.assert_allclose(found[3:6], (0.9, np.sqrt(2 / 3), np.sqrt(8 / 3)))
+    np.testing.assert_allclose(found.by_column, [np.sqrt(0.5), 1, np.nan])
+    np.testing.assert_allclose(found.mean_by_column, [np.sqrt(2), 2, np.nan])
 
 
 def test_held_out_cells_stand_for_the_missing():

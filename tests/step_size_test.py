@@ -62,6 +62,15 @@ class StepSizeTest(parameterized.TestCase):
         assert kept.sum() == len(sample.values)
         assert step_size.sample_entries(entries, rng, at_least=600) is entries
 
+    def test_sample_is_no_larger_than_it_must_be(self):
+        """With one point in a row and in a column, none comes with another."""
+        rng = np.random.default_rng(0)
+        columns = rng.permutation(5003)[:5001].astype(np.int32)
+        entries = Entries(np.arange(5001, dtype=np.int32), columns, np.zeros(5001), (5001, 5003))
+        for wanted in (1, 40, 777, 2000, 5000):
+            sample = step_size.sample_entries(entries, rng, at_least=wanted)
+            assert len(sample.values) == wanted
+
     def test_choice_takes_the_lowest_finite_objective(self):
         objectives = {0.5: math.nan, 0.25: 3.0, 0.125: 2.0, 0.0625: 2.5}
         assert step_size.choose(objectives.__getitem__, list(objectives)) == 0.125

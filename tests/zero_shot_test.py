@@ -59,6 +59,14 @@ def test_factors_are_steps_from_the_prior_and_a_solve_of_the_rows(matrix, form):
 
 
 @pytest.mark.parametrize("form", INNER)
+def test_noise_is_the_mean_square_of_what_is_left_over(matrix, form):
+    _, adapted = adapted_to(matrix, form)
+    effects, (u, v) = adapted.effects, adapted.factors
+    left = matrix.values - effects.mean - effects.rows[:, None] - effects.columns - u @ v.T
+    np.testing.assert_allclose(adapted.noise, (left[matrix.observed] ** 2).mean(), rtol=1e-3)
+
+
+@pytest.mark.parametrize("form", INNER)
 def test_rows_folded_in_are_the_fitted_ones(matrix, form):
     config, adapted = adapted_to(matrix, form)
     few = np.array([7, 2, 5])

@@ -20,6 +20,9 @@ from metamf_jax.meta_learning.map_estimation import map_estimate
 from metamf_jax.meta_learning.meta_loss import MetaParams, ModelConfig
 from metamf_jax.types import Array, FactorPrior, Factors
 
+# A prior of this precision leaves a factor where it is.
+_CERTAIN = 1e12
+
 
 class Encoded(NamedTuple):
     """What the encoder says of a matrix.
@@ -94,9 +97,14 @@ def adapt(config: ModelConfig, encoded: Encoded, rows: Rows, columns: Rows) -> A
             v = columns.solve(_problem(u, row_base, effects.columns, of_columns, ones)).mean
     else:
         v = encoded.v
-    solved = rows.solve(_problem(v, effects.columns, row_base, prior, ones))
-    noise = float(solved.square.sum(dtype=np.float64)) / max(int(rows.counts.sum()), 1)
-    return Adapted(effects, Factors(solved.mean, v), encoded.context, noise)
+    problem = _problem(v, effects.columns, row_base, prior, ones)
+    u = rows.solve(problem).mean
+    # Solved once more as if the factors were certain: their variances, in units of a noise of one,
+    # are many times what is left over.
+    certain = problem._replace(mean=u, strength=np.full_like(prior.u_precision, _CERTAIN))
+    left_over = rows.solve(certain).square.sum(dtype=np.float64)
+    noise = float(left_over) / max(int(rows.counts.sum()), 1)
+    return Adapted(effects, Factors(u, v), encoded.context, noise)
 
 
 def fold_in(
