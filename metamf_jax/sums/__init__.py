@@ -32,7 +32,7 @@ def _unknown_layout(observations) -> TypeError:
     )
 
 
-def _assert_fit(shape: tuple[int, int], factors: Factors) -> None:
+def _assert_fit(shape: tuple[int, ...], factors: Factors) -> None:
     """Gathers would clip or fill where factors do not belong to the matrix, and say nothing."""
     rank = factors.v.shape[-1]
     chex.assert_shape([factors.u, factors.v], [(shape[0], rank), (shape[1], rank)])
