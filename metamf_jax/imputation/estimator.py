@@ -52,7 +52,7 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         table shows that large values, or small ones, are the likelier to be missing
         (`metamf_jax.imputation.row_gaussian.missing_by_value`). It is off by default because
         observed cells cannot tell the two apart for sure: of 24 tables whose cells were missing by
-        other columns it made 12 worse and none better, by 4.7% in the mean.
+        other columns it made 11 worse and 2 better (``experiments/RESULTS.md``).
       missing_values: what stands for a missing value in dense input, NaN or a number. In sparse
         input the entries that are not stored are missing.
       random_state: seed of the held-out check on observed cells, which weights the answers and
