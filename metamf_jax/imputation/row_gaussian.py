@@ -178,8 +178,8 @@ def missing_by_value(gaussian: RowGaussian) -> np.ndarray:
     be chance (below twice its standard error) is none, one above is shrunken accordingly.
 
     Dependence on other columns looks much the same: of 24 tables whose cells were missing by other,
-    observed columns, what follows from these slopes made 12 worse and none better, by 4.7% in the
-    mean. They are for those who know that cells are missing by value.
+    observed columns, what follows from these slopes made 11 worse and 2 better
+    (``experiments/RESULTS.md``). They are for those who know that cells are missing by value.
 
     Args:
       gaussian: fitted, under the assumption that cells are missing at random.
