@@ -242,7 +242,7 @@ def _check(check: Check, column_places: np.ndarray) -> Check:
 def _cells_of_rows(entries: Entries) -> dict[bytes, int]:
     """The number of each row with a cell, by the columns and values of its cells."""
     order = np.lexsort([entries.columns, entries.rows])
-    rows, columns = entries.rows[order], entries.columns[order]
+    rows, columns = np.asarray(entries.rows)[order], np.asarray(entries.columns)[order]
     numbers, firsts = np.unique(rows, return_index=True)
     values = np.asarray(entries.values)[order]
     parts = zip(np.split(columns, firsts[1:]), np.split(values, firsts[1:]), strict=True)

@@ -50,7 +50,7 @@ def column_digits(path: str | os.PathLike, found: TableFormat, table: Table) -> 
     ends = np.cumsum(np.bincount(cells.columns, minlength=cells.shape[1]))[:-1]
     return [
         of_column(values, position)
-        for position, values in enumerate(np.split(cells.values[order], ends), skipped)
+        for position, values in enumerate(np.split(np.asarray(cells.values)[order], ends), skipped)
     ]
 
 
