@@ -25,8 +25,9 @@ ALLOWED = {
     "cli": BASE | {"data", "imputation", "plotting"},
     "meta_learning": BASE,
     "factorization": BASE,
-    "imputation": BASE | {"meta_learning", "factorization"},
-    "baselines": BASE | {"meta_learning", "factorization"},
+    "posterior": BASE | {"factorization"},
+    "imputation": BASE | {"meta_learning", "factorization", "posterior"},
+    "baselines": BASE | {"meta_learning", "factorization", "posterior"},
 }
 
 

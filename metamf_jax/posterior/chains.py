@@ -1,0 +1,206 @@
+"""Chains of a sampler: their sweeps, the draws that are kept, and how well they mix.
+
+Chains differ in their keys alone, which fold in the chain's number and then the sweep's, so that a
+chain that is interrupted and goes on draws what it would have drawn. On one device chains run in
+threads: one on each core is the cheapest use of several.
+
+R-hat and effective sizes are those of A. Gelman et al., Bayesian Data Analysis, third edition,
+section 11.4: chains are split in halves, and autocorrelations are summed by Geyer's initial
+positive sequence. They are of quantities that do not change when the factors are rotated.
+"""
+
+import concurrent.futures
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import threadpoolctl
+
+from metamf_jax.posterior import gibbs
+from metamf_jax.posterior.gibbs import Data, GibbsConfig, State
+from metamf_jax.posterior.hyperprior import Hyperprior
+
+
+@dataclasses.dataclass(frozen=True)
+class ChainsConfig:
+    """How long to run.
+
+    Attributes:
+      num_chains: C.
+      burn_in: sweeps of each chain before the first draw is kept.
+      num_draws: S, kept in all; a multiple of C.
+      thin: sweeps from one kept draw to the next.
+      seed: of all draws.
+    """
+
+    num_chains: int = 2
+    burn_in: int = 30
+    num_draws: int = 100
+    thin: int = 1
+    seed: int = 0
+
+    def __post_init__(self):
+        if min(self.num_chains, self.num_draws, self.thin) < 1 or self.burn_in < 0:
+            raise ValueError(
+                "expected at least one chain, draw and sweep from one to the next, and no burn-in "
+                f"below 0, got {self.num_chains}, {self.num_draws}, {self.thin} and {self.burn_in}"
+            )
+        if self.num_draws % self.num_chains:
+            raise ValueError(
+                f"expected a number of draws that is a multiple of the {self.num_chains} chains, "
+                f"got {self.num_draws}"
+            )
+
+    @property
+    def num_sweeps(self) -> int:
+        """Of each chain, from its start."""
+        return self.burn_in + self.thin * (self.num_draws // self.num_chains)
+
+    def keeps(self, sweep: int) -> bool:
+        """Whether the draws of a sweep, counted from 1, are kept."""
+        return sweep > self.burn_in and (sweep - self.burn_in) % self.thin == 0
+
+
+class Draws(NamedTuple):
+    """Draws of a matrix's posterior, those of a sweep one after the other; NumPy arrays.
+
+    Attributes:
+      rows, columns: [S, N, L] and [S, M, L] float32, factors with the effect last, L = K + 1.
+      row_shares, column_shares: [S, N] and [S, M] float32, of the noise's precision.
+      alpha: [S], the precision of the noise.
+      row_prior, column_prior: `Hyperprior` with a leading axis S, for rows that are folded in.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    row_shares: np.ndarray
+    column_shares: np.ndarray
+    alpha: np.ndarray
+    row_prior: Hyperprior
+    column_prior: Hyperprior
+
+
+def init(data: Data, config: GibbsConfig, chains: ChainsConfig) -> list[State]:
+    """The states of all chains before the first sweep."""
+    return [
+        gibbs.init(jax.random.fold_in(_key(chains, c), 0), data, config)
+        for c in range(chains.num_chains)
+    ]
+
+
+def sweeps(
+    states: list[State], data: Data, config: GibbsConfig, chains: ChainsConfig, first: int = 1
+) -> Iterator[tuple[int, list[State]]]:
+    """Yields the number of each sweep, from `first` to the last, and the states after it."""
+
+    def advance(chain: int) -> State:
+        key = jax.random.fold_in(_key(chains, chain), sweep)
+        return gibbs.sweep(key, states[chain], data, config)
+
+    # Programs with collectives must start in one order on all devices.
+    alone = data.rows.rows.mesh.size > 1
+    # Threads of BLAS gain nothing on such small matrices, and lose much beside each other.
+    with (
+        concurrent.futures.ThreadPoolExecutor(1 if alone else chains.num_chains) as pool,
+        threadpoolctl.threadpool_limits(1, user_api="blas"),
+    ):
+        for sweep in range(first, chains.num_sweeps + 1):
+            states = list(pool.map(advance, range(chains.num_chains)))
+            yield sweep, states
+
+
+def _key(chains: ChainsConfig, chain: int) -> jax.Array:
+    return jax.random.fold_in(jax.random.key(chains.seed), chain)
+
+
+def run(
+    data: Data,
+    config: GibbsConfig,
+    chains: ChainsConfig,
+    on_sweep: Callable[[int, list[State]], None] = lambda sweep, states: None,
+) -> Draws:
+    """Runs all chains from their start, and keeps their draws.
+
+    Args:
+      data: from `gibbs.prepare`.
+      config: the model.
+      chains: how long.
+      on_sweep: called after each sweep.
+    """
+    kept = []
+    for sweep, states in sweeps(init(data, config, chains), data, config, chains):
+        if chains.keeps(sweep):
+            kept += states
+        on_sweep(sweep, states)
+    return stack(kept)
+
+
+def stack(states: list[State]) -> Draws:
+    """Draws of states."""
+
+    def together(*leaves):
+        return np.stack([np.asarray(leaf, np.float32) for leaf in leaves])
+
+    held = jax.tree.map(together, *states)
+    return Draws(
+        held.rows.factors,
+        held.columns.factors,
+        held.rows.shares,
+        held.columns.shares,
+        held.alpha,
+        held.rows.prior,
+        held.columns.prior,
+    )
+
+
+def norm_of_product(state: State) -> float:
+    """The Frobenius norm of ``U V^T``, by ``tr(U^T U V^T V)``."""
+    u, v = (np.asarray(s.factors[:, :-1], np.float64) for s in (state.rows, state.columns))
+    return float(np.sqrt(max(((u.T @ u) * (v.T @ v)).sum(), 0.0)))
+
+
+def r_hat(values: np.ndarray) -> np.ndarray:
+    """Potential scale reduction of quantities.
+
+    Args:
+      values: [C, S, ...], S >= 4 draws of each of C chains.
+
+    Returns:
+      [...]; near 1 where chains agree. 1 for a quantity that never changes.
+    """
+    half = values.shape[1] // 2
+    split = np.concatenate([values[:, :half], values[:, -half:]]).astype(np.float64)
+    within = split.var(axis=1, ddof=1).mean(axis=0)
+    between = split.mean(axis=1).var(axis=0, ddof=1)
+    pooled = (half - 1) / half * within + between
+    return np.sqrt(np.where(within > 0, pooled / np.where(within > 0, within, 1), 1))
+
+
+def effective_size(values: np.ndarray) -> np.ndarray:
+    """How many independent draws would tell as much of a mean.
+
+    Args:
+      values: as for `r_hat`.
+
+    Returns:
+      [...], at most C S.
+    """
+    half = values.shape[1] // 2
+    split = np.concatenate([values[:, :half], values[:, -half:]]).astype(np.float64)
+    within = split.var(axis=1, ddof=1).mean(axis=0)
+    pooled = (half - 1) / half * within + split.mean(axis=1).var(axis=0, ddof=1)
+    pooled = np.where(pooled > 0, pooled, 1)
+
+    def correlation(lag):
+        squares = (split[:, lag:] - split[:, : half - lag]) ** 2
+        return 1 - squares.mean(axis=(0, 1)) / (2 * pooled)
+
+    total, going = np.zeros(values.shape[2:]), np.ones(values.shape[2:], bool)
+    for lag in range(1, half - 1, 2):
+        pair = correlation(lag) + correlation(lag + 1)
+        going &= pair > 0
+        total += np.where(going, pair, 0)
+    size = split.shape[0] * half
+    return np.minimum(size / (1 + 2 * total), size)

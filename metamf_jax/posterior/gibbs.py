@@ -1,0 +1,241 @@
+"""Gibbs sampling of the factors of one matrix and of all their hyperparameters.
+
+    x_nm = b_n + c_m + u_n . v_m + e_nm,   e_nm ~ N(0, 1 / (alpha p_n q_m))
+
+on standardised values. A sweep draws, in turn, the rows' hyperprior (`hyperprior`), the rows'
+factors and effects ``w_n = [u_n, b_n]`` (`row_conditional`) and their shares of the noise
+(`noise`), the same of the columns, with the precision ``alpha`` of the noise before the columns'
+shares. Each is drawn from its exact conditional.
+
+Salakhutdinov and Mnih, Bayesian probabilistic matrix factorization using Markov chain Monte Carlo,
+ICML 2008; see also the references of the conditionals.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metamf_jax.posterior import hyperprior, noise, row_conditional
+from metamf_jax.posterior.hyperprior import Hyperprior, Moments, Wishart
+from metamf_jax.posterior.row_conditional import RowsData
+from metamf_jax.types import Entries
+
+_START_SCALE, _START_PRECISION = 0.1, 1.5
+# Rows whose products are summed in float32 before the sums are added in float64.
+_BLOCK = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class GibbsConfig:
+    """The model.
+
+    Attributes:
+      rank: K.
+      row_noise: shape ``a`` of the prior of the rows' shares of the noise; 0 for rows all alike.
+      column_noise: of the columns'.
+      degrees: of freedom of the Wishart prior of each side's precision, beyond K + 1.
+      factor_scale: what the prior's inverse scale has for factors.
+      effect_scale: and for effects.
+    """
+
+    rank: int = 32
+    row_noise: float = 2.0
+    column_noise: float = 3.0
+    degrees: float = 0.0
+    factor_scale: float = 1.0
+    effect_scale: float = 1.0
+
+    def __post_init__(self):
+        if self.rank < 0 or min(self.row_noise, self.column_noise, self.degrees) < 0:
+            raise ValueError(
+                "expected a rank, shapes of noise and degrees of freedom of at least 0, got "
+                f"{self.rank}, {self.row_noise}, {self.column_noise} and {self.degrees}"
+            )
+        if min(self.factor_scale, self.effect_scale) <= 0:
+            raise ValueError(
+                f"expected positive scales, got {self.factor_scale} and {self.effect_scale}"
+            )
+
+    @property
+    def wishart(self) -> Wishart:
+        """The prior of each side's precision."""
+        scales = np.append(np.full(self.rank, self.factor_scale), self.effect_scale)
+        return Wishart(self.rank + 1 + self.degrees, scales)
+
+
+class SideData(NamedTuple):
+    """One side of a matrix.
+
+    Attributes:
+      rows: its rows, ready to be drawn.
+      features: [N, F + 1] float32, the constant first.
+      gram: [F + 1, F + 1] float64, their products.
+      groups: [F], see `hyperprior`.
+    """
+
+    rows: RowsData
+    features: np.ndarray
+    gram: np.ndarray
+    groups: np.ndarray
+
+
+class Data(NamedTuple):
+    """A matrix.
+
+    Attributes:
+      rows, columns: its two sides.
+      num_entries: E.
+    """
+
+    rows: SideData
+    columns: SideData
+    num_entries: int
+
+
+class Side(NamedTuple):
+    """What is drawn of one side; NumPy arrays.
+
+    Attributes:
+      factors: [N, K + 1] float32, the effect last.
+      shares: [N] float64, of the noise's precision.
+      prior: of the factors.
+    """
+
+    factors: np.ndarray
+    shares: np.ndarray
+    prior: Hyperprior
+
+
+class State(NamedTuple):
+    """A draw.
+
+    Attributes:
+      rows, columns: of the two sides.
+      alpha: precision of the noise.
+    """
+
+    rows: Side
+    columns: Side
+    alpha: float
+
+
+def prepare(
+    entries: Entries,
+    features: tuple[np.ndarray, np.ndarray],
+    groups: tuple[np.ndarray, np.ndarray],
+    config: GibbsConfig,
+    num_devices: int = 1,
+    backend: str = "auto",
+) -> Data:
+    """A matrix, ready to be swept.
+
+    Args:
+      entries: [E], NumPy, standardised.
+      features: [N, F] of the rows and [M, F'] of the columns, each about centred.
+      groups: [F] and [F'] int, see `hyperprior`.
+      config: the model.
+      num_devices: to which rows and columns are dealt out; the draws do not depend on it.
+      backend: one of `block_update.BACKENDS`.
+    """
+    num_rows, num_columns = entries.shape
+    turned = Entries(entries.columns, entries.rows, entries.values, (num_columns, num_rows))
+
+    def side(listed: Entries, of_side: np.ndarray, of_groups: np.ndarray) -> SideData:
+        phi = np.column_stack([np.ones(len(of_side), np.float32), of_side]).astype(np.float32)
+        rows = row_conditional.prepare(listed, config.rank, num_devices, backend)
+        return SideData(rows, phi, _sum_of_products(phi, phi), np.asarray(of_groups))
+
+    return Data(
+        side(entries, features[0], groups[0]),
+        side(turned, features[1], groups[1]),
+        len(entries.values),
+    )
+
+
+def init(key: jax.Array, data: Data, config: GibbsConfig) -> State:
+    """Small random factors."""
+    rng, wishart = _generator(key), config.wishart
+
+    def start(side: SideData) -> Side:
+        shape = len(side.features), config.rank + 1
+        factors = (_START_SCALE * rng.standard_normal(shape)).astype(np.float32)
+        return Side(factors, np.ones(shape[0]), hyperprior.init(wishart, side.groups))
+
+    return State(start(data.rows), start(data.columns), _START_PRECISION)
+
+
+def sweep(key: jax.Array, state: State, data: Data, config: GibbsConfig) -> State:
+    """Draws everything once.
+
+    Args:
+      key: of this sweep.
+      state: the last draw.
+      data: from `prepare`.
+      config: the model.
+    """
+    of_rows, of_columns, of_noise = (jax.random.fold_in(key, i) for i in range(3))
+    rng = _generator(of_noise)
+
+    rows, square = draw_factors(of_rows, state.rows, state.columns, state.alpha, data.rows, config)
+    shares = noise.draw_shares(rng, config.row_noise, data.rows.rows.counts, state.alpha * square)
+    rows = rows._replace(shares=shares)
+
+    columns, square = draw_factors(
+        of_columns, state.columns, rows, state.alpha, data.columns, config
+    )
+    left_over = float((columns.shares * square).sum())
+    alpha = noise.draw_precision(rng, data.num_entries, left_over)
+    shares = noise.draw_shares(rng, config.column_noise, data.columns.rows.counts, alpha * square)
+    return State(rows, columns._replace(shares=shares), alpha)
+
+
+def draw_factors(
+    key: jax.Array, side: Side, other: Side, alpha: float, data: SideData, config: GibbsConfig
+) -> tuple[Side, np.ndarray]:
+    """Draws one side's hyperprior and factors, given the other side.
+
+    Returns:
+      The side; and [N] float64, the sums over each row's entries of ``q_m e_nm^2``.
+    """
+    moments = Moments(
+        len(side.factors),
+        data.gram,
+        _sum_of_products(data.features, side.factors),
+        _sum_of_products(side.factors, side.factors),
+    )
+    prior = hyperprior.draw(_generator(key), side.prior, moments, data.groups, config.wishart)
+    factors, square = row_conditional.draw(
+        key,
+        data.rows,
+        alpha * side.shares,
+        _product(data.features, prior.coefficients @ prior.precision),
+        prior.precision,
+        other.factors,
+        other.shares,
+    )
+    return Side(factors, side.shares, prior), square
+
+
+def _generator(key: jax.Array) -> np.random.Generator:
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
+
+
+@jax.jit
+def _product(x, y):
+    return jnp.matmul(x, jnp.asarray(y, jnp.float32), precision=jax.lax.Precision.HIGHEST)
+
+
+def _sum_of_products(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """``x^T y`` in float64; the sums over blocks of rows are float32's."""
+    return np.asarray(_products_of_blocks(x, y)).sum(axis=0, dtype=np.float64)
+
+
+@jax.jit
+def _products_of_blocks(x, y):
+    blocks = (
+        jnp.pad(a, ((0, -len(a) % _BLOCK), (0, 0))).reshape(-1, _BLOCK, a.shape[1]) for a in (x, y)
+    )
+    return jnp.einsum("bnj,bnk->bjk", *blocks, precision=jax.lax.Precision.HIGHEST)

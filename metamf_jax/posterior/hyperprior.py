@@ -1,0 +1,140 @@
+"""The prior of one side's factors, drawn: a regression on features, and what this leaves.
+
+    w_n = B^T phi_n + noise,   noise ~ N(0, Lambda^-1),   phi_n = [1, features of row n]
+    B | Lambda ~ MN(0, S^-1, Lambda^-1),   S = diag(2, s_1, ..),   s_g ~ Gamma(1/10, 1/10)
+    Lambda ~ W(d, diag(t)^-1)
+
+with ``L = K + 1`` numbers a row. Features come in groups, such as counts, singular vectors, a table
+of the user's; each group g has a strength ``s_g`` of its own. All conditionals are conjugate: with
+``G = Phi^T Phi + S`` and ``M = G^-1 Phi^T W``,
+
+    Lambda | W, s ~ W(d + N, (diag(t) + W^T W - M^T G M)^-1)
+    B | Lambda, W, s ~ MN(M, G^-1, Lambda^-1)
+    s_g | B, Lambda ~ Gamma(1/10 + F_g L / 2, 1/10 + tr(B_g Lambda B_g^T) / 2)
+
+with ``B_g`` the rows of B that belong to the group's F_g features.
+
+Normal and Wishart priors: Salakhutdinov and Mnih, Bayesian probabilistic matrix factorization using
+Markov chain Monte Carlo, ICML 2008; the regression: Park, Kim, Choi, Hierarchical Bayesian matrix
+factorization with side information, IJCAI 2013; Simm et al., Macau, MLSP 2017.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.linalg
+
+# Prior precision of the intercept.
+_INTERCEPT = 2.0
+# Shape and rate of the strengths' prior. With 1 the error on FilmTrust was 0.5% higher.
+_STRENGTH = 0.1
+_START_STRENGTH = 100.0
+
+
+class Hyperprior(NamedTuple):
+    """The prior of the factors of one side, float64.
+
+    Attributes:
+      coefficients: ``B`` [F + 1, L], the intercept first.
+      precision: ``Lambda`` [L, L].
+      strengths: ``s`` [G], prior precisions of the coefficients of each group of features.
+    """
+
+    coefficients: np.ndarray
+    precision: np.ndarray
+    strengths: np.ndarray
+
+
+class Wishart(NamedTuple):
+    """The prior of ``Lambda``.
+
+    Attributes:
+      degrees: ``d``, of freedom, more than L - 1.
+      inverse_scale: ``t`` [L], positive; the mean of ``Lambda`` is ``d diag(1 / t)``.
+    """
+
+    degrees: float
+    inverse_scale: np.ndarray
+
+
+class Moments(NamedTuple):
+    """What the conditionals read of a side's factors, float64.
+
+    Attributes:
+      count: N.
+      features: ``Phi^T Phi`` [F + 1, F + 1].
+      crossed: ``Phi^T W`` [F + 1, L].
+      factors: ``W^T W`` [L, L].
+    """
+
+    count: int
+    features: np.ndarray
+    crossed: np.ndarray
+    factors: np.ndarray
+
+
+def init(wishart: Wishart, groups: np.ndarray) -> Hyperprior:
+    """No regression, and the mean precision.
+
+    Args:
+      wishart: the prior of the precision.
+      groups: [F] int, the group of each feature, counted from 0.
+    """
+    return Hyperprior(
+        np.zeros((len(groups) + 1, len(wishart.inverse_scale))),
+        np.diag(wishart.degrees / wishart.inverse_scale),
+        np.full(int(groups.max(initial=-1)) + 1, _START_STRENGTH),
+    )
+
+
+def draw(
+    rng: np.random.Generator,
+    prior: Hyperprior,
+    moments: Moments,
+    groups: np.ndarray,
+    wishart: Wishart,
+) -> Hyperprior:
+    """Draws ``Lambda, B`` given the factors and the strengths, then these.
+
+    Args:
+      rng: of this draw alone.
+      prior: the last draw, of which the strengths are read.
+      moments: of the factors.
+      groups: [F] int.
+      wishart: the prior of the precision.
+    """
+    width = len(wishart.inverse_scale)
+    ridge = np.append(_INTERCEPT, prior.strengths[groups])
+    gram_root = scipy.linalg.cholesky(moments.features + np.diag(ridge), lower=True)
+    # With G = C C^T: M^T G M = H^T H, H = C^-1 Phi^T W, and M = C^-T H.
+    half = scipy.linalg.solve_triangular(gram_root, moments.crossed, lower=True)
+    inverse_scale = np.diag(wishart.inverse_scale) + moments.factors - half.T @ half
+    root = wishart_root(rng, wishart.degrees + moments.count, inverse_scale)
+    # B = M + C^-T Z T^-1, of which the rows have the covariance (T T^T)^-1.
+    noise = np.linalg.solve(root.T, rng.standard_normal(half.shape).T).T
+    coefficients = scipy.linalg.solve_triangular(gram_root.T, half + noise, lower=False)
+    squares = ((coefficients[1:] @ root) ** 2).sum(axis=1)
+    num_groups = len(prior.strengths)
+    sizes = width * np.bincount(groups, minlength=num_groups)
+    squares = np.bincount(groups, squares, num_groups)
+    strengths = rng.gamma(_STRENGTH + sizes / 2) / (_STRENGTH + squares / 2)
+    return Hyperprior(coefficients, root @ root.T, strengths)
+
+
+def wishart_root(rng: np.random.Generator, degrees: float, inverse_scale: np.ndarray) -> np.ndarray:
+    """``T`` with ``T T^T ~ W(degrees, inverse_scale^-1)``, by Bartlett's decomposition.
+
+    Args:
+      rng: of this draw.
+      degrees: of freedom, more than L - 1.
+      inverse_scale: [L, L], positive definite.
+
+    Returns:
+      [L, L], not triangular.
+    """
+    width = len(inverse_scale)
+    bartlett = np.tril(rng.standard_normal((width, width)), -1)
+    bartlett[np.diag_indices(width)] = np.sqrt(rng.chisquare(degrees - np.arange(width)))
+    # With C C^T the inverse scale, the scale is C^-T C^-1, so that T = C^-T A.
+    root = scipy.linalg.cholesky(inverse_scale, lower=True)
+    return scipy.linalg.solve_triangular(root.T, bartlett, lower=False)

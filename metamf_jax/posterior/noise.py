@@ -1,0 +1,39 @@
+"""The noise, drawn: one precision for all entries, and a share of it for each row and column.
+
+    e_nm ~ N(0, 1 / (alpha p_n q_m)),   alpha ~ Gamma(1, 1),   p_n, q_m ~ Gamma(a, a)
+
+    alpha | .. ~ Gamma(1 + E / 2, 1 + sum p_n q_m e_nm^2 / 2)
+    p_n | ..   ~ Gamma(a + N_n / 2, a + alpha sum_m q_m e_nm^2 / 2)
+
+and q_m alike. With p and q of one this is Salakhutdinov and Mnih's model (ICML 2008); rows with
+noise of their own: Lakshminarayanan, Bouchard, Archambeau, Robust Bayesian matrix factorisation,
+AISTATS 2011.
+"""
+
+import numpy as np
+
+_SHAPE, _RATE = 1.0, 1.0
+
+
+def draw_precision(rng: np.random.Generator, count: int, square: float) -> float:
+    """``alpha``, given E and ``sum p_n q_m e_nm^2``."""
+    return float(rng.gamma(_SHAPE + count / 2) / (_RATE + square / 2))
+
+
+def draw_shares(
+    rng: np.random.Generator, shape: float, counts: np.ndarray, squares: np.ndarray
+) -> np.ndarray:
+    """The shares of rows in the noise's precision.
+
+    Args:
+      rng: of this draw.
+      shape: ``a``; 0 for rows all alike, whose share is one.
+      counts: [N], of entries.
+      squares: [N], ``alpha sum_m q_m e_nm^2``.
+
+    Returns:
+      [N] float64.
+    """
+    if not shape:
+        return np.ones(len(counts))
+    return rng.gamma(shape + counts / 2) / (shape + squares / 2)

@@ -1,0 +1,202 @@
+"""The factors of all rows of one side, drawn given the other side's: exact row solves, and noise.
+
+Given the columns' factors ``v_m`` and effects ``c_m``, row n's numbers ``w_n = [u_n, b_n]`` are
+independent of the other rows',
+
+    w_n | .. ~ N(A_n^-1 h_n, A_n^-1),   A_n = Lambda + alpha p_n sum_m q_m t_m t_m^T,
+    h_n = Lambda B^T phi_n + alpha p_n sum_m q_m (x_nm - c_m) t_m,   t_m = [v_m, 1],
+
+the sums over the row's entries. With ``A_n = C C^T`` the draw is ``C^-T (C^-1 h_n + z_n)``. The
+noise ``z_n`` comes of a key folded with the row's number, and a draw does not depend on the number
+of devices to which the rows are dealt. A compiled kernel draws one row after the other
+(`kernels.row_draws`); XLA draws batches of rows, of short runs of their entries.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metamf_jax import parallel
+from metamf_jax.factorization import block_update
+from metamf_jax.factorization.als import Runs, cut_into_runs, deal_rows
+from metamf_jax.parallel import REPLICATED, SPLIT
+from metamf_jax.types import Array, Entries
+
+_EXACT = jax.lax.Precision.HIGHEST
+
+
+class RowsData(NamedTuple):
+    """One side of a matrix, its rows dealt out to D devices.
+
+    Attributes:
+      mesh: the devices.
+      compiled: whether the compiled kernel draws.
+      entries: the dealt entries, as ``als.DealtRows`` without its rows, or as ``als.Runs``.
+      dealt_shape: (D, R), with places for R rows on each device.
+      places: [N], where each row stands among the dealt ones.
+      counts: [N], entries of each row.
+    """
+
+    mesh: Any
+    compiled: bool
+    entries: tuple[Array, ...]
+    dealt_shape: tuple[int, int]
+    places: np.ndarray
+    counts: np.ndarray
+
+
+def prepare(
+    entries: Entries,
+    rank: int,
+    num_devices: int = 1,
+    backend: str = "auto",
+) -> RowsData:
+    """Deals the rows out to devices.
+
+    Args:
+      entries: [E], NumPy; the transpose for the other side.
+      rank: K.
+      num_devices: D.
+      backend: one of `block_update.BACKENDS`.
+    """
+    compiled = block_update.choose_backend(backend) == "numba"
+    dealt = deal_rows(entries.rows, entries.columns, entries.values, entries.shape, num_devices)
+    if compiled:
+        listed = tuple(dealt[1:])
+    else:
+        listed = tuple(cut_into_runs(dealt, entries.shape[1], rank + 1))
+    mesh = parallel.make_mesh(num_devices)
+    numbers = dealt.rows.ravel()
+    places = np.empty(entries.shape[0], int)
+    places[numbers[numbers < entries.shape[0]]] = np.flatnonzero(numbers < entries.shape[0])
+    return RowsData(
+        mesh=mesh,
+        compiled=compiled,
+        entries=parallel.split(mesh, listed),
+        dealt_shape=(num_devices, dealt.rows.shape[1]),
+        places=places,
+        counts=np.bincount(entries.rows, minlength=entries.shape[0]),
+    )
+
+
+def draw(
+    key: jax.Array,
+    data: RowsData,
+    weight: np.ndarray,
+    pull: np.ndarray,
+    precision: np.ndarray,
+    columns: np.ndarray,
+    column_weight: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws the factors of all rows.
+
+    Args:
+      key: of this draw.
+      data: from `prepare`.
+      weight: [N], ``alpha p_n``.
+      pull: [N, K + 1], ``Lambda B^T phi_n``.
+      precision: [K + 1, K + 1], ``Lambda``.
+      columns: [M, K + 1], ``[v_m, c_m]``.
+      column_weight: [M], ``q_m``.
+
+    Returns:
+      ``w`` [N, K + 1] float32, and ``sum_m q_m e_nm^2`` [N] float64 that the new ``w`` leave.
+    """
+    noise = _noise(jax.random.key_data(key), len(weight), precision.shape[0])
+    dealt = (_dealt(data, x) for x in (weight, pull, noise))
+    of_all = (np.asarray(x, np.float32) for x in (precision, columns, column_weight))
+    found = _program(data.mesh, data.compiled)(data.entries, *dealt, *of_all)
+    drawn, square = (x.reshape(-1, *x.shape[2:])[data.places] for x in parallel.to_host(found))
+    return drawn, square.astype(np.float64)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _noise(key, num_rows, width):
+    """[N, L]; of all rows in one program: in programs of other shapes the last bits may differ."""
+    key = jax.random.wrap_key_data(key)
+    return jax.vmap(lambda n: jax.random.normal(jax.random.fold_in(key, n), (width,)))(
+        jnp.arange(num_rows)
+    )
+
+
+def _dealt(data: RowsData, of_rows: Array) -> np.ndarray:
+    """From [N, ..] to [D, R, ..], one where there is no row."""
+    dealt = np.ones((*data.dealt_shape, *of_rows.shape[1:]), np.float32)
+    dealt.reshape(-1, *of_rows.shape[1:])[data.places] = of_rows
+    return dealt
+
+
+@functools.lru_cache(maxsize=8)
+def _program(mesh, compiled: bool):
+    """`draw` on the devices of a mesh, compiled once for all matrices of a shape."""
+
+    def body(entries, weight, pull, noise, precision, columns, column_weight):
+        of_device = entries, weight, pull, noise
+        entries, weight, pull, noise = jax.tree.map(lambda x: x[0], of_device)
+        root = jnp.sqrt(column_weight)
+        design, offset = root[:, None] * columns[:, :-1], columns[:, -1]
+        draw = _draw_compiled if compiled else _draw_xla
+        found = draw(entries, design, root, offset, weight, precision, pull, noise)
+        return parallel.as_varying(jax.tree.map(lambda x: x[None], found))
+
+    return parallel.sharded(mesh, body, (*[SPLIT] * 4, *[REPLICATED] * 3), (SPLIT, SPLIT))
+
+
+def _draw_compiled(entries, design, root, offset, weight, precision, pull, noise):
+    from metamf_jax.kernels import row_draws
+
+    pad = row_draws.padded(design.shape[1]) - design.shape[1]
+    design = jnp.pad(design, ((0, 0), (0, pad)))
+    starts, columns, values = entries
+    of_all = design, root, offset
+    return row_draws.draw_rows(starts, columns, values, *of_all, weight, precision, pull, noise)
+
+
+def _draw_xla(entries, design, root, offset, weight, precision, pull, noise):
+    """`kernels.row_draws.draw_rows`, with the entries of one device as `als.Runs`."""
+    runs, width = Runs(*entries), precision.shape[0]
+    # Padding entries read these columns of zeros.
+    t = jnp.pad(jnp.concatenate([design, root[:, None]], axis=1), ((0, 1), (0, 0)))
+    root, offset = jnp.append(root, 0), jnp.append(offset, 0)
+
+    def draw_batch(batch):
+        places, owners, columns, values = batch
+        num_rows = places.shape[0]
+        of_entries, targets = t[columns], root[columns] * (values - offset[columns])
+
+        def add_up(per_run):
+            return jax.ops.segment_sum(per_run, owners, num_rows + 1)[:num_rows]
+
+        gram = jnp.einsum("clj,clk->cjk", of_entries, of_entries, precision=_EXACT)
+        moment = jnp.einsum("cl,clk->ck", targets, of_entries, precision=_EXACT)
+        scale, drawn_to, z = (
+            jnp.take(x, places, axis=0, mode="clip") for x in (weight, pull, noise)
+        )
+        drawn = _draw_gaussians(add_up(gram), add_up(moment), precision, scale, drawn_to, z)
+        of_runs = jnp.take(drawn, owners, axis=0, mode="clip")
+        left = targets - jnp.einsum("clk,ck->cl", of_entries, of_runs, precision=_EXACT)
+        return drawn, add_up((left * left).sum(axis=1))
+
+    drawn, square = jax.lax.map(draw_batch, runs)
+    # Rows without entries are drawn from their prior.
+    gram, moment = jnp.zeros((len(noise), width, width)), jnp.zeros_like(noise)
+    of_prior = _draw_gaussians(gram, moment, precision, weight, pull, noise)
+    places = runs.places.reshape(-1)
+    return (
+        of_prior.at[places].set(drawn.reshape(-1, width), mode="drop"),
+        jnp.zeros_like(weight).at[places].set(square.reshape(-1), mode="drop"),
+    )
+
+
+def _draw_gaussians(gram, moment, precision, weight, pull, noise):
+    """``C^-T (C^-1 (pull + weight moment) + noise)``, ``C C^T = precision + weight gram``.
+
+    Shapes: [B, L, L], [B, L], [L, L], [B], [B, L] and [B, L].
+    """
+    root = jnp.linalg.cholesky(precision[None] + weight[:, None, None] * gram)
+    solve = functools.partial(jax.lax.linalg.triangular_solve, root, left_side=True, lower=True)
+    half = solve((pull + weight[:, None] * moment)[..., None])
+    return solve(half + noise[..., None], transpose_a=True)[..., 0]
