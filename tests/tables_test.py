@@ -103,8 +103,7 @@ def test_the_bulk_is_used_for_plain_files(tmp_path, monkeypatch):
     def refuse(*_):
         raise AssertionError("the careful pass ran")
 
-    monkeypatch.setattr(text_tables, "_pairs_with_care", refuse)
-    monkeypatch.setattr(text_tables, "_dense_with_care", refuse)
+    monkeypatch.setattr(text_tables, "_strictly", refuse)
     for name in ("plain.csv", "windows.csv", "tabs.tsv", "ragged_spaces.txt", "colons.dat"):
         assert cells_of(tables.read_table(written(tmp_path, name, PAIRS[name]))) == CELLS
     tables.read_table(written(tmp_path, "dense.csv", "row/column,a,b\nu1,-2,3\nu2,1.5,NaN\n"))

@@ -123,20 +123,12 @@ def read_pairs(
     layout = TableFormat(
         name, "pairs", delimiter, len(first), tuple(first) if header else None, roles
     )
-    columns = text_tables.arrow_columns(
-        source, layout, {role: text_tables.STRINGS for role in roles}
-    )
-    if columns is not None:
-        (rows, row_ids), (cols, column_ids) = (text_tables.coded(columns[role]) for role in roles)
-        if len(rows) and "" not in row_ids and "" not in column_ids:
-            return row_ids[rows], column_ids[cols]
-    ids = ([], [])
-    for line, record in text_tables.body_records(source, layout):
-        for part, role, listed in zip(("row", "column"), roles, ids, strict=True):
-            listed.append(text_tables.id_of(source, line, part, record[role]))
-    if not ids[0]:
+    columns = dict(zip(roles, map(text_tables.ids, ("row", "column")), strict=True))
+    arrays = text_tables.read_columns(source, layout, columns)
+    rows, columns = (ids[codes] for codes, ids in (arrays[role] for role in roles))
+    if not len(rows):
         raise mistake(source.path, None, "expected at least one cell, got none", "add lines")
-    return typed_ids(ids[0]), typed_ids(ids[1])
+    return rows, columns
 
 
 def read_ids(path: str | os.PathLike) -> np.ndarray:

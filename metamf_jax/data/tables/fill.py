@@ -1,7 +1,5 @@
 """A table's own file again, with its blanks filled and nothing else changed."""
 
-import csv
-import io
 import os
 import re
 from collections.abc import Iterator
@@ -15,6 +13,7 @@ import pyarrow.parquet
 from metamf_jax.data.tables import digits as digits_of
 from metamf_jax.data.tables import format as table_format
 from metamf_jax.data.tables import parquet as parquet_tables
+from metamf_jax.data.tables import text as text_tables
 from metamf_jax.data.tables import write as write_tables
 from metamf_jax.data.tables.digits import Digits
 from metamf_jax.data.tables.format import TableFormat
@@ -216,30 +215,10 @@ def _boolean_words(source: Source, found, num_columns: int, skipped: int) -> dic
 
 def _records(source: Source, found: TableFormat) -> Iterator[tuple[str, list[str] | None]]:
     """Pieces that make up the text, each with its cells; None for blank lines and the header."""
-    text = source.data.decode("utf-8")
     header = found.header is not None
-    for raw, cells in _split(text, found):
-        blank = not cells
-        yield raw, None if blank or header else cells
-        header = header and blank
-
-
-def _split(text: str, found: TableFormat) -> Iterator[tuple[str, list[str]]]:
-    if found.num_columns > 1 and found.delimiter not in (" ", "::"):
-        lines = list(io.StringIO(text, newline=""))
-        reader = csv.reader(iter(lines), delimiter=found.delimiter, strict=True)
-        before = 0
-        for cells in reader:
-            yield "".join(lines[before : reader.line_num]), cells
-            before = reader.line_num
-        return
-    for match in re.finditer(r"[^\n]*\n|[^\n]+", text):
-        line = match[0].rstrip("\r\n")
-        if found.num_columns == 1:  # A blank line is a cell.
-            yield match[0], [line]
-        else:
-            parts = line.split() if found.delimiter == " " else line.split("::")
-            yield match[0], parts if line.strip() else []
+    for _, raw, tokens in text_tables.split(source, found.delimiter, found.num_columns == 1):
+        yield raw, None if header or not tokens else tokens
+        header = header and not tokens
 
 
 def _refilled(raw: str, found: TableFormat, fills: dict[int, str]) -> str:

@@ -8,6 +8,7 @@ at the first lines only; every finding can be overridden.
 import dataclasses
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 FORMATS = {
     "csv": "separated by commas (or semicolons), quoted where needed",
@@ -18,6 +19,17 @@ FORMATS = {
     "mtx": "Matrix Market coordinate",
     "npz": "a scipy.sparse matrix saved by scipy.sparse.save_npz",
 }
+EXTENSIONS = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".tab": "tsv",
+    ".libmf": "libmf",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".mtx": "mtx",
+    ".npz": "npz",
+}
+DELIMITERS = {"csv": ",", "tsv": "\t", "libmf": " ", "dat": "::"}
 LAYOUTS = ("pairs", "dense")
 # Earlier names win where a file has several columns that could play a part.
 _ROLE_NAMES = {
@@ -81,6 +93,12 @@ class TableFormat:
             parts.append("a line for each cell")
             parts += [f"{part}={name}" for part, name in zip(_ROLE_NAMES, names, strict=False)]
         return "; ".join(parts)
+
+
+def of_name(path: Path) -> str:
+    """The format that the name of a file tells, compressed or not; "" for none."""
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
+    return EXTENSIONS.get(suffixes[-1], "") if suffixes else ""
 
 
 def is_missing(token: str) -> bool:

@@ -18,14 +18,13 @@ import numpy as np
 
 from metamf_jax.data.tables.format import TableFormat, is_integer
 from metamf_jax.data.tables.source import (
-    Cells,
     Source,
     make_table,
     mistake,
-    no_cell,
-    refuse_duplicates,
+    no_entry,
+    without_duplicates,
 )
-from metamf_jax.data.tables.text import body_records, read_pairs_text
+from metamf_jax.data.tables.text import body, read_pairs_text
 from metamf_jax.types import Table
 
 # A matrix may have that many more rows or columns than its file has bytes. Real files stay far
@@ -80,12 +79,9 @@ def read_matrix_market(source: Source) -> Table:
         )
     num_rows, num_columns, num_entries = map(int, sizes.groups())
     _require_sane_shape(source, (num_rows, num_columns), number)
-    # What is before the entries becomes as many blank lines, so that line numbers stay true.
-    body = source._replace(
-        data=b"\n" * number + (source.data[end + 1 :] if end >= 0 else b""), format="libmf"
-    )
+    below = source._replace(data=source.data[end + 1 :] if end >= 0 else b"", lines_before=number)
     found = TableFormat("libmf", "pairs", " ")
-    pairs = read_pairs_text(body, found)
+    pairs = read_pairs_text(below, found)
     entries = pairs.entries
     if len(entries.rows) != num_entries:
         raise mistake(
@@ -103,7 +99,7 @@ def read_matrix_market(source: Source) -> Table:
         legal = (numbers >= 1) & (numbers <= size)
         if not legal.all():
             entry = int(np.flatnonzero(~legal[codes])[0])
-            line = next(itertools.islice(body_records(body, found), entry, None))[0]
+            line = next(itertools.islice(body(below, found), entry, None)).line
             raise mistake(
                 path,
                 line,
@@ -116,11 +112,9 @@ def read_matrix_market(source: Source) -> Table:
         off = rows != columns
         rows, columns = np.append(rows, columns[off]), np.append(columns, rows[off])
         values = np.append(values, values[off])
-    cells = Cells(
-        rows, np.arange(1, num_rows + 1), columns, np.arange(1, num_columns + 1), values, None
-    )
-    refuse_duplicates(source, cells, lambda entry: f"entry {entry + 1}")
-    return make_table(source, cells)
+    ids = np.arange(1, num_rows + 1), np.arange(1, num_columns + 1)
+    table = make_table(source, (rows, ids[0]), (columns, ids[1]), values)
+    return without_duplicates(source, table, lambda entry: f"entry {entry + 1}")
 
 
 def read_npz(source: Source) -> Table:
@@ -166,7 +160,7 @@ def read_npz(source: Source) -> Table:
     if not len(first) == len(second) == len(values):
         raise broken(f"expected {len(values)} rows and columns, got {len(first)}, {len(second)}")
     if not len(values):
-        raise no_cell(source)
+        raise no_entry(source)
     for part, index, side in (("row", first, shape[0]), ("column", second, shape[1])):
         if index.min() < 0 or index.max() >= side:
             entry = int(np.flatnonzero((index < 0) | (index >= side))[0])
@@ -181,9 +175,9 @@ def read_npz(source: Source) -> Table:
             f"expected a finite number in {source.precision}, got {values[entry]}",
             "correct it, or do not store the entry if the cell is not observed",
         )
-    cells = Cells(first, np.arange(shape[0]), second, np.arange(shape[1]), values, None)
-    refuse_duplicates(source, cells, lambda entry: f"entry {entry + 1}")
-    return make_table(source, cells)
+    ids = np.arange(shape[0]), np.arange(shape[1])
+    table = make_table(source, (first, ids[0]), (second, ids[1]), values)
+    return without_duplicates(source, table, lambda entry: f"entry {entry + 1}")
 
 
 def _npz_arrays(source: Source) -> dict[str, np.ndarray]:
