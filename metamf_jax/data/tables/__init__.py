@@ -6,10 +6,11 @@ or "+7") comes back as int64; any other column as strings exactly as in the file
 that one long id does not widen all). Columns of dense files without names are numbered from 0, and
 so are the rows; Matrix Market counts from 1.
 
-Text is read twice at most. pyarrow parses it in bulk; whatever pyarrow refuses or looks wrong goes
-through a careful pass in Python, which either gives the same arrays or names the line at fault.
+Text is read twice at most. pyarrow parses it in bulk; what pyarrow refuses or what looks wrong goes
+through one strict pass in Python, which either gives the same arrays or names the line at fault.
 """
 
+import dataclasses
 import os
 
 import numpy as np
@@ -187,7 +188,7 @@ def detect_source(source: Source, layout=None, header=None, row_names=None) -> T
         found = table_format.text_format(name, delimiter, records, **options)
     except ValueError as error:
         raise ValueError(f"{source.path}, line 1: {error}") from None
-    return TableFormat(**{**found.__dict__, "gzip": source.gzip})
+    return dataclasses.replace(found, gzip=source.gzip)
 
 
 def _two_roles(found: dict[str, int]) -> tuple[int, int]:

@@ -73,11 +73,16 @@ def typed_values(path: str | os.PathLike, found: TableFormat, values: np.ndarray
         return values
     kind = pyarrow.parquet.read_schema(path).field(found.roles[2]).type
     if pa.types.is_integer(kind):
-        limits = np.iinfo(kind.to_pandas_dtype())
-        # A double next to the limits of 64 bits may lie beyond them.
-        whole = [min(max(int(x), int(limits.min)), int(limits.max)) for x in values.tolist()]
-        return np.array(whole, limits.dtype)
+        return _whole(values, kind)
     return values.astype(np.float32) if kind == pa.float32() else values
+
+
+def _whole(values: np.ndarray, kind: pa.DataType) -> np.ndarray:
+    """Whole numbers as integers of that kind."""
+    limits = np.iinfo(kind.to_pandas_dtype())
+    # A double next to the limits of 64 bits may lie beyond them.
+    whole = [min(max(int(x), int(limits.min)), int(limits.max)) for x in values.tolist()]
+    return np.array(whole, limits.dtype)
 
 
 def _has_exponents(source: Source, found: TableFormat, values: np.ndarray, position: int) -> bool:
@@ -148,9 +153,7 @@ def _filled_columns(source: Source, found: TableFormat, missing, values) -> pa.T
         if pa.types.is_boolean(field.type):
             fills = fills >= _TRUE
         elif pa.types.is_integer(field.type):
-            limits = np.iinfo(field.type.to_pandas_dtype())
-            # A double next to the limits of 64 bits may lie beyond them.
-            fills = [min(max(int(x), int(limits.min)), int(limits.max)) for x in fills.tolist()]
+            fills = _whole(fills, field.type)
         elif pa.types.is_decimal(field.type):
             fills = pa.array(fills).cast(field.type, safe=False)
         filled = pyarrow.compute.call_function(
