@@ -4,6 +4,7 @@ All draws come from ``numpy.random.default_rng(seed)``: the same arguments give 
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -67,55 +68,17 @@ def synthetic_ratings(
     if len(shares) != 4 or min(shares) < 0 or sum(shares) <= 0:
         raise ValueError(f"expected four shares of the variance, none negative, got {shares}")
     rng = np.random.default_rng(seed)
-    row_scale, column_scale, interaction_scale, noise_scale = np.sqrt(
-        np.asarray(shares) / sum(shares)
-    )
-    u, v = _clustered_factors(rng, num_rows, num_columns, rank)
-    activity, fame = _power_law(rng, num_rows, popularity), _power_law(rng, num_columns, popularity)
-    row_effects = row_scale * rng.standard_normal(num_rows)
-    # Half of a column's effect comes with its popularity.
-    column_effects = (
-        column_scale
-        * np.sqrt(0.5)
-        * (rng.standard_normal(num_columns) + _standardised(np.log(fame)))
-    )
+    world = _draw_world(rng, (num_rows, num_columns), rank, shares, popularity)
     rows = rng.integers(num_rows, size=_SAMPLED_CELLS)
     columns = rng.integers(num_columns, size=_SAMPLED_CELLS)
-    products = (u[rows] * v[columns]).sum(axis=1)
-    spread = products.std() if products.std() > 0 else 1.0
-    shift = products.mean()
-
-    def latent(rows, columns, products, noise):
-        return (
-            row_effects[rows]
-            + column_effects[columns]
-            + interaction_scale * (products - shift) / spread
-            + noise_scale * noise
-        )
-
-    def weight(rows, columns, value):
-        if missingness == "uniform":
-            return np.ones_like(value)
-        wanted = activity[rows] * fame[columns]
-        return wanted * np.exp(value) if missingness == "value" else wanted
-
-    sample = latent(rows, columns, products, rng.standard_normal(_SAMPLED_CELLS))
-    weights = weight(rows, columns, sample)
+    products = (world.u[rows] * world.v[columns]).sum(axis=1)
+    world = world._replace(shift=products.mean(), spread=products.std() or 1.0)
+    sample = _latent(world, rows, columns, products, rng.standard_normal(_SAMPLED_CELLS))
+    weights = _weights(world, missingness, rows, columns, sample)
     scale = _scale_to_density(weights, density)
     seen = rng.random(_SAMPLED_CELLS) < np.minimum(scale * weights, 1)
     cuts = np.quantile(sample[seen] if seen.any() else sample, np.cumsum(_LEVEL_SHARES)[:-1])
-
-    listed = []
-    step = max(1, _CELLS_AT_ONCE // num_columns)
-    for start in range(0, num_rows, step):
-        some = np.arange(start, min(start + step, num_rows))[:, None]
-        every = np.arange(num_columns)[None, :]
-        noise = rng.standard_normal((len(some), num_columns))
-        values = latent(some, every, u[some[:, 0]] @ v.T, noise)
-        chance = np.minimum(scale * weight(some, every, values), 1)
-        n, m = np.nonzero(rng.random(values.shape) < chance)
-        listed.append((n + start, m, values[n, m]))
-    rows, columns, values = (np.concatenate(parts) for parts in zip(*listed, strict=True))
+    rows, columns, values = _draw_observed(rng, world, missingness, scale)
     if ordinal:
         values = 1 + np.searchsorted(cuts, values)
     return _table(rows, columns, values, (num_rows, num_columns))
@@ -213,6 +176,83 @@ def low_rank_stream(
             values.ravel(),
             (num_rows, num_columns),
         )
+
+
+class _World(NamedTuple):
+    """What makes ratings, but for the draw of the noise.
+
+    Attributes:
+      u: [N, K] factors of the rows' tastes.
+      v: [M, K] factors of the columns.
+      activity: [N] how often rows are seen, beside each other.
+      fame: [M] likewise of columns.
+      row_effects: [N] what a row adds to its ratings.
+      column_effects: [M] likewise.
+      interaction: deviation of the interaction ``(u_n . v_m - shift) / spread``.
+      noise: deviation of the noise.
+      shift: mean of ``u_n . v_m``.
+      spread: its deviation.
+    """
+
+    u: np.ndarray
+    v: np.ndarray
+    activity: np.ndarray
+    fame: np.ndarray
+    row_effects: np.ndarray
+    column_effects: np.ndarray
+    interaction: float
+    noise: float
+    shift: float = 0.0
+    spread: float = 1.0
+
+
+def _draw_world(rng, shape: tuple[int, int], rank: int, shares, popularity: float) -> _World:
+    num_rows, num_columns = shape
+    row_scale, column_scale, interaction, noise = np.sqrt(np.asarray(shares) / sum(shares))
+    u, v = _clustered_factors(rng, num_rows, num_columns, rank)
+    activity, fame = _power_law(rng, num_rows, popularity), _power_law(rng, num_columns, popularity)
+    row_effects = row_scale * rng.standard_normal(num_rows)
+    # Half of a column's effect comes with its popularity.
+    column_effects = (
+        column_scale
+        * np.sqrt(0.5)
+        * (rng.standard_normal(num_columns) + _standardised(np.log(fame)))
+    )
+    return _World(u, v, activity, fame, row_effects, column_effects, interaction, noise)
+
+
+def _latent(world: _World, rows, columns, products, noise) -> np.ndarray:
+    """Ratings before they are cut, from the products of factors and noise of unit variance."""
+    return (
+        world.row_effects[rows]
+        + world.column_effects[columns]
+        + world.interaction * (products - world.shift) / world.spread
+        + world.noise * noise
+    )
+
+
+def _weights(world: _World, missingness: str, rows, columns, values) -> np.ndarray:
+    """To what a cell's chance of being observed is proportional."""
+    if missingness == "uniform":
+        return np.ones_like(values)
+    wanted = world.activity[rows] * world.fame[columns]
+    return wanted * np.exp(values) if missingness == "value" else wanted
+
+
+def _draw_observed(rng, world: _World, missingness: str, scale: float):
+    """Rows, columns and latent ratings of the observed entries, some rows at once."""
+    num_rows, num_columns = len(world.u), len(world.v)
+    listed = []
+    step = max(1, _CELLS_AT_ONCE // num_columns)
+    for start in range(0, num_rows, step):
+        some = np.arange(start, min(start + step, num_rows))[:, None]
+        every = np.arange(num_columns)[None, :]
+        noise = rng.standard_normal((len(some), num_columns))
+        values = _latent(world, some, every, world.u[some[:, 0]] @ world.v.T, noise)
+        chance = np.minimum(scale * _weights(world, missingness, some, every, values), 1)
+        n, m = np.nonzero(rng.random(values.shape) < chance)
+        listed.append((n + start, m, values[n, m]))
+    return [np.concatenate(parts) for parts in zip(*listed, strict=True)]
 
 
 def _clustered_factors(rng, num_rows, num_columns, rank):
