@@ -2,7 +2,7 @@
 
 Each family draws a world, a function from cells to values: ratings, surveys, sensors, images,
 tables of features, low-rank and nonlinear ones, blocks, and effects alone. `draw_matrix` draws a
-family, which of its cells are observed (at random or not), and cells to be scored.
+family, which of its cells are observed (at random or not), and others to be scored.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ World = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class Drawn(NamedTuple):
-    """Cells of one matrix, in random order: ``observed``, and ``scored`` among all others."""
+    """Entries of one matrix, in random order: ``observed``, and ``scored`` among all others."""
 
     observed: Entries
     scored: Entries
@@ -33,14 +33,14 @@ def draw_matrix(
     """Draws a matrix of a random family with random missingness.
 
     Popular rows and columns are seen more, by power laws of a random exponent that is often zero;
-    so are high (or low) values, sometimes. Scored cells are held out of what was seen in this way,
-    or lie anywhere else, each in half of the draws.
+    so are high (or low) values, sometimes. Scored entries are held out of what was seen in this
+    way, or lie anywhere else, each in half of the draws.
 
     Args:
       rng: draws everything.
       shape: (N, M).
-      num_observed: wanted number of observed cells; where the matrix is too small, fewer.
-      num_scored: wanted number of scored cells.
+      num_observed: wanted number of observed entries; where the matrix is too small, fewer.
+      num_scored: wanted number of scored entries.
       family: a key of `FAMILIES`; None for a random one.
     """
     num_rows, num_columns = shape

@@ -54,8 +54,8 @@ def synthetic_ratings(
       popularity: exponent of the power laws.
 
     Returns:
-      A `Table` with ids 0..N-1 and 0..M-1, cells in row order, no times. Rows and columns may
-      stay without any cell.
+      A `Table` with ids 0..N-1 and 0..M-1, entries in row order, no times. Rows and columns may
+      stay without any entry.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -102,12 +102,12 @@ def low_rank(
       num_columns: M.
       rank: of the product without biases; its cells have unit variance.
       density: each cell is observed with this chance, in (0, 1].
-      noise: standard deviation of the noise at observed cells.
+      noise: standard deviation of the noise at observed entries.
       bias: standard deviation of the row and of the column effects.
 
     Returns:
-      The observed cells in row order, and the true factors, float32: K is ``rank``, or ``rank + 2``
-      with biases, whose two further factors hold the effects beside ones.
+      The observed entries in row order, and the true factors, float32: K is ``rank``, or
+      ``rank + 2`` with biases, whose two further factors hold the effects beside ones.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -132,7 +132,7 @@ def low_rank_stream(
     seed: int,
     num_rows: int,
     num_columns: int,
-    cells_per_row: int,
+    entries_per_row: int,
     *,
     rank: int = 8,
     noise: float = 0.5,
@@ -140,38 +140,38 @@ def low_rank_stream(
 ) -> Iterator[Entries]:
     """A low-rank matrix of any size, row by row: ``x_nm = u_n . v_m + noise``, Gaussian factors.
 
-    A row's cells lie at random in ``cells_per_row`` stretches of the columns of equal length, one
-    in each, so that no cell comes twice.
+    A row's entries lie at random in ``entries_per_row`` stretches of the columns of equal length,
+    one in each, so that none comes twice.
 
     Args:
       seed: as `synthetic_ratings`.
       num_rows: N.
       num_columns: M.
-      cells_per_row: observed cells of every row.
+      entries_per_row: of every row.
       rank: of the product, whose cells have unit variance.
       noise: standard deviation of the noise.
-      chunk: about so many cells at once; the draw depends on it.
+      chunk: about so many entries at once; the draw depends on it.
 
     Raises:
       ValueError: if an argument is out of range.
     """
     _check_sizes(num_rows, num_columns, rank, 1.0)
-    if not 1 <= cells_per_row <= num_columns:
-        raise ValueError(f"expected 1 to {num_columns} cells in a row, got {cells_per_row}")
+    if not 1 <= entries_per_row <= num_columns:
+        raise ValueError(f"expected 1 to {num_columns} cells in a row, got {entries_per_row}")
     rng = np.random.default_rng(seed)
     v = (rng.standard_normal((num_columns, rank)) / rank**0.25).astype(np.float32)
-    step = max(1, chunk // cells_per_row)
-    begins = np.arange(cells_per_row) * num_columns // cells_per_row
+    step = max(1, chunk // entries_per_row)
+    begins = np.arange(entries_per_row) * num_columns // entries_per_row
     lengths = np.append(begins[1:], num_columns) - begins
     for start in range(0, num_rows, step):
         rows = np.arange(start, min(start + step, num_rows), dtype=np.int32)
         u = (rng.standard_normal((len(rows), rank)) / rank**0.25).astype(np.float32)
-        size = len(rows), cells_per_row
+        size = len(rows), entries_per_row
         columns = (begins + (rng.random(size) * lengths).astype(np.int64)).astype(np.int32)
         values = np.einsum("nk,nek->ne", u, v[columns])
         values += np.float32(noise) * rng.standard_normal(size, np.float32)
         yield Entries(
-            np.repeat(rows, cells_per_row),
+            np.repeat(rows, entries_per_row),
             columns.ravel(),
             values.ravel(),
             (num_rows, num_columns),

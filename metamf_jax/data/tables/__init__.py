@@ -48,12 +48,12 @@ def read_table(
     row_names: bool | None = None,
     dtype: type[np.floating] = np.float32,
 ) -> Table:
-    """Reads the observed cells of one matrix.
+    """Reads the observed entries of one matrix.
 
     In pairs, columns named like user, item, rating and timestamp (`table_format` has the list) are
     found in any order; otherwise the first three columns are row, column and value. Times are whole
     seconds, or ISO 8601 dates, taken as UTC. In dense files a blank, NA, NaN or ? is a missing
-    cell, and rows and columns without any observed cell are kept; a column of True and False is
+    cell, and rows and columns without any entry are kept; a column of True and False is
     read as 1 and 0. Text may be in gzip.
 
     Args:
@@ -65,12 +65,12 @@ def read_table(
       dtype: of the values: float32, or float64 for all digits and sizes that doubles have.
 
     Returns:
-      A `Table`; values of ``dtype``, cells in the order of the file.
+      A `Table`; values of ``dtype``, entries in the order of the file.
 
     Raises:
       FileNotFoundError: if there is no such file.
       ValueError: naming file, line and remedy, if the file is no table of numbers that ``dtype``
-        can hold, with every cell at most once: see the tests for the list.
+        can hold, with every entry at most once: see the tests for the list.
     """
     source = load(path, format)._replace(dtype=dtype)
     found = detect_source(source, layout, header, row_names)

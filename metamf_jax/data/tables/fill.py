@@ -27,11 +27,11 @@ _TRUE = 0.5
 
 def column_digits(path: str | os.PathLike, found: TableFormat, table: Table) -> list[Digits]:
     """The digits of what is imputed: of each column of a matrix; of pairs one, of all values."""
-    cells = table.entries
+    entries = table.entries
     source = schema = None
     if found.format == "parquet":
         schema = pyarrow.parquet.read_schema(path)
-    elif found.delimiter and digits_of.extreme(np.asarray(cells.values)).any():
+    elif found.delimiter and digits_of.extreme(np.asarray(entries.values)).any():
         source = load(path, found.format)
 
     def of_column(values: np.ndarray, position: int) -> Digits:
@@ -43,13 +43,15 @@ def column_digits(path: str | os.PathLike, found: TableFormat, table: Table) -> 
         )
 
     if not found.dense:
-        return [of_column(np.asarray(cells.values), found.roles[2])]
+        return [of_column(np.asarray(entries.values), found.roles[2])]
     skipped = 1 if found.row_names else 0
-    order = np.argsort(cells.columns, kind="stable")
-    ends = np.cumsum(np.bincount(cells.columns, minlength=cells.shape[1]))[:-1]
+    order = np.argsort(entries.columns, kind="stable")
+    ends = np.cumsum(np.bincount(entries.columns, minlength=entries.shape[1]))[:-1]
     return [
         of_column(values, position)
-        for position, values in enumerate(np.split(np.asarray(cells.values)[order], ends), skipped)
+        for position, values in enumerate(
+            np.split(np.asarray(entries.values)[order], ends), skipped
+        )
     ]
 
 
@@ -116,9 +118,9 @@ def write_filled(
       ValueError: ``output`` cannot be written, or the file was changed since it was read.
     """
     output = Path(output)
-    cells = table.entries
-    missing = np.ones(cells.shape, bool)
-    missing[cells.rows, cells.columns] = False
+    entries = table.entries
+    missing = np.ones(entries.shape, bool)
+    missing[entries.rows, entries.columns] = False
     digits = column_digits(path, found, table)
     values = np.array(values, np.float64)
     for column, own in enumerate(digits):
@@ -134,7 +136,7 @@ def write_filled(
         else:
             write_tables.write_columns(output, filled)
     elif into_parquet:
-        values[cells.rows, cells.columns] = cells.values
+        values[entries.rows, entries.columns] = entries.values
         write_tables.write_dense(output, values, table.row_ids, table.column_ids, like=found)
     else:
         text = _filled_text(source, found, missing, values, digits)

@@ -1,6 +1,6 @@
-"""How a file of observed cells is laid out, and how that is found out.
+"""How a file of observed entries is laid out, and how that is found out.
 
-Two layouts. `pairs`: a line for each observed cell, ``row,column,value[,time]``. `dense`: a line
+Two layouts. `pairs`: a line for each entry, ``row,column,value[,time]``. `dense`: a line
 for each row of the matrix, with blanks at the missing cells. Detection looks at the extension and
 at the first lines only; every finding can be overridden.
 """
@@ -252,7 +252,7 @@ def _looks_like_names(first, body, roles) -> bool:
     """Whether the first line of pairs is a header, though none of its names is known.
 
     A word in the place of the value makes it one, unless the word starts like a number, or an id of
-    the line stands below it again: then it is a cell with a mistake.
+    the line stands below it again: then it is an entry with a mistake.
     """
     row, column, value = roles[:3]
     token = first[value].strip()

@@ -1,4 +1,4 @@
-"""Parquet to cells. Rows are counted from 1."""
+"""Parquet to a table. Rows are counted from 1."""
 
 import numpy as np
 import pyarrow as pa

@@ -1,4 +1,4 @@
-"""A file of cells in memory, and what every reader does with the cells it found."""
+"""A file in memory, and what every reader does with the entries it found."""
 
 import contextlib
 import gzip

@@ -1,6 +1,6 @@
-"""Sparse matrices to cells: Matrix Market, and scipy.sparse's npz.
+"""Sparse matrices to tables: Matrix Market, and scipy.sparse's npz.
 
-Every stored entry is an observed cell, zeros included. Nothing is allocated on a header's word, and
+Every stored entry is observed, zeros included. Nothing is allocated on a header's word, and
 nothing is unpickled.
 """
 

@@ -1,6 +1,6 @@
-"""Texts of pairs, a line for each cell, read piece by piece: for files larger than memory.
+"""Texts of pairs, a line for each entry, read piece by piece: for files larger than memory.
 
-The file is read twice, once for the ids and once for the cells. Both passes keep the ids and one
+The file is read twice, once for the ids and once for the entries. Both passes keep the ids and one
 piece. What `tables.read_table` says of a wrong line is said here too, with the line's number.
 """
 
@@ -42,12 +42,12 @@ class PairStream:
         return len(self.row_ids), len(self.column_ids)
 
     def chunks(self) -> Iterator[Entries]:
-        """The cells, in the order of the file; a cell may come twice in different pieces."""
+        """The entries, in the order of the file; one may come twice in different pieces."""
         for entries, _, _ in self._coded():
             yield dataclasses.replace(entries, shape=self.shape)
 
     def given_twice(self, row: int, column: int) -> ValueError:
-        """The mistake of a cell that the file gives twice, from its numbers."""
+        """The mistake of an entry that the file gives twice, from its numbers."""
         wanted = [str(ids[n]) for ids, n in ((self.row_ids, row), (self.column_ids, column))]
         lines: list[int] = []
         for entries, source, found in self._coded():
@@ -84,7 +84,7 @@ def open_pairs(path: str | os.PathLike) -> PairStream | None:
     """Reads the ids of a text of pairs, compressed or not; None for a file of another kind.
 
     Raises:
-      FileNotFoundError, ValueError: as `tables.read_table`; but a cell that stands twice in
+      FileNotFoundError, ValueError: as `tables.read_table`; but an entry that stands twice in
         different pieces is not seen here.
     """
     path = Path(path)

@@ -1,4 +1,4 @@
-"""Writes what `tables` reads: lists of cells, and dense matrices. Written aside, then renamed."""
+"""Writes what `tables` reads: lists of entries, and dense matrices. Written aside, then renamed."""
 
 import gzip
 import io
@@ -33,7 +33,7 @@ def write_pairs(
     names: tuple[str, str, str] = ("row", "column", "value"),
     scientific: bool = True,
 ) -> None:
-    """Writes a line for each cell: row, column, value, further columns, time.
+    """Writes a line for each entry: row, column, value, further columns, time.
 
     `tables.read_table` gives the same ids, values and times back, but for strings that are all
     canonical integers, which text cannot tell from integers.
