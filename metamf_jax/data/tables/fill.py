@@ -45,13 +45,11 @@ def column_digits(path: str | os.PathLike, found: TableFormat, table: Table) -> 
     if not found.dense:
         return [of_column(np.asarray(entries.values), found.roles[2])]
     skipped = 1 if found.row_names else 0
-    order = np.argsort(entries.columns, kind="stable")
+    by_column = np.asarray(entries.values)[np.argsort(entries.columns, kind="stable")]
     ends = np.cumsum(np.bincount(entries.columns, minlength=entries.shape[1]))[:-1]
     return [
         of_column(values, position)
-        for position, values in enumerate(
-            np.split(np.asarray(entries.values)[order], ends), skipped
-        )
+        for position, values in enumerate(np.split(by_column, ends), skipped)
     ]
 
 
