@@ -40,8 +40,8 @@ def open_stream(
     memory; other files are read whole.
 
     Args:
-      name_or_path: as for `sources.load`; or ``synthetic:ROWSxCOLUMNSxCELLS``, with CELLS entries in
-        each row, drawn as they are asked for.
+      name_or_path: as for `sources.load`; or ``synthetic:ROWSxCOLUMNSxCELLS``, drawn as it is asked
+        for, with CELLS entries in each row.
       data_dir: likewise.
       seed: of synthetic matrices.
 

@@ -102,30 +102,32 @@ def read_pairs(
       FileNotFoundError, ValueError: as `read_table`.
     """
     source = load(path, format)
-    if source.format == "parquet":
-        table = parquet_tables.parquet_table(source)
-        names = table.column_names
-        _require_pair_columns(source, len(names))
-        roles = _two_roles(table_format.find_roles(names))
-        ids = [parquet_tables.parquet_ids(source, table, role) for role in roles]
-        return ids[0][1][ids[0][0]], ids[1][1][ids[1][0]]
     if source.format in ("mtx", "npz"):
         raise ValueError(
             f"{source.path}: expected a list of cells as csv, tsv, libmf text or parquet, got "
             f"{source.format}; write one line `row,column` for each cell to be predicted"
         )
-    name, delimiter, head = text_tables.sniff(source)
-    first = head[0]
-    _require_pair_columns(source, len(first))
-    found = table_format.find_roles(first) if header is not False else {}
-    roles = _two_roles(found)
-    if header is None:
-        header = {"row", "column"} <= found.keys()
-    layout = TableFormat(
-        name, "pairs", delimiter, len(first), tuple(first) if header else None, roles
-    )
-    columns = dict(zip(roles, map(text_tables.ids, ("row", "column")), strict=True))
-    arrays = text_tables.read_columns(source, layout, columns)
+    name, delimiter, (first, *_) = _head(source)
+    if len(first) < 2:
+        raise mistake(
+            source.path,
+            1,
+            f"expected two or more columns (row, column), got {len(first)}",
+            "write one line `row,column` for each cell to be predicted",
+        )
+    known = {} if header is False and delimiter else table_format.find_roles(first)
+    named = {"row", "column"} <= known.keys()
+    roles = (known["row"], known["column"]) if named else (0, 1)
+    if name == "parquet":
+        table = parquet_tables.parquet_table(source)
+        arrays = {role: parquet_tables.parquet_ids(source, table, role) for role in roles}
+    else:
+        with_header = named if header is None else header
+        found = TableFormat(
+            name, "pairs", delimiter, len(first), tuple(first) if with_header else None, roles
+        )
+        columns = dict(zip(roles, map(text_tables.ids, ("row", "column")), strict=True))
+        arrays = text_tables.read_columns(source, found, columns)
     rows, columns = (ids[codes] for codes, ids in (arrays[role] for role in roles))
     if not len(rows):
         raise mistake(source.path, None, "expected at least one cell, got none", "add lines")
@@ -170,20 +172,11 @@ def detect_source(source: Source, layout=None, header=None, row_names=None) -> T
     """`detect` of a file in memory, or of its first piece."""
     if layout is not None and layout not in LAYOUTS:
         raise ValueError(f"unknown layout {layout!r}; expected one of {', '.join(LAYOUTS)}")
-    options = {"layout": layout, "header": header, "row_names": row_names}
     if source.format in ("mtx", "npz"):
         return TableFormat(source.format, "pairs", gzip=source.gzip)
-    if source.format == "parquet":
-        table = parquet_tables.parquet_table(source)
-        # Names and types take the place of the first lines.
-        records = [table.column_names]
-        records.append(
-            ["0" if parquet_tables.is_numeric(column.type) else "word" for column in table.columns]
-        )
-        name, delimiter = "parquet", ""
-        options["header"] = True
-    else:
-        name, delimiter, records = text_tables.sniff(source)
+    name, delimiter, records = _head(source)
+    header = True if name == "parquet" else header
+    options = {"layout": layout, "header": header, "row_names": row_names}
     try:
         found = table_format.text_format(name, delimiter, records, **options)
     except ValueError as error:
@@ -191,15 +184,10 @@ def detect_source(source: Source, layout=None, header=None, row_names=None) -> T
     return dataclasses.replace(found, gzip=source.gzip)
 
 
-def _two_roles(found: dict[str, int]) -> tuple[int, int]:
-    return (found["row"], found["column"]) if {"row", "column"} <= found.keys() else (0, 1)
-
-
-def _require_pair_columns(source: Source, num_columns: int) -> None:
-    if num_columns < 2:
-        raise mistake(
-            source.path,
-            1,
-            f"expected two or more columns (row, column), got {num_columns}",
-            "write one line `row,column` for each cell to be predicted",
-        )
+def _head(source: Source) -> tuple[str, str, list[list[str]]]:
+    """Format, delimiter and first records; of Parquet the names, and what the types stand for."""
+    if source.format != "parquet":
+        return text_tables.sniff(source)
+    table = parquet_tables.parquet_table(source)
+    kinds = ["0" if parquet_tables.is_numeric(column.type) else "word" for column in table.columns]
+    return "parquet", "", [table.column_names, kinds]
