@@ -21,7 +21,7 @@ from absl import flags
 
 from experiments import common, shared_flags, splits
 from metamf_jax import parallel, processes, sums
-from metamf_jax.data import cell_streams, sources
+from metamf_jax.data import entry_streams, sources
 from metamf_jax.factorization import (
     block_store,
     block_update,
@@ -250,7 +250,7 @@ def _read_store(
     }
     if processes.is_first() and not os.path.exists(config.block_store):
         print(f"building the block store {config.block_store}", flush=True)
-        stream = cell_streams.open_stream(config.dataset, data_dir, config.seed)
+        stream = entry_streams.open_stream(config.dataset, data_dir, config.seed)
         held_out = np.random.default_rng((config.seed, 4))
         try:
             block_store.build_store(

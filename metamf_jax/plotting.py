@@ -48,7 +48,7 @@ def error_against_observations(
 
     Args:
       path: the file.
-      counts: [B] support cells of each matrix.
+      counts: [B] support entries of each matrix.
       errors: each method's errors [B].
     """
     figure, (axes,) = _figure(6.4, 4)
@@ -314,14 +314,14 @@ def completed_matrix(
     rows: Callable[[int, int], tuple[np.ndarray, np.ndarray]],
     most: int = 300,
 ) -> None:
-    """Observed cells, all cells, and standard errors of the fullest rows and columns, as images.
+    """Observed entries, all cells, and standard errors of the fullest rows and columns, as images.
 
     Columns of different units are drawn in units of each column's observed deviation only where
     their deviations differ tenfold.
 
     Args:
       path: the file.
-      entries: the observed cells.
+      entries: the observed ones.
       rows: ``rows(first, last) -> (values, errors)``, each [last - first, M].
       most: rows and columns drawn; the fullest where there are more.
     """

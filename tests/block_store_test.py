@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import factorize
-from metamf_jax.data import cell_streams
+from metamf_jax.data import entry_streams
 from metamf_jax.factorization import block_store, blocks, dsgd, solver
 from metamf_jax.factorization.dsgd import DsgdConfig
 from metamf_jax.factorization.objective import Objective, make_terms
@@ -150,12 +150,12 @@ def test_binary_builds_the_store_and_refuses_that_of_another_matrix(tmp_path):
 
 
 def test_streams():
-    stream = cell_streams.open_stream("synthetic:50x40x7", seed=1)
+    stream = entry_streams.open_stream("synthetic:50x40x7", seed=1)
     chunk = next(stream.chunks)
     cells = set(zip(chunk.rows.tolist(), chunk.columns.tolist(), strict=True))
     assert len(cells) == 350
     assert (np.bincount(chunk.rows) == 7).all()
     with pytest.raises(ValueError, match="ROWSxCOLUMNSxCELLS_PER_ROW"):
-        cell_streams.open_stream("synthetic:50x40")
+        entry_streams.open_stream("synthetic:50x40")
     with pytest.raises(ValueError, match="1 to 4 cells in a row, got 7"):
-        next(cell_streams.open_stream("synthetic:5x4x7").chunks)
+        next(entry_streams.open_stream("synthetic:5x4x7").chunks)

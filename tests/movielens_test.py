@@ -163,7 +163,7 @@ if real("ml-1m"):
 
     def test_real_1m(monkeypatch):
         # Line by line it takes many times as long: it must never come to that.
-        monkeypatch.delattr(text_tables, "_pairs_with_care")
+        monkeypatch.delattr(text_tables, "_strictly")
         check_counts("ml1m", movielens.ml1m())
 
 

@@ -1,4 +1,4 @@
-"""Texts read piece by piece give the cells, ids and mistakes of those read whole."""
+"""Texts read piece by piece give the entries, ids and mistakes of those read whole."""
 
 import gzip
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import factorize
-from metamf_jax.data import cell_streams, tables
+from metamf_jax.data import entry_streams, tables
 from metamf_jax.data.tables import stream as table_streams
 
 _LINES = [f"u{n % 7},i{n % 5},{n / 2}" for n in range(30)]
@@ -82,11 +82,11 @@ def test_other_files_are_read_whole(tmp_path):
     path = tmp_path / "dense.csv"
     path.write_text("1,,3\n4,5,\n" * 20)
     assert table_streams.open_pairs(path) is None
-    stream = cell_streams.open_stream(path)
+    stream = entry_streams.open_stream(path)
     assert (stream.shape, stream.given_twice) == ((40, 3), None)
 
 
-def test_a_cell_given_twice_is_named_by_its_lines(tmp_path):
+def test_an_entry_given_twice_is_named_by_its_lines(tmp_path):
     path = tmp_path / "table.csv"
     path.write_text("user,item,rating\n" + "\n".join([*_LINES, "u3,i2,1"]))
     config = factorize.Config(

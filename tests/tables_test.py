@@ -40,9 +40,10 @@ def cells_of(table):
     }
 
 
-def written(folder: Path, name: str, content: str | bytes) -> Path:
-    path = folder / name
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
+def written(folder: Path, name: str, content: str | bytes, compressed: bool = False) -> Path:
+    content = content.encode() if isinstance(content, str) else content
+    path = folder / (name + ".gz" * compressed)
+    path.write_bytes(gzip.compress(content) if compressed else content)
     return path
 
 
@@ -70,12 +71,7 @@ PAIRS = {
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("name", PAIRS)
 def test_pairs_in_text(tmp_path, name, compressed):
-    content = PAIRS[name].encode()
-    path = written(
-        tmp_path,
-        name + ".gz" * compressed,
-        gzip.compress(content) if compressed else content,
-    )
+    path = written(tmp_path, name, PAIRS[name], compressed)
     table = tables.read_table(path)
     assert cells_of(table) == CELLS
     assert list(cells_of(table)) == list(CELLS)  # The order of the file.
@@ -86,25 +82,24 @@ def test_pairs_in_text(tmp_path, name, compressed):
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_the_careful_pass_gives_what_the_bulk_gives(tmp_path, name, monkeypatch):
+def test_the_strict_pass_gives_what_the_bulk_gives(tmp_path, name, monkeypatch):
     path = written(tmp_path, name, PAIRS[name])
     bulk = tables.read_table(path)
     monkeypatch.setattr(text_tables, "arrow_columns", lambda *_: None)
-    careful = tables.read_table(path)
+    strict = tables.read_table(path)
     for got, expected in zip(
-        careful.entries.__dict__.values(), bulk.entries.__dict__.values(), strict=True
+        strict.entries.__dict__.values(), bulk.entries.__dict__.values(), strict=True
     ):
         np.testing.assert_array_equal(got, expected)
-    np.testing.assert_array_equal(careful.row_ids, bulk.row_ids)
-    np.testing.assert_array_equal(careful.column_ids, bulk.column_ids)
+    np.testing.assert_array_equal(strict.row_ids, bulk.row_ids)
+    np.testing.assert_array_equal(strict.column_ids, bulk.column_ids)
 
 
 def test_the_bulk_is_used_for_plain_files(tmp_path, monkeypatch):
     def refuse(*_):
-        raise AssertionError("the careful pass ran")
+        raise AssertionError("the strict pass ran")
 
-    monkeypatch.setattr(text_tables, "_pairs_with_care", refuse)
-    monkeypatch.setattr(text_tables, "_dense_with_care", refuse)
+    monkeypatch.setattr(text_tables, "_strictly", refuse)
     for name in ("plain.csv", "windows.csv", "tabs.tsv", "ragged_spaces.txt", "colons.dat"):
         assert cells_of(tables.read_table(written(tmp_path, name, PAIRS[name]))) == CELLS
     tables.read_table(written(tmp_path, "dense.csv", "row/column,a,b\nu1,-2,3\nu2,1.5,NaN\n"))
@@ -173,10 +168,10 @@ DENSE = {
 }
 
 
-@pytest.mark.parametrize("careful", [False, True])
+@pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("name", DENSE)
-def test_dense_with_names(tmp_path, name, careful, monkeypatch):
-    if careful:
+def test_dense_with_names(tmp_path, name, strict, monkeypatch):
+    if strict:
         monkeypatch.setattr(text_tables, "arrow_columns", lambda *_: None)
     path = written(tmp_path, name, DENSE[name])
     assert cells_of(tables.read_table(path)) == CELLS
@@ -186,9 +181,9 @@ def test_dense_with_names(tmp_path, name, careful, monkeypatch):
     assert found.header[1:] == ("a", "b")
 
 
-@pytest.mark.parametrize("careful", [False, True])
-def test_dense_without_names_keeps_empty_rows_and_columns(tmp_path, careful, monkeypatch):
-    if careful:
+@pytest.mark.parametrize("strict", [False, True])
+def test_dense_without_names_keeps_empty_rows_and_columns(tmp_path, strict, monkeypatch):
+    if strict:
         monkeypatch.setattr(text_tables, "arrow_columns", lambda *_: None)
     path = written(tmp_path, "bare.csv", "1,,,4,5\n,,,,\n6,7,,9,10\n")
     table = tables.read_table(path)
@@ -268,37 +263,47 @@ def test_what_was_found_can_be_shown(tmp_path):
     )
 
 
+PARQUET = {
+    "rating": pa.array([3, 1.5, -2], pa.float32()),
+    "movieId": pa.array(["b", "a", "a"]).dictionary_encode(),
+    "userId": pa.array([7, 8, 7], pa.int32()),
+    "timestamp": pa.array([1000, 2000, 3000], pa.timestamp("s")).cast(pa.timestamp("ns")),
+}
+
+
+def in_parquet(folder: Path, **changed) -> Path:
+    path = folder / "cells.parquet"
+    pyarrow.parquet.write_table(pa.table(PARQUET | changed), path)
+    return path
+
+
 def test_parquet(tmp_path):
-    path = tmp_path / "cells.parquet"
-    columns = {
-        "rating": pa.array([3, 1.5, -2], pa.float32()),
-        "movieId": pa.array(["b", "a", "a"]).dictionary_encode(),
-        "userId": pa.array([7, 8, 7], pa.int32()),
-        "timestamp": pa.array([1000, 2000, 3000], pa.timestamp("s")).cast(pa.timestamp("ns")),
-    }
-    pyarrow.parquet.write_table(pa.table(columns), path)
-    table = tables.read_table(path)
+    table = tables.read_table(in_parquet(tmp_path))
     assert cells_of(table) == {(7, "b"): 3, (8, "a"): 1.5, (7, "a"): -2}
     np.testing.assert_array_equal(table.times, [1000, 2000, 3000])
-    columns["rating"] = pa.array([3, 2**60 + 1, -2], pa.int64())
-    pyarrow.parquet.write_table(pa.table(columns), path)
-    assert cells_of(tables.read_table(path))[8, "a"] == 2.0**60
-    columns["rating"] = pa.array([3, None, -2], pa.float32())
-    pyarrow.parquet.write_table(pa.table(columns), path)
-    with pytest.raises(ValueError, match=r"cells.parquet, row 2: expected a finite number"):
-        tables.read_table(path)
-    columns |= {"rating": [3, 1, -2], "userId": [7, 7, 8], "movieId": ["b", "b", "a"]}
-    pyarrow.parquet.write_table(pa.table(columns), path)
-    with pytest.raises(ValueError, match=r"row 2: row 7, column 'b' was given by row 1 already"):
-        tables.read_table(path)
-    columns["userId"] = pa.array([7, None, 8])
-    pyarrow.parquet.write_table(pa.table(columns), path)
-    with pytest.raises(ValueError, match=r"row 2: column 'userId' holds no id"):
-        tables.read_table(path)
-    columns |= {"userId": [7, 8, 9], "rating": ["good", "bad", "bad"]}
-    pyarrow.parquet.write_table(pa.table(columns), path)
-    with pytest.raises(ValueError, match=r"expected numbers in column 'rating', got string"):
-        tables.read_table(path)
+    large = pa.array([3, 2**60 + 1, -2], pa.int64())
+    assert cells_of(tables.read_table(in_parquet(tmp_path, rating=large)))[8, "a"] == 2.0**60
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"rating": [3.0, None, -2]}, r"cells.parquet, row 2: expected a finite number"),
+        (
+            {"userId": [7, 7, 8], "movieId": ["b", "b", "a"]},
+            r"row 2: row 7, column 'b' was given by row 1 already",
+        ),
+        ({"userId": [7, None, 8]}, r"row 2: column 'userId' holds no id"),
+        ({"rating": ["good", "bad", "bad"]}, r"expected numbers in column 'rating', got string"),
+    ],
+)
+def test_bad_parquet(tmp_path, changed, message):
+    with pytest.raises(ValueError, match=message):
+        tables.read_table(in_parquet(tmp_path, **changed))
+
+
+def test_damaged_parquet(tmp_path):
+    path = in_parquet(tmp_path)
     path.write_bytes(path.read_bytes()[:-20] + b"PAR1")
     with pytest.raises(ValueError, match=r"cells.parquet: expected a Parquet file.*write it again"):
         tables.read_table(path)
@@ -329,13 +334,7 @@ def test_scipy_npz(tmp_path, kind):
 def test_matrix_market(tmp_path, compressed):
     target = io.BytesIO()
     scipy.io.mmwrite(target, sparse_cells(), comment="of\nratings")
-    content = target.getvalue()
-    path = written(
-        tmp_path,
-        "cells.mtx" + ".gz" * compressed,
-        gzip.compress(content) if compressed else content,
-    )
-    table = tables.read_table(path)
+    table = tables.read_table(written(tmp_path, "cells.mtx", target.getvalue(), compressed))
     assert table.entries.shape == (4, 3)
     np.testing.assert_array_equal(table.row_ids, [1, 2, 3, 4])
     assert cells_of(table) == {(1, 2): 3, (3, 1): 1.5, (1, 1): -2}
@@ -815,9 +814,9 @@ def test_any_text_is_read_alike_by_both_passes_or_refused(
     text = end.join(delimiter.join(record) for record in records)
     path = written(tmp_path_factory.mktemp("any"), name, text)
     answers = []
-    for careful in (False, True):
+    for strict in (False, True):
         with pytest.MonkeyPatch.context() as patch:
-            if careful:
+            if strict:
                 patch.setattr(text_tables, "arrow_columns", lambda *_: None)
             try:
                 answers.append(cells_of(tables.read_table(path)))

@@ -2,7 +2,7 @@
 
 Each family draws a world, a function from cells to values: ratings, surveys, sensors, images,
 tables of features, low-rank and nonlinear ones, blocks, and effects alone. `draw_matrix` draws a
-family, which of its cells are observed (at random or not), and cells to be scored.
+family, which of its cells are observed (at random or not), and others to be scored.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ World = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class Drawn(NamedTuple):
-    """Cells of one matrix, in random order: ``observed``, and ``scored`` among all others."""
+    """Entries of one matrix, in random order: ``observed``, and ``scored`` among all others."""
 
     observed: Entries
     scored: Entries
@@ -33,14 +33,14 @@ def draw_matrix(
     """Draws a matrix of a random family with random missingness.
 
     Popular rows and columns are seen more, by power laws of a random exponent that is often zero;
-    so are high (or low) values, sometimes. Scored cells are held out of what was seen in this way,
-    or lie anywhere else, each in half of the draws.
+    so are high (or low) values, sometimes. Scored entries are held out of what was seen in this
+    way, or lie anywhere else, each in half of the draws.
 
     Args:
       rng: draws everything.
       shape: (N, M).
-      num_observed: wanted number of observed cells; where the matrix is too small, fewer.
-      num_scored: wanted number of scored cells.
+      num_observed: wanted number of observed entries; where the matrix is too small, fewer.
+      num_scored: wanted number of scored entries.
       family: a key of `FAMILIES`; None for a random one.
     """
     num_rows, num_columns = shape
@@ -53,18 +53,16 @@ def draw_matrix(
     num_scored = max(1, min(num_scored, total // 4))
     num_observed = max(1, min(num_observed, total - num_scored))
     wanted = num_observed + (num_scored if held_out else 0)
-    log_rows, log_columns = (
-        rng.choice([0.0, rng.uniform(0, 1.2)]) * -np.log(rng.permutation(size) + 1 + 0.03 * size)
-        for size in shape
-    )
+    popularity = [_log_popularity(rng, size) for size in shape]
     by_value = rng.choice([0.0, 0.0, 0.0, rng.normal()])
-    if total <= 4 * (wanted + num_scored):
+    all_cells = total <= 4 * (wanted + num_scored)
+    if all_cells:
         flat = np.arange(total)
-        log_weights = log_rows[flat // num_columns] + log_columns[flat % num_columns]
+        log_weights = popularity[0][flat // num_columns] + popularity[1][flat % num_columns]
     else:
         rows, columns = (
-            rng.choice(size, 3 * wanted, p=np.exp(logs) / np.exp(logs).sum())
-            for size, logs in ((num_rows, log_rows), (num_columns, log_columns))
+            rng.choice(len(logs), 3 * wanted, p=np.exp(logs) / np.exp(logs).sum())
+            for logs in popularity
         )
         flat = np.unique(rows.astype(np.int64) * num_columns + columns)
         log_weights = np.zeros(len(flat))
@@ -73,26 +71,27 @@ def draw_matrix(
     # The largest keys are a weighted draw without replacement (Gumbel).
     order = np.argsort(-(log_weights + rng.gumbel(size=len(flat))))[:wanted]
     order = rng.permutation(order)
-
-    def entries(flat, values):
-        return Entries(
-            (flat // num_columns).astype(np.int32),
-            (flat % num_columns).astype(np.int32),
-            values.astype(np.float32),
-            shape,
-        )
-
     if held_out:
-        cut = max(1, len(order) - num_scored)
-        parts = order[:cut], order[cut:]
-        return Drawn(*(entries(flat[part], values[part]) for part in parts))
-    seen = entries(flat[order], values[order])
-    if total <= 4 * (wanted + num_scored):
-        rest = np.setdiff1d(np.arange(len(flat)), order)
-        part = rng.permutation(rest)[:num_scored]
-        return Drawn(seen, entries(flat[part], values[part]))
-    others = np.setdiff1d(rng.integers(0, total, num_scored), flat)
-    return Drawn(seen, entries(others, world(others // num_columns, others % num_columns)))
+        seen, scored = np.split(order, [max(1, len(order) - num_scored)])
+    elif all_cells:
+        seen = order
+        scored = rng.permutation(np.setdiff1d(np.arange(len(flat)), order))[:num_scored]
+    else:
+        others = np.setdiff1d(rng.integers(0, total, num_scored), flat)
+        other_values = world(others // num_columns, others % num_columns)
+        observed = _entries(flat[order], values[order], shape)
+        return Drawn(observed, _entries(others, other_values, shape))
+    return Drawn(*(_entries(flat[part], values[part], shape) for part in (seen, scored)))
+
+
+def _log_popularity(rng, size: int) -> np.ndarray:
+    exponent = rng.choice([0.0, rng.uniform(0, 1.2)])
+    return exponent * -np.log(rng.permutation(size) + 1 + 0.03 * size)
+
+
+def _entries(flat: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> Entries:
+    rows, columns = (flat // shape[1]).astype(np.int32), (flat % shape[1]).astype(np.int32)
+    return Entries(rows, columns, values.astype(np.float32), shape)
 
 
 def _standardised(x: np.ndarray) -> np.ndarray:

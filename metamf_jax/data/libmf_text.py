@@ -28,6 +28,7 @@ from metamf_jax.types import Factors
 _FUNCTIONS = (0, 1, 2, 5, 6, 7, 10, 11, 12)
 _SQUARED = 0
 _HEADER = ("f", "m", "n", "k", "b")
+_REMEDY = "write the model again with mf-train or --libmf_output"
 # Ids that leave more gaps than this would make a file of gaps.
 _MOST_GAPS = 1_000_000
 
@@ -99,63 +100,68 @@ def read_libmf(path: str | os.PathLike) -> tuple[Factors, np.ndarray, np.ndarray
       FileNotFoundError: there is no such file.
       ValueError: naming file, line and remedy, if it is no such model.
     """
-    source = load(path, "libmf")
-    lines = source.data.decode("utf-8").removesuffix("\n").split("\n")
-    remedy = "write the model again with mf-train or --libmf_output"
+    lines = load(path, "libmf").data.decode("utf-8").removesuffix("\n").split("\n")
+    num_rows, num_columns, rank = _read_header(path, lines)
+    end_of_rows = len(_HEADER) + num_rows
+    expected = end_of_rows + num_columns
+    if len(lines) > expected:
+        what = f"expected {num_rows} rows and {num_columns} columns, and no line more"
+        raise mistake(path, expected + 1, f"{what}, got {lines[expected][:60]!r}", _REMEDY)
+    u, row_ids = _read_side(path, lines, "p", range(len(_HEADER), end_of_rows), rank)
+    v, column_ids = _read_side(path, lines, "q", range(end_of_rows, expected), rank)
+    for letter, ids in (("p", row_ids), ("q", column_ids)):
+        if not len(ids):
+            raise mistake(
+                path, None, f"none of the lines {letter}0 .. was seen in training", _REMEDY
+            )
+    return Factors(u, v), row_ids, column_ids
 
-    def fields(line: int, what: str) -> list[str]:
-        if line > len(lines):
-            raise mistake(path, len(lines), f"the file ends here; expected {what} next", remedy)
-        return lines[line - 1].split()
 
+def _read_header(path, lines: list[str]) -> tuple[int, int, int]:
+    """Rows, columns and rank."""
     numbers = []
-    for line, name in enumerate(_HEADER, 1):
+    for n, name in enumerate(_HEADER):
         what = f"`{name}` and {'a number' if name == 'b' else 'an integer of at least 0'}"
-        got = fields(line, what)
+        got = _fields(path, lines, n, what)
         number = _number(got[1]) if len(got) == 2 and got[0] == name else None
         if number is None or (name != "b" and (number < 0 or number != int(number))):
-            raise mistake(path, line, f"expected {what}, got {lines[line - 1][:60]!r}", remedy)
+            raise mistake(path, n + 1, f"expected {what}, got {lines[n][:60]!r}", _REMEDY)
         numbers.append(number)
     function, num_rows, num_columns, rank = map(int, numbers[:4])
     if function not in _FUNCTIONS:
         known = ", ".join(map(str, _FUNCTIONS))
-        raise mistake(path, 1, f"expected a function among {known}, got {function}", remedy)
+        raise mistake(path, 1, f"expected a function among {known}, got {function}", _REMEDY)
     if rank < 1:
-        raise mistake(path, 4, "expected a rank of at least 1, got 0", remedy)
-    expected = len(_HEADER) + num_rows + num_columns
-    if len(lines) > expected:
-        what = f"expected {num_rows} rows and {num_columns} columns, and no line more"
-        raise mistake(path, expected + 1, f"{what}, got {lines[expected][:60]!r}", remedy)
-    sides = []
-    line = len(_HEADER)
-    for letter, size in (("p", num_rows), ("q", num_columns)):
-        factors, ids = [], []
-        for number in range(size):
-            line += 1
-            what = f"`{letter}{number}`, T or F, and {rank} numbers"
-            got = fields(line, what)
-            if len(got) != 2 + rank or got[0] != f"{letter}{number}" or got[1] not in ("T", "F"):
-                text = lines[line - 1][:60]
-                raise mistake(
-                    path, line, f"expected {what}, got {len(got)} fields: {text!r}", remedy
-                )
-            if got[1] == "F":
-                continue
-            values = [_number(text) for text in got[2:]]
-            if None in values:
-                wrong = got[2 + values.index(None)]
-                raise mistake(path, line, f"expected finite numbers, got {wrong[:40]!r}", remedy)
-            factors.append(values)
-            ids.append(number)
-        table = np.array(factors, np.float32).reshape(len(ids), rank)
-        sides.append((table, np.array(ids, np.int64)))
-    for letter, (_, ids) in zip("pq", sides, strict=True):
-        if not len(ids):
-            raise mistake(
-                path, None, f"none of the lines {letter}0 .. was seen in training", remedy
-            )
-    (u, row_ids), (v, column_ids) = sides
-    return Factors(u, v), row_ids, column_ids
+        raise mistake(path, 4, "expected a rank of at least 1, got 0", _REMEDY)
+    return num_rows, num_columns, rank
+
+
+def _read_side(
+    path, lines: list[str], letter: str, places: range, rank: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Factors [N, K] and numbers [N] of the rows, or columns, that were seen."""
+    factors, ids = [], []
+    for number, n in enumerate(places):
+        what = f"`{letter}{number}`, T or F, and {rank} numbers"
+        got = _fields(path, lines, n, what)
+        if len(got) != 2 + rank or got[0] != f"{letter}{number}" or got[1] not in ("T", "F"):
+            what += f", got {len(got)} fields: {lines[n][:60]!r}"
+            raise mistake(path, n + 1, f"expected {what}", _REMEDY)
+        if got[1] == "F":
+            continue
+        values = [_number(text) for text in got[2:]]
+        if None in values:
+            wrong = got[2 + values.index(None)]
+            raise mistake(path, n + 1, f"expected finite numbers, got {wrong[:40]!r}", _REMEDY)
+        factors.append(values)
+        ids.append(number)
+    return np.array(factors, np.float32).reshape(len(ids), rank), np.array(ids, np.int64)
+
+
+def _fields(path, lines: list[str], n: int, what: str) -> list[str]:
+    if n >= len(lines):
+        raise mistake(path, len(lines), f"the file ends here; expected {what} next", _REMEDY)
+    return lines[n].split()
 
 
 def _number(text: str) -> float | None:

@@ -36,7 +36,7 @@ def ml100k_split(split: str, data_dir: str | os.PathLike | None = None) -> tuple
     """An official split of MovieLens-100K: (training table, test table) over the same ids.
 
     Both tables have the users and films of the two files together, so a film that only the test
-    part rates has a column without cells in the training part.
+    part rates has a column without entries in the training part.
 
     Args:
       split: u1..u5 (80/20, disjoint tests) or ua, ub (10 test ratings a user).
@@ -78,7 +78,7 @@ def _read_100k(data_dir, name: str) -> Table:
 
 
 def _with_ids(table: Table, row_ids: np.ndarray, column_ids: np.ndarray) -> Table:
-    """The same cells in a matrix with more rows and columns; ids sorted."""
+    """The same entries in a matrix with more rows and columns; ids sorted."""
     entries = Entries(
         rows=np.searchsorted(row_ids, table.row_ids)[table.entries.rows].astype(np.int32),
         columns=np.searchsorted(column_ids, table.column_ids)[table.entries.columns].astype(

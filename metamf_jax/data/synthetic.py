@@ -4,6 +4,7 @@ All draws come from ``numpy.random.default_rng(seed)``: the same arguments give 
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -53,8 +54,8 @@ def synthetic_ratings(
       popularity: exponent of the power laws.
 
     Returns:
-      A `Table` with ids 0..N-1 and 0..M-1, cells in row order, no times. Rows and columns may
-      stay without any cell.
+      A `Table` with ids 0..N-1 and 0..M-1, entries in row order, no times. Rows and columns may
+      stay without any entry.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -67,55 +68,17 @@ def synthetic_ratings(
     if len(shares) != 4 or min(shares) < 0 or sum(shares) <= 0:
         raise ValueError(f"expected four shares of the variance, none negative, got {shares}")
     rng = np.random.default_rng(seed)
-    row_scale, column_scale, interaction_scale, noise_scale = np.sqrt(
-        np.asarray(shares) / sum(shares)
-    )
-    u, v = _clustered_factors(rng, num_rows, num_columns, rank)
-    activity, fame = _power_law(rng, num_rows, popularity), _power_law(rng, num_columns, popularity)
-    row_effects = row_scale * rng.standard_normal(num_rows)
-    # Half of a column's effect comes with its popularity.
-    column_effects = (
-        column_scale
-        * np.sqrt(0.5)
-        * (rng.standard_normal(num_columns) + _standardised(np.log(fame)))
-    )
+    world = _draw_world(rng, (num_rows, num_columns), rank, shares, popularity)
     rows = rng.integers(num_rows, size=_SAMPLED_CELLS)
     columns = rng.integers(num_columns, size=_SAMPLED_CELLS)
-    products = (u[rows] * v[columns]).sum(axis=1)
-    spread = products.std() if products.std() > 0 else 1.0
-    shift = products.mean()
-
-    def latent(rows, columns, products, noise):
-        return (
-            row_effects[rows]
-            + column_effects[columns]
-            + interaction_scale * (products - shift) / spread
-            + noise_scale * noise
-        )
-
-    def weight(rows, columns, value):
-        if missingness == "uniform":
-            return np.ones_like(value)
-        wanted = activity[rows] * fame[columns]
-        return wanted * np.exp(value) if missingness == "value" else wanted
-
-    sample = latent(rows, columns, products, rng.standard_normal(_SAMPLED_CELLS))
-    weights = weight(rows, columns, sample)
+    products = (world.u[rows] * world.v[columns]).sum(axis=1)
+    world = world._replace(shift=products.mean(), spread=products.std() or 1.0)
+    sample = _latent(world, rows, columns, products, rng.standard_normal(_SAMPLED_CELLS))
+    weights = _weights(world, missingness, rows, columns, sample)
     scale = _scale_to_density(weights, density)
     seen = rng.random(_SAMPLED_CELLS) < np.minimum(scale * weights, 1)
     cuts = np.quantile(sample[seen] if seen.any() else sample, np.cumsum(_LEVEL_SHARES)[:-1])
-
-    listed = []
-    step = max(1, _CELLS_AT_ONCE // num_columns)
-    for start in range(0, num_rows, step):
-        some = np.arange(start, min(start + step, num_rows))[:, None]
-        every = np.arange(num_columns)[None, :]
-        noise = rng.standard_normal((len(some), num_columns))
-        values = latent(some, every, u[some[:, 0]] @ v.T, noise)
-        chance = np.minimum(scale * weight(some, every, values), 1)
-        n, m = np.nonzero(rng.random(values.shape) < chance)
-        listed.append((n + start, m, values[n, m]))
-    rows, columns, values = (np.concatenate(parts) for parts in zip(*listed, strict=True))
+    rows, columns, values = _draw_observed(rng, world, missingness, scale)
     if ordinal:
         values = 1 + np.searchsorted(cuts, values)
     return _table(rows, columns, values, (num_rows, num_columns))
@@ -139,12 +102,12 @@ def low_rank(
       num_columns: M.
       rank: of the product without biases; its cells have unit variance.
       density: each cell is observed with this chance, in (0, 1].
-      noise: standard deviation of the noise at observed cells.
+      noise: standard deviation of the noise at observed entries.
       bias: standard deviation of the row and of the column effects.
 
     Returns:
-      The observed cells in row order, and the true factors, float32: K is ``rank``, or ``rank + 2``
-      with biases, whose two further factors hold the effects beside ones.
+      The observed entries in row order, and the true factors, float32: K is ``rank``, or
+      ``rank + 2`` with biases, whose two further factors hold the effects beside ones.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -169,7 +132,7 @@ def low_rank_stream(
     seed: int,
     num_rows: int,
     num_columns: int,
-    cells_per_row: int,
+    entries_per_row: int,
     *,
     rank: int = 8,
     noise: float = 0.5,
@@ -177,42 +140,119 @@ def low_rank_stream(
 ) -> Iterator[Entries]:
     """A low-rank matrix of any size, row by row: ``x_nm = u_n . v_m + noise``, Gaussian factors.
 
-    A row's cells lie at random in ``cells_per_row`` stretches of the columns of equal length, one
-    in each, so that no cell comes twice.
+    A row's entries lie at random in ``entries_per_row`` stretches of the columns of equal length,
+    one in each, so that none comes twice.
 
     Args:
       seed: as `synthetic_ratings`.
       num_rows: N.
       num_columns: M.
-      cells_per_row: observed cells of every row.
+      entries_per_row: of every row.
       rank: of the product, whose cells have unit variance.
       noise: standard deviation of the noise.
-      chunk: about so many cells at once; the draw depends on it.
+      chunk: about so many entries at once; the draw depends on it.
 
     Raises:
       ValueError: if an argument is out of range.
     """
     _check_sizes(num_rows, num_columns, rank, 1.0)
-    if not 1 <= cells_per_row <= num_columns:
-        raise ValueError(f"expected 1 to {num_columns} cells in a row, got {cells_per_row}")
+    if not 1 <= entries_per_row <= num_columns:
+        raise ValueError(f"expected 1 to {num_columns} cells in a row, got {entries_per_row}")
     rng = np.random.default_rng(seed)
     v = (rng.standard_normal((num_columns, rank)) / rank**0.25).astype(np.float32)
-    step = max(1, chunk // cells_per_row)
-    begins = np.arange(cells_per_row) * num_columns // cells_per_row
+    step = max(1, chunk // entries_per_row)
+    begins = np.arange(entries_per_row) * num_columns // entries_per_row
     lengths = np.append(begins[1:], num_columns) - begins
     for start in range(0, num_rows, step):
         rows = np.arange(start, min(start + step, num_rows), dtype=np.int32)
         u = (rng.standard_normal((len(rows), rank)) / rank**0.25).astype(np.float32)
-        size = len(rows), cells_per_row
+        size = len(rows), entries_per_row
         columns = (begins + (rng.random(size) * lengths).astype(np.int64)).astype(np.int32)
         values = np.einsum("nk,nek->ne", u, v[columns])
         values += np.float32(noise) * rng.standard_normal(size, np.float32)
         yield Entries(
-            np.repeat(rows, cells_per_row),
+            np.repeat(rows, entries_per_row),
             columns.ravel(),
             values.ravel(),
             (num_rows, num_columns),
         )
+
+
+class _World(NamedTuple):
+    """What makes ratings, but for the draw of the noise.
+
+    Attributes:
+      u: [N, K] factors of the rows' tastes.
+      v: [M, K] factors of the columns.
+      activity: [N] how often rows are seen, beside each other.
+      fame: [M] likewise of columns.
+      row_effects: [N] what a row adds to its ratings.
+      column_effects: [M] likewise.
+      interaction: deviation of the interaction ``(u_n . v_m - shift) / spread``.
+      noise: deviation of the noise.
+      shift: mean of ``u_n . v_m``.
+      spread: its deviation.
+    """
+
+    u: np.ndarray
+    v: np.ndarray
+    activity: np.ndarray
+    fame: np.ndarray
+    row_effects: np.ndarray
+    column_effects: np.ndarray
+    interaction: float
+    noise: float
+    shift: float = 0.0
+    spread: float = 1.0
+
+
+def _draw_world(rng, shape: tuple[int, int], rank: int, shares, popularity: float) -> _World:
+    num_rows, num_columns = shape
+    row_scale, column_scale, interaction, noise = np.sqrt(np.asarray(shares) / sum(shares))
+    u, v = _clustered_factors(rng, num_rows, num_columns, rank)
+    activity, fame = _power_law(rng, num_rows, popularity), _power_law(rng, num_columns, popularity)
+    row_effects = row_scale * rng.standard_normal(num_rows)
+    # Half of a column's effect comes with its popularity.
+    column_effects = (
+        column_scale
+        * np.sqrt(0.5)
+        * (rng.standard_normal(num_columns) + _standardised(np.log(fame)))
+    )
+    return _World(u, v, activity, fame, row_effects, column_effects, interaction, noise)
+
+
+def _latent(world: _World, rows, columns, products, noise) -> np.ndarray:
+    """Ratings before they are cut, from the products of factors and noise of unit variance."""
+    return (
+        world.row_effects[rows]
+        + world.column_effects[columns]
+        + world.interaction * (products - world.shift) / world.spread
+        + world.noise * noise
+    )
+
+
+def _weights(world: _World, missingness: str, rows, columns, values) -> np.ndarray:
+    """To what a cell's chance of being observed is proportional."""
+    if missingness == "uniform":
+        return np.ones_like(values)
+    wanted = world.activity[rows] * world.fame[columns]
+    return wanted * np.exp(values) if missingness == "value" else wanted
+
+
+def _draw_observed(rng, world: _World, missingness: str, scale: float):
+    """Rows, columns and latent ratings of the observed entries, some rows at once."""
+    num_rows, num_columns = len(world.u), len(world.v)
+    listed = []
+    step = max(1, _CELLS_AT_ONCE // num_columns)
+    for start in range(0, num_rows, step):
+        some = np.arange(start, min(start + step, num_rows))[:, None]
+        every = np.arange(num_columns)[None, :]
+        noise = rng.standard_normal((len(some), num_columns))
+        values = _latent(world, some, every, world.u[some[:, 0]] @ world.v.T, noise)
+        chance = np.minimum(scale * _weights(world, missingness, some, every, values), 1)
+        n, m = np.nonzero(rng.random(values.shape) < chance)
+        listed.append((n + start, m, values[n, m]))
+    return [np.concatenate(parts) for parts in zip(*listed, strict=True)]
 
 
 def _clustered_factors(rng, num_rows, num_columns, rank):

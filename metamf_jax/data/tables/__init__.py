@@ -6,10 +6,11 @@ or "+7") comes back as int64; any other column as strings exactly as in the file
 that one long id does not widen all). Columns of dense files without names are numbered from 0, and
 so are the rows; Matrix Market counts from 1.
 
-Text is read twice at most. pyarrow parses it in bulk; whatever pyarrow refuses or looks wrong goes
-through a careful pass in Python, which either gives the same arrays or names the line at fault.
+Text is read twice at most. pyarrow parses it in bulk; what pyarrow refuses or what looks wrong goes
+through one strict pass in Python, which either gives the same arrays or names the line at fault.
 """
 
+import dataclasses
 import os
 
 import numpy as np
@@ -47,12 +48,12 @@ def read_table(
     row_names: bool | None = None,
     dtype: type[np.floating] = np.float32,
 ) -> Table:
-    """Reads the observed cells of one matrix.
+    """Reads the observed entries of one matrix.
 
     In pairs, columns named like user, item, rating and timestamp (`table_format` has the list) are
     found in any order; otherwise the first three columns are row, column and value. Times are whole
     seconds, or ISO 8601 dates, taken as UTC. In dense files a blank, NA, NaN or ? is a missing
-    cell, and rows and columns without any observed cell are kept; a column of True and False is
+    cell, and rows and columns without any entry are kept; a column of True and False is
     read as 1 and 0. Text may be in gzip.
 
     Args:
@@ -64,12 +65,12 @@ def read_table(
       dtype: of the values: float32, or float64 for all digits and sizes that doubles have.
 
     Returns:
-      A `Table`; values of ``dtype``, cells in the order of the file.
+      A `Table`; values of ``dtype``, entries in the order of the file.
 
     Raises:
       FileNotFoundError: if there is no such file.
       ValueError: naming file, line and remedy, if the file is no table of numbers that ``dtype``
-        can hold, with every cell at most once: see the tests for the list.
+        can hold, with every entry at most once: see the tests for the list.
     """
     source = load(path, format)._replace(dtype=dtype)
     found = detect_source(source, layout, header, row_names)
@@ -101,42 +102,36 @@ def read_pairs(
       FileNotFoundError, ValueError: as `read_table`.
     """
     source = load(path, format)
-    if source.format == "parquet":
-        table = parquet_tables.parquet_table(source)
-        names = table.column_names
-        _require_pair_columns(source, len(names))
-        roles = _two_roles(table_format.find_roles(names))
-        ids = [parquet_tables.parquet_ids(source, table, role) for role in roles]
-        return ids[0][1][ids[0][0]], ids[1][1][ids[1][0]]
     if source.format in ("mtx", "npz"):
         raise ValueError(
             f"{source.path}: expected a list of cells as csv, tsv, libmf text or parquet, got "
             f"{source.format}; write one line `row,column` for each cell to be predicted"
         )
-    name, delimiter, head = text_tables.sniff(source)
-    first = head[0]
-    _require_pair_columns(source, len(first))
-    found = table_format.find_roles(first) if header is not False else {}
-    roles = _two_roles(found)
-    if header is None:
-        header = {"row", "column"} <= found.keys()
-    layout = TableFormat(
-        name, "pairs", delimiter, len(first), tuple(first) if header else None, roles
-    )
-    columns = text_tables.arrow_columns(
-        source, layout, {role: text_tables.STRINGS for role in roles}
-    )
-    if columns is not None:
-        (rows, row_ids), (cols, column_ids) = (text_tables.coded(columns[role]) for role in roles)
-        if len(rows) and "" not in row_ids and "" not in column_ids:
-            return row_ids[rows], column_ids[cols]
-    ids = ([], [])
-    for line, record in text_tables.body_records(source, layout):
-        for part, role, listed in zip(("row", "column"), roles, ids, strict=True):
-            listed.append(text_tables.id_of(source, line, part, record[role]))
-    if not ids[0]:
+    name, delimiter, (first, *_) = _head(source)
+    if len(first) < 2:
+        raise mistake(
+            source.path,
+            1,
+            f"expected two or more columns (row, column), got {len(first)}",
+            "write one line `row,column` for each cell to be predicted",
+        )
+    known = {} if header is False and delimiter else table_format.find_roles(first)
+    named = {"row", "column"} <= known.keys()
+    roles = (known["row"], known["column"]) if named else (0, 1)
+    if name == "parquet":
+        table = parquet_tables.parquet_table(source)
+        arrays = {role: parquet_tables.parquet_ids(source, table, role) for role in roles}
+    else:
+        with_header = named if header is None else header
+        found = TableFormat(
+            name, "pairs", delimiter, len(first), tuple(first) if with_header else None, roles
+        )
+        columns = dict(zip(roles, map(text_tables.ids, ("row", "column")), strict=True))
+        arrays = text_tables.read_columns(source, found, columns)
+    rows, columns = (ids[codes] for codes, ids in (arrays[role] for role in roles))
+    if not len(rows):
         raise mistake(source.path, None, "expected at least one cell, got none", "add lines")
-    return typed_ids(ids[0]), typed_ids(ids[1])
+    return rows, columns
 
 
 def read_ids(path: str | os.PathLike) -> np.ndarray:
@@ -177,36 +172,22 @@ def detect_source(source: Source, layout=None, header=None, row_names=None) -> T
     """`detect` of a file in memory, or of its first piece."""
     if layout is not None and layout not in LAYOUTS:
         raise ValueError(f"unknown layout {layout!r}; expected one of {', '.join(LAYOUTS)}")
-    options = {"layout": layout, "header": header, "row_names": row_names}
     if source.format in ("mtx", "npz"):
         return TableFormat(source.format, "pairs", gzip=source.gzip)
-    if source.format == "parquet":
-        table = parquet_tables.parquet_table(source)
-        # Names and types take the place of the first lines.
-        records = [table.column_names]
-        records.append(
-            ["0" if parquet_tables.is_numeric(column.type) else "word" for column in table.columns]
-        )
-        name, delimiter = "parquet", ""
-        options["header"] = True
-    else:
-        name, delimiter, records = text_tables.sniff(source)
+    name, delimiter, records = _head(source)
+    header = True if name == "parquet" else header
+    options = {"layout": layout, "header": header, "row_names": row_names}
     try:
         found = table_format.text_format(name, delimiter, records, **options)
     except ValueError as error:
         raise ValueError(f"{source.path}, line 1: {error}") from None
-    return TableFormat(**{**found.__dict__, "gzip": source.gzip})
+    return dataclasses.replace(found, gzip=source.gzip)
 
 
-def _two_roles(found: dict[str, int]) -> tuple[int, int]:
-    return (found["row"], found["column"]) if {"row", "column"} <= found.keys() else (0, 1)
-
-
-def _require_pair_columns(source: Source, num_columns: int) -> None:
-    if num_columns < 2:
-        raise mistake(
-            source.path,
-            1,
-            f"expected two or more columns (row, column), got {num_columns}",
-            "write one line `row,column` for each cell to be predicted",
-        )
+def _head(source: Source) -> tuple[str, str, list[list[str]]]:
+    """Format, delimiter and first records; of Parquet the names, and what the types stand for."""
+    if source.format != "parquet":
+        return text_tables.sniff(source)
+    table = parquet_tables.parquet_table(source)
+    kinds = ["0" if parquet_tables.is_numeric(column.type) else "word" for column in table.columns]
+    return "parquet", "", [table.column_names, kinds]

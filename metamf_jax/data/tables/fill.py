@@ -1,7 +1,5 @@
 """A table's own file again, with its blanks filled and nothing else changed."""
 
-import csv
-import io
 import os
 import re
 from collections.abc import Iterator
@@ -15,6 +13,7 @@ import pyarrow.parquet
 from metamf_jax.data.tables import digits as digits_of
 from metamf_jax.data.tables import format as table_format
 from metamf_jax.data.tables import parquet as parquet_tables
+from metamf_jax.data.tables import text as text_tables
 from metamf_jax.data.tables import write as write_tables
 from metamf_jax.data.tables.digits import Digits
 from metamf_jax.data.tables.format import TableFormat
@@ -28,11 +27,11 @@ _TRUE = 0.5
 
 def column_digits(path: str | os.PathLike, found: TableFormat, table: Table) -> list[Digits]:
     """The digits of what is imputed: of each column of a matrix; of pairs one, of all values."""
-    cells = table.entries
+    entries = table.entries
     source = schema = None
     if found.format == "parquet":
         schema = pyarrow.parquet.read_schema(path)
-    elif found.delimiter and digits_of.extreme(np.asarray(cells.values)).any():
+    elif found.delimiter and digits_of.extreme(np.asarray(entries.values)).any():
         source = load(path, found.format)
 
     def of_column(values: np.ndarray, position: int) -> Digits:
@@ -44,13 +43,13 @@ def column_digits(path: str | os.PathLike, found: TableFormat, table: Table) -> 
         )
 
     if not found.dense:
-        return [of_column(np.asarray(cells.values), found.roles[2])]
+        return [of_column(np.asarray(entries.values), found.roles[2])]
     skipped = 1 if found.row_names else 0
-    order = np.argsort(cells.columns, kind="stable")
-    ends = np.cumsum(np.bincount(cells.columns, minlength=cells.shape[1]))[:-1]
+    by_column = np.asarray(entries.values)[np.argsort(entries.columns, kind="stable")]
+    ends = np.cumsum(np.bincount(entries.columns, minlength=entries.shape[1]))[:-1]
     return [
         of_column(values, position)
-        for position, values in enumerate(np.split(np.asarray(cells.values)[order], ends), skipped)
+        for position, values in enumerate(np.split(by_column, ends), skipped)
     ]
 
 
@@ -74,11 +73,16 @@ def typed_values(path: str | os.PathLike, found: TableFormat, values: np.ndarray
         return values
     kind = pyarrow.parquet.read_schema(path).field(found.roles[2]).type
     if pa.types.is_integer(kind):
-        limits = np.iinfo(kind.to_pandas_dtype())
-        # A double next to the limits of 64 bits may lie beyond them.
-        whole = [min(max(int(x), int(limits.min)), int(limits.max)) for x in values.tolist()]
-        return np.array(whole, limits.dtype)
+        return _whole(values, kind)
     return values.astype(np.float32) if kind == pa.float32() else values
+
+
+def _whole(values: np.ndarray, kind: pa.DataType) -> np.ndarray:
+    """Whole numbers as integers of that kind."""
+    limits = np.iinfo(kind.to_pandas_dtype())
+    # A double next to the limits of 64 bits may lie beyond them.
+    whole = [min(max(int(x), int(limits.min)), int(limits.max)) for x in values.tolist()]
+    return np.array(whole, limits.dtype)
 
 
 def _has_exponents(source: Source, found: TableFormat, values: np.ndarray, position: int) -> bool:
@@ -112,9 +116,9 @@ def write_filled(
       ValueError: ``output`` cannot be written, or the file was changed since it was read.
     """
     output = Path(output)
-    cells = table.entries
-    missing = np.ones(cells.shape, bool)
-    missing[cells.rows, cells.columns] = False
+    entries = table.entries
+    missing = np.ones(entries.shape, bool)
+    missing[entries.rows, entries.columns] = False
     digits = column_digits(path, found, table)
     values = np.array(values, np.float64)
     for column, own in enumerate(digits):
@@ -130,7 +134,7 @@ def write_filled(
         else:
             write_tables.write_columns(output, filled)
     elif into_parquet:
-        values[cells.rows, cells.columns] = cells.values
+        values[entries.rows, entries.columns] = entries.values
         write_tables.write_dense(output, values, table.row_ids, table.column_ids, like=found)
     else:
         text = _filled_text(source, found, missing, values, digits)
@@ -149,9 +153,7 @@ def _filled_columns(source: Source, found: TableFormat, missing, values) -> pa.T
         if pa.types.is_boolean(field.type):
             fills = fills >= _TRUE
         elif pa.types.is_integer(field.type):
-            limits = np.iinfo(field.type.to_pandas_dtype())
-            # A double next to the limits of 64 bits may lie beyond them.
-            fills = [min(max(int(x), int(limits.min)), int(limits.max)) for x in fills.tolist()]
+            fills = _whole(fills, field.type)
         elif pa.types.is_decimal(field.type):
             fills = pa.array(fills).cast(field.type, safe=False)
         filled = pyarrow.compute.call_function(
@@ -216,30 +218,10 @@ def _boolean_words(source: Source, found, num_columns: int, skipped: int) -> dic
 
 def _records(source: Source, found: TableFormat) -> Iterator[tuple[str, list[str] | None]]:
     """Pieces that make up the text, each with its cells; None for blank lines and the header."""
-    text = source.data.decode("utf-8")
     header = found.header is not None
-    for raw, cells in _split(text, found):
-        blank = not cells
-        yield raw, None if blank or header else cells
-        header = header and blank
-
-
-def _split(text: str, found: TableFormat) -> Iterator[tuple[str, list[str]]]:
-    if found.num_columns > 1 and found.delimiter not in (" ", "::"):
-        lines = list(io.StringIO(text, newline=""))
-        reader = csv.reader(iter(lines), delimiter=found.delimiter, strict=True)
-        before = 0
-        for cells in reader:
-            yield "".join(lines[before : reader.line_num]), cells
-            before = reader.line_num
-        return
-    for match in re.finditer(r"[^\n]*\n|[^\n]+", text):
-        line = match[0].rstrip("\r\n")
-        if found.num_columns == 1:  # A blank line is a cell.
-            yield match[0], [line]
-        else:
-            parts = line.split() if found.delimiter == " " else line.split("::")
-            yield match[0], parts if line.strip() else []
+    for _, raw, tokens in text_tables.split(source, found.delimiter, found.num_columns == 1):
+        yield raw, None if header or not tokens else tokens
+        header = header and not tokens
 
 
 def _refilled(raw: str, found: TableFormat, fills: dict[int, str]) -> str:

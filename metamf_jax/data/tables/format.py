@@ -1,6 +1,6 @@
-"""How a file of observed cells is laid out, and how that is found out.
+"""How a file of observed entries is laid out, and how that is found out.
 
-Two layouts. `pairs`: a line for each observed cell, ``row,column,value[,time]``. `dense`: a line
+Two layouts. `pairs`: a line for each entry, ``row,column,value[,time]``. `dense`: a line
 for each row of the matrix, with blanks at the missing cells. Detection looks at the extension and
 at the first lines only; every finding can be overridden.
 """
@@ -8,6 +8,7 @@ at the first lines only; every finding can be overridden.
 import dataclasses
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 FORMATS = {
     "csv": "separated by commas (or semicolons), quoted where needed",
@@ -18,6 +19,17 @@ FORMATS = {
     "mtx": "Matrix Market coordinate",
     "npz": "a scipy.sparse matrix saved by scipy.sparse.save_npz",
 }
+EXTENSIONS = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".tab": "tsv",
+    ".libmf": "libmf",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".mtx": "mtx",
+    ".npz": "npz",
+}
+DELIMITERS = {"csv": ",", "tsv": "\t", "libmf": " ", "dat": "::"}
 LAYOUTS = ("pairs", "dense")
 # Earlier names win where a file has several columns that could play a part.
 _ROLE_NAMES = {
@@ -81,6 +93,12 @@ class TableFormat:
             parts.append("a line for each cell")
             parts += [f"{part}={name}" for part, name in zip(_ROLE_NAMES, names, strict=False)]
         return "; ".join(parts)
+
+
+def of_name(path: Path) -> str:
+    """The format that the name of a file tells, compressed or not; "" for none."""
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
+    return EXTENSIONS.get(suffixes[-1], "") if suffixes else ""
 
 
 def is_missing(token: str) -> bool:
@@ -234,7 +252,7 @@ def _looks_like_names(first, body, roles) -> bool:
     """Whether the first line of pairs is a header, though none of its names is known.
 
     A word in the place of the value makes it one, unless the word starts like a number, or an id of
-    the line stands below it again: then it is a cell with a mistake.
+    the line stands below it again: then it is an entry with a mistake.
     """
     row, column, value = roles[:3]
     token = first[value].strip()

@@ -1,4 +1,4 @@
-"""Parquet to cells. Rows are counted from 1."""
+"""Parquet to a table. Rows are counted from 1."""
 
 import numpy as np
 import pyarrow as pa
@@ -6,14 +6,14 @@ import pyarrow.parquet
 
 from metamf_jax.data.tables.format import TableFormat
 from metamf_jax.data.tables.source import (
-    Cells,
+    Coded,
     Source,
     dense_column_ids,
     dense_table,
     make_table,
     mistake,
-    no_cell,
-    refuse_duplicates,
+    no_entry,
+    without_duplicates,
 )
 from metamf_jax.types import Table
 
@@ -55,7 +55,7 @@ def is_numeric(kind: pa.DataType) -> bool:
     )
 
 
-def parquet_ids(source: Source, table: pa.Table, position: int) -> tuple[np.ndarray, np.ndarray]:
+def parquet_ids(source: Source, table: pa.Table, position: int) -> Coded:
     """Codes and ids. Integers stay integers and strings stay strings, as the file types them."""
     column = table.column(position)
     name = table.column_names[position]
@@ -79,7 +79,7 @@ def parquet_ids(source: Source, table: pa.Table, position: int) -> tuple[np.ndar
         ) from None
     coded = column.dictionary_encode().unify_dictionaries().combine_chunks()
     if isinstance(coded, pa.ChunkedArray):
-        raise no_cell(source)
+        raise no_entry(source)
     ids = coded.dictionary
     if pa.types.is_integer(ids.type):
         return coded.indices.to_numpy(), ids.to_numpy()
@@ -104,7 +104,7 @@ def _parquet_numbers(source: Source, table: pa.Table, position: int) -> np.ndarr
 def read_parquet(source: Source, found: TableFormat) -> Table:
     table = parquet_table(source)
     if not table.num_rows:
-        raise no_cell(source)
+        raise no_entry(source)
     if found.dense:
         skipped = 1 if found.row_names else 0
         values = np.stack(
@@ -112,7 +112,7 @@ def read_parquet(source: Source, found: TableFormat) -> Table:
         )
         _refuse(source, np.isinf(values).any(axis=1), "an infinite value")
         _refuse_large(source, (np.abs(values) > source.largest).any(axis=1))
-        row_ids = np.arange(len(values))
+        row_ids = None
         if skipped:
             codes, row_ids = parquet_ids(source, table, 0)
             _refuse(source, codes != np.arange(len(codes)), "a row name given already")
@@ -136,11 +136,9 @@ def read_parquet(source: Source, found: TableFormat) -> Table:
                 f"expected times in whole seconds in column {table.column_names[time[0]]!r}",
                 "convert the column to integers or timestamps",
             ) from None
-    cells = Cells(
-        *parquet_ids(source, table, row), *parquet_ids(source, table, column), values, times
-    )
-    refuse_duplicates(source, cells, lambda entry: f"row {entry + 1}")
-    return make_table(source, cells)
+    rows, columns = (parquet_ids(source, table, role) for role in (row, column))
+    read = make_table(source, rows, columns, values, times)
+    return without_duplicates(source, read, lambda entry: f"row {entry + 1}")
 
 
 def _refuse_large(source: Source, wrong) -> None:

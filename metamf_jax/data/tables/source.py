@@ -1,36 +1,31 @@
-"""A file of cells in memory, and what every reader does with the cells it found."""
+"""A file in memory, and what every reader does with the entries it found."""
 
 import contextlib
 import gzip
+import io
 import os
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, Final, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from metamf_jax.data.tables import format as table_format
 from metamf_jax.data.tables.format import FORMATS, TableFormat
 from metamf_jax.types import Entries, Table
 
 # The largest double that rounds to a finite single.
 FLOAT32_MAX = float(np.nextafter(2.0**128 - 2.0**103, 0))
 _FLOAT64_MAX = float(np.finfo(np.float64).max)
-_EXTENSIONS = {
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".tab": "tsv",
-    ".libmf": "libmf",
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".mtx": "mtx",
-    ".npz": "npz",
-}
+# Ids as codes [E] and the ids [N] that these count, in the order of first appearance.
+Coded: TypeAlias = tuple[np.ndarray, np.ndarray]
 _INT64 = np.iinfo(np.int64)
 
-# How a compressed file begins.
-GZIP: Final = b"\x1f\x8b"
+# How a compressed file begins, and what reading it may raise.
+_GZIP = b"\x1f\x8b"
+GZIP_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
 class Source(NamedTuple):
@@ -63,23 +58,12 @@ class Source(NamedTuple):
         return "single precision" if self.dtype == np.float32 else "double precision"
 
 
-class Cells(NamedTuple):
-    """Observed cells with dictionary-coded ids: codes [E], ids [N], [M], values and times [E]."""
-
-    rows: np.ndarray
-    row_ids: np.ndarray
-    columns: np.ndarray
-    column_ids: np.ndarray
-    values: np.ndarray
-    times: np.ndarray | None
-
-
 def mistake(path, line: int | str | None, what: str, remedy: str) -> ValueError:
     where = f"{path}, line {line}" if isinstance(line, int) else f"{path}{line or ''}"
     return ValueError(f"{where}: {what}; {remedy}")
 
 
-def no_cell(source: Source) -> ValueError:
+def no_entry(source: Source) -> ValueError:
     return mistake(
         source.path, None, "the file holds no observed cell", "expected at least one number"
     )
@@ -89,23 +73,20 @@ def load(path: str | os.PathLike, format: str | None) -> Source:
     path = Path(path)
     if format is not None and format not in FORMATS:
         raise ValueError(f"unknown format {format!r}; expected one of {', '.join(FORMATS)}")
-    with opened(path) as file:
-        data = file.read()
-    compressed = data[:2] == GZIP
-    if compressed:
-        data = _decompress(path, data)
-    return as_source(path, data, format, compressed)
+    with opened(path) as (file, compressed):
+        return as_source(path, file.read(), format, compressed)
 
 
-def opened(path: Path) -> BinaryIO:
-    """Opens a table.
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[tuple[io.BufferedIOBase, bool]]:
+    """Opens a table, unpacked: (file, whether it is compressed).
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is a folder.
+      ValueError: it is a folder, or what is read of it is compressed and damaged.
     """
     try:
-        return path.open("rb")
+        file = path.open("rb")
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path}: no such file; give the path of a table ({', '.join(FORMATS)})"
@@ -114,6 +95,13 @@ def opened(path: Path) -> BinaryIO:
         raise mistake(
             path, None, "expected a file, got a folder", "give the path of a file in it"
         ) from None
+    with file:
+        compressed = file.read(2) == _GZIP
+        file.seek(0)
+        try:
+            yield gzip.GzipFile(fileobj=file) if compressed else file, compressed
+        except GZIP_ERRORS as error:
+            raise damaged_gzip(path, error) from None
 
 
 def as_source(
@@ -121,8 +109,7 @@ def as_source(
 ) -> Source:
     """What is at hand of a file, decompressed, with its format found out and its text checked."""
     if format is None:
-        suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
-        format = _format_of(path, data, _EXTENSIONS.get(suffixes[-1], "") if suffixes else "")
+        format = _format_of(path, data, table_format.of_name(path))
     if format not in ("parquet", "npz"):
         data = _require_utf8(path, data, lines_before)
     if not data.strip():
@@ -130,20 +117,15 @@ def as_source(
     return Source(path, data, format, compressed, lines_before)
 
 
-def _decompress(path: Path, data: bytes) -> bytes:
-    try:
-        return gzip.decompress(data)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        whole = b""
-        with contextlib.suppress(zlib.error):  # Damaged rather than cut: the line is not known.
-            whole = zlib.decompressobj(wbits=31).decompress(data)
-        raise damaged_gzip(path, whole.count(b"\n") + 1, error) from None
-
-
-def damaged_gzip(path: Path, line: int, error: Exception) -> ValueError:
+def damaged_gzip(path: Path, error: Exception) -> ValueError:
+    """That compressed data end, or cannot be unpacked, with the line to which they can."""
+    lines = 0
+    with gzip.open(path) as file, contextlib.suppress(*GZIP_ERRORS):
+        while data := file.read1():
+            lines += data.count(b"\n")
     return mistake(
         path,
-        line,
+        lines + 1,
         f"the gzip data are cut short or damaged here ({error})",
         "fetch or compress the file again",
     )
@@ -214,9 +196,11 @@ def typed_ids(ids: Sequence[str]) -> np.ndarray:
     return typed
 
 
-def first_duplicate(cells: Cells) -> tuple[int, int] | None:
-    """The positions of the first two entries of one cell, or None."""
-    flat = cells.rows.astype(np.int64) * len(cells.column_ids) + cells.columns
+def first_duplicate(*keys: Coded) -> tuple[int, int] | None:
+    """The positions of the first two entries with the same keys, or None."""
+    flat = np.zeros(1, np.int64)
+    for codes, ids in keys:
+        flat = flat * len(ids) + codes
     in_order = np.sort(flat)
     if not (in_order[1:] == in_order[:-1]).any():
         return None
@@ -225,35 +209,41 @@ def first_duplicate(cells: Cells) -> tuple[int, int] | None:
     return int(np.flatnonzero(flat == flat[again])[0]), int(again)
 
 
-def refuse_duplicates(source: Source, cells: Cells, where: Callable[[int], str]) -> None:
-    twice = first_duplicate(cells)
-    if twice is not None:
-        row, column = cells.rows[twice[1]], cells.columns[twice[1]]
-        raise mistake(
-            source.path,
-            f", {where(twice[1])}",
-            f"row {cells.row_ids.tolist()[row]!r}, column {cells.column_ids.tolist()[column]!r} "
-            f"was given by {where(twice[0])} already",
-            "keep one of them",
-        )
-
-
-def make_table(source: Source, cells: Cells) -> Table:
-    entries = Entries(
-        rows=cells.rows.astype(np.int32),
-        columns=cells.columns.astype(np.int32),
-        values=cells.values.astype(source.dtype),
-        shape=(len(cells.row_ids), len(cells.column_ids)),
+def without_duplicates(source: Source, table: Table, where: Callable[[int], str]) -> Table:
+    """The table, if it has no entry twice; ``where`` tells the place of an entry in the file."""
+    entries = table.entries
+    rows, columns = np.asarray(entries.rows), np.asarray(entries.columns)
+    twice = first_duplicate((rows, table.row_ids), (columns, table.column_ids))
+    if twice is None:
+        return table
+    row, column = rows[twice[1]], columns[twice[1]]
+    raise mistake(
+        source.path,
+        f", {where(twice[1])}",
+        f"row {table.row_ids.tolist()[row]!r}, column {table.column_ids.tolist()[column]!r} "
+        f"was given by {where(twice[0])} already",
+        "keep one of them",
     )
-    return Table(entries, cells.row_ids, cells.column_ids, cells.times)
+
+
+def make_table(source: Source, rows: Coded, columns: Coded, values, times=None) -> Table:
+    entries = Entries(
+        rows=rows[0].astype(np.int32),
+        columns=columns[0].astype(np.int32),
+        values=values.astype(source.dtype),
+        shape=(len(rows[1]), len(columns[1])),
+    )
+    return Table(entries, rows[1], columns[1], times)
 
 
 def dense_table(source: Source, values, row_ids, column_ids) -> Table:
+    """The entries of a matrix [N, M] with NaN; rows are numbered if they have no ids."""
     rows, columns = np.nonzero(~np.isnan(values))
     if not len(rows):
-        raise no_cell(source)
-    cells = Cells(rows, row_ids, columns, column_ids, values[rows, columns], None)
-    return make_table(source, cells)
+        raise no_entry(source)
+    if row_ids is None:
+        row_ids = np.arange(len(values))
+    return make_table(source, (rows, row_ids), (columns, column_ids), values[rows, columns])
 
 
 def dense_column_ids(source: Source, found: TableFormat) -> np.ndarray:

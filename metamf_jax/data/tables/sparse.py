@@ -1,6 +1,6 @@
-"""Sparse matrices to cells: Matrix Market, and scipy.sparse's npz.
+"""Sparse matrices to tables: Matrix Market, and scipy.sparse's npz.
 
-Every stored entry is an observed cell, zeros included. Nothing is allocated on a header's word, and
+Every stored entry is observed, zeros included. Nothing is allocated on a header's word, and
 nothing is unpickled.
 """
 
@@ -16,16 +16,15 @@ import zlib
 
 import numpy as np
 
+from metamf_jax.data.tables import text as text_tables
 from metamf_jax.data.tables.format import TableFormat, is_integer
 from metamf_jax.data.tables.source import (
-    Cells,
     Source,
     make_table,
     mistake,
-    no_cell,
-    refuse_duplicates,
+    no_entry,
+    without_duplicates,
 )
-from metamf_jax.data.tables.text import body_records, read_pairs_text
 from metamf_jax.types import Table
 
 # A matrix may have that many more rows or columns than its file has bytes. Real files stay far
@@ -46,30 +45,67 @@ def _require_sane_shape(source: Source, shape: tuple[int, int], line: int | None
 
 
 def read_matrix_market(source: Source) -> Table:
-    path = source.path
-    lines = source.data.split(b"\n", 1)[0].decode("utf-8").lower().split()
-    if lines[1:3] != ["matrix", "coordinate"] or lines[3:4] not in (["real"], ["integer"]):
+    symmetric, shape, num_entries, body = _market_header(source)
+    layout = TableFormat("libmf", "pairs", " ")
+    pairs = text_tables.read_pairs_text(body, layout)
+    entries = pairs.entries
+    if len(entries.rows) != num_entries:
+        raise mistake(
+            source.path,
+            body.lines_before,
+            f"expected {num_entries} entries as the header claims, got {len(entries.rows)}",
+            "fetch or write the file again",
+        )
+    places = []
+    for part, ids, codes, size in (
+        ("row", pairs.row_ids, entries.rows, shape[0]),
+        ("column", pairs.column_ids, entries.columns, shape[1]),
+    ):
+        numbers = np.array([int(i) if is_integer(str(i)) else 0 for i in ids.tolist()])
+        legal = (numbers >= 1) & (numbers <= size)
+        if not legal.all():
+            entry = int(np.flatnonzero(~legal[codes])[0])
+            record = next(itertools.islice(text_tables.body(body, layout), entry, None))
+            raise mistake(
+                source.path,
+                record.line,
+                f"expected a {part} from 1 to {size}, got {ids[codes[entry]]}",
+                "correct the entry or the header",
+            )
+        places.append((numbers - 1)[codes])
+    rows, columns, values = *places, np.asarray(entries.values)
+    if symmetric:
+        off = rows != columns
+        rows, columns = np.append(rows, columns[off]), np.append(columns, rows[off])
+        values = np.append(values, values[off])
+    ids = np.arange(1, shape[0] + 1), np.arange(1, shape[1] + 1)
+    table = make_table(source, (rows, ids[0]), (columns, ids[1]), values)
+    return without_duplicates(source, table, lambda entry: f"entry {entry + 1}")
+
+
+def _market_header(source: Source) -> tuple[bool, tuple[int, int], int, Source]:
+    """(whether the matrix is symmetric, its shape, the number of entries, what is below)."""
+    path, lines = source.path, io.BytesIO(source.data)
+    words = next(lines).decode("utf-8").lower().split()
+    if words[1:3] != ["matrix", "coordinate"] or words[3:4] not in (["real"], ["integer"]):
         raise mistake(
             path,
             1,
             f"expected `%%MatrixMarket matrix coordinate` with real or integer values, got "
-            f"{' '.join(lines)[:80]!r}",
+            f"{' '.join(words)[:80]!r}",
             "write it by scipy.io.mmwrite(path, scipy.sparse.coo_array(matrix))",
         )
-    if lines[4:] not in (["general"], ["symmetric"]):
+    if words[4:] not in (["general"], ["symmetric"]):
         raise mistake(
-            path, 1, f"expected general or symmetric, got {lines[4:]}", "write it as general"
+            path, 1, f"expected general or symmetric, got {words[4:]}", "write it as general"
         )
-    start, number = 0, 0
-    while True:
+    number = 2
+    while (line := lines.readline()).isspace() or line.lstrip().startswith(b"%"):
         number += 1
-        end = source.data.find(b"\n", start)
-        line = source.data[start : end if end >= 0 else None].strip()
-        if line and not line.startswith(b"%"):
-            break
-        if end < 0:
-            raise mistake(path, number, "expected sizes, got the end", "write the file again")
-        start = end + 1
+    if not line:
+        last = source.data.count(b"\n") + 1
+        raise mistake(path, last, "expected sizes, got the end", "write the file again")
+    line = line.strip()
     sizes = re.fullmatch(rb"(\d{1,18})\s+(\d{1,18})\s+(\d{1,18})", line)
     if not sizes:
         raise mistake(
@@ -80,98 +116,28 @@ def read_matrix_market(source: Source) -> Table:
         )
     num_rows, num_columns, num_entries = map(int, sizes.groups())
     _require_sane_shape(source, (num_rows, num_columns), number)
-    # What is before the entries becomes as many blank lines, so that line numbers stay true.
-    body = source._replace(
-        data=b"\n" * number + (source.data[end + 1 :] if end >= 0 else b""), format="libmf"
-    )
-    found = TableFormat("libmf", "pairs", " ")
-    pairs = read_pairs_text(body, found)
-    entries = pairs.entries
-    if len(entries.rows) != num_entries:
-        raise mistake(
-            path,
-            number,
-            f"expected {num_entries} entries as the header claims, got {len(entries.rows)}",
-            "fetch or write the file again",
-        )
-    places = []
-    for part, ids, codes, size in (
-        ("row", pairs.row_ids, entries.rows, num_rows),
-        ("column", pairs.column_ids, entries.columns, num_columns),
-    ):
-        numbers = np.array([int(i) if is_integer(str(i)) else 0 for i in ids.tolist()])
-        legal = (numbers >= 1) & (numbers <= size)
-        if not legal.all():
-            entry = int(np.flatnonzero(~legal[codes])[0])
-            line = next(itertools.islice(body_records(body, found), entry, None))[0]
-            raise mistake(
-                path,
-                line,
-                f"expected a {part} from 1 to {size}, got {ids[codes[entry]]}",
-                "correct the entry or the header",
-            )
-        places.append((numbers - 1)[codes])
-    rows, columns, values = *places, np.asarray(entries.values)
-    if lines[4] == "symmetric":
-        off = rows != columns
-        rows, columns = np.append(rows, columns[off]), np.append(columns, rows[off])
-        values = np.append(values, values[off])
-    cells = Cells(
-        rows, np.arange(1, num_rows + 1), columns, np.arange(1, num_columns + 1), values, None
-    )
-    refuse_duplicates(source, cells, lambda entry: f"entry {entry + 1}")
-    return make_table(source, cells)
+    body = source._replace(data=lines.read(), lines_before=number)
+    return words[4] == "symmetric", (num_rows, num_columns), num_entries, body
 
 
 def read_npz(source: Source) -> Table:
-    arrays = _npz_arrays(source)
-
-    def broken(what: str) -> ValueError:
-        return mistake(
-            source.path,
-            None,
-            what,
-            "write it by scipy.sparse.save_npz(path, scipy.sparse.coo_array(matrix))",
-        )
-
-    stored = arrays.get("format", np.array(""))
-    kind = stored.item() if stored.size == 1 else ""
-    kind = kind.decode("latin1") if isinstance(kind, bytes) else str(kind)
-    names = {"coo": ("row", "col"), "csr": ("indices", "indptr"), "csc": ("indices", "indptr")}
-    if kind not in names:
-        raise broken(f"expected a scipy.sparse matrix in coo, csr or csc format, got {kind!r}")
-    missing = [name for name in ("shape", "data", *names[kind]) if name not in arrays]
-    if missing:
-        raise broken(f"expected the arrays of a {kind} matrix, got none named {missing[0]}")
-    shape = arrays["shape"].ravel().tolist()
-    if len(shape) != 2 or not all(isinstance(side, int) for side in shape):
-        raise broken(f"expected two sides as shape, got {shape}")
-    _require_sane_shape(source, (shape[0], shape[1]), None)
-    values = arrays["data"]
-    first, second = (arrays[name] for name in names[kind])
-    if values.ndim != 1 or values.dtype.kind not in "fiub":
-        raise broken(f"expected a list of real numbers as data, got {values.dtype} {values.shape}")
-    if any(index.ndim != 1 or index.dtype.kind not in "iu" for index in (first, second)):
-        raise broken("expected lists of integers as indices")
-    first, second = first.astype(np.int64), second.astype(np.int64)
-    if kind != "coo":
+    kind, shape, values, first, second = _stored_matrix(source)
+    if kind == "coo":
+        rows, columns = first, second
+    else:
         side = shape[0] if kind == "csr" else shape[1]
-        steps = np.diff(second)
-        if len(second) != side + 1 or second[0] != 0 or (steps < 0).any():
-            raise broken("expected indptr to rise from 0 with one step for each row or column")
-        if second[-1] != len(first):
-            raise broken(f"expected {second[-1]} indices as indptr claims, got {len(first)}")
-        major = np.repeat(np.arange(side), steps)
-        first, second = (major, first) if kind == "csr" else (first, major)
-    if not len(first) == len(second) == len(values):
-        raise broken(f"expected {len(values)} rows and columns, got {len(first)}, {len(second)}")
+        major = _uncompressed(source, first, second, side)
+        rows, columns = (major, first) if kind == "csr" else (first, major)
+    if not len(rows) == len(columns) == len(values):
+        raise _broken(
+            source, f"expected {len(values)} rows and columns, got {len(rows)}, {len(columns)}"
+        )
     if not len(values):
-        raise no_cell(source)
-    for part, index, side in (("row", first, shape[0]), ("column", second, shape[1])):
+        raise no_entry(source)
+    for part, index, side in (("row", rows, shape[0]), ("column", columns, shape[1])):
         if index.min() < 0 or index.max() >= side:
             entry = int(np.flatnonzero((index < 0) | (index >= side))[0])
-            raise broken(f"entry {entry + 1} lies in {part} {index[entry]} of {side}")
-    values = values.astype(np.float64)
+            raise _broken(source, f"entry {entry + 1} lies in {part} {index[entry]} of {side}")
     wrong = ~(np.abs(values) <= source.largest)
     if wrong.any():
         entry = int(np.flatnonzero(wrong)[0])
@@ -181,9 +147,54 @@ def read_npz(source: Source) -> Table:
             f"expected a finite number in {source.precision}, got {values[entry]}",
             "correct it, or do not store the entry if the cell is not observed",
         )
-    cells = Cells(first, np.arange(shape[0]), second, np.arange(shape[1]), values, None)
-    refuse_duplicates(source, cells, lambda entry: f"entry {entry + 1}")
-    return make_table(source, cells)
+    ids = np.arange(shape[0]), np.arange(shape[1])
+    table = make_table(source, (rows, ids[0]), (columns, ids[1]), values)
+    return without_duplicates(source, table, lambda entry: f"entry {entry + 1}")
+
+
+def _stored_matrix(source: Source):
+    """(coo, csr or csc; shape; values, float64; the two arrays that say where they lie, int64)."""
+    arrays = _npz_arrays(source)
+    stored = arrays.get("format", np.array(""))
+    kind = stored.item() if stored.size == 1 else ""
+    kind = kind.decode("latin1") if isinstance(kind, bytes) else str(kind)
+    names = {"coo": ("row", "col"), "csr": ("indices", "indptr"), "csc": ("indices", "indptr")}
+    if kind not in names:
+        raise _broken(
+            source, f"expected a scipy.sparse matrix in coo, csr or csc format, got {kind!r}"
+        )
+    missing = [name for name in ("shape", "data", *names[kind]) if name not in arrays]
+    if missing:
+        raise _broken(
+            source, f"expected the arrays of a {kind} matrix, got none named {missing[0]}"
+        )
+    shape = arrays["shape"].ravel().tolist()
+    if len(shape) != 2 or not all(isinstance(side, int) for side in shape):
+        raise _broken(source, f"expected two sides as shape, got {shape}")
+    _require_sane_shape(source, (shape[0], shape[1]), None)
+    values = arrays["data"]
+    first, second = (arrays[name] for name in names[kind])
+    if values.ndim != 1 or values.dtype.kind not in "fiub":
+        got = f"{values.dtype} {values.shape}"
+        raise _broken(source, f"expected a list of real numbers as data, got {got}")
+    if any(index.ndim != 1 or index.dtype.kind not in "iu" for index in (first, second)):
+        raise _broken(source, "expected lists of integers as indices")
+    return kind, shape, values.astype(np.float64), first.astype(np.int64), second.astype(np.int64)
+
+
+def _uncompressed(source: Source, indices: np.ndarray, indptr: np.ndarray, side: int) -> np.ndarray:
+    """The rows of a csr matrix's entries, or the columns of a csc matrix's."""
+    steps = np.diff(indptr)
+    if len(indptr) != side + 1 or indptr[0] != 0 or (steps < 0).any():
+        raise _broken(source, "expected indptr to rise from 0 with one step for each row or column")
+    if indptr[-1] != len(indices):
+        raise _broken(source, f"expected {indptr[-1]} indices as indptr claims, got {len(indices)}")
+    return np.repeat(np.arange(side), steps)
+
+
+def _broken(source: Source, what: str) -> ValueError:
+    remedy = "write it by scipy.sparse.save_npz(path, scipy.sparse.coo_array(matrix))"
+    return mistake(source.path, None, what, remedy)
 
 
 def _npz_arrays(source: Source) -> dict[str, np.ndarray]:

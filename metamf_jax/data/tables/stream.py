@@ -1,13 +1,11 @@
-"""Texts of pairs, a line for each cell, read piece by piece: for files larger than memory.
+"""Texts of pairs, a line for each entry, read piece by piece: for files larger than memory.
 
-The file is read twice, once for the ids and once for the cells. Both passes keep the ids and one
+The file is read twice, once for the ids and once for the entries. Both passes keep the ids and one
 piece. What `tables.read_table` says of a wrong line is said here too, with the line's number.
 """
 
 import dataclasses
-import gzip
 import os
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,15 +14,7 @@ import numpy as np
 from metamf_jax.data import tables
 from metamf_jax.data.tables import text as text_tables
 from metamf_jax.data.tables.format import TableFormat
-from metamf_jax.data.tables.source import (
-    GZIP,
-    Cells,
-    Source,
-    as_source,
-    damaged_gzip,
-    opened,
-    typed_ids,
-)
+from metamf_jax.data.tables.source import Source, as_source, opened, typed_ids
 from metamf_jax.types import Entries
 
 # Bytes of text in a piece.
@@ -52,40 +42,41 @@ class PairStream:
         return len(self.row_ids), len(self.column_ids)
 
     def chunks(self) -> Iterator[Entries]:
-        """The cells, in the order of the file; a cell may come twice in different pieces."""
-        for cells, _, _ in self._coded():
-            rows, columns = (x.astype(np.int32) for x in (cells.rows, cells.columns))
-            yield Entries(rows, columns, cells.values.astype(np.float32), self.shape)
+        """The entries, in the order of the file; one may come twice in different pieces."""
+        for entries, _, _ in self._coded():
+            yield dataclasses.replace(entries, shape=self.shape)
 
     def given_twice(self, row: int, column: int) -> ValueError:
-        """The mistake of a cell that the file gives twice, from its numbers."""
+        """The mistake of an entry that the file gives twice, from its numbers."""
         wanted = [str(ids[n]) for ids, n in ((self.row_ids, row), (self.column_ids, column))]
         lines: list[int] = []
-        for cells, source, found in self._coded():
-            if not ((cells.rows == row) & (cells.columns == column)).any():
+        for entries, source, found in self._coded():
+            if not ((entries.rows == row) & (entries.columns == column)).any():
                 continue
-            for line, record in text_tables.body_records(source, found):
-                if [record[role] for role in found.roles[:2]] == wanted:
+            for line, _, tokens in text_tables.body(source, found):
+                if [tokens[role] for role in found.roles[:2]] == wanted:
                     lines.append(line)
                     if len(lines) == 2:
-                        return text_tables.given_twice(source, found, record, (lines[0], lines[1]))
+                        return text_tables.given_twice(source, found, tokens, (lines[0], lines[1]))
         raise AssertionError(f"{self._path} changed while it was read")
 
-    def _coded(self) -> Iterator[tuple[Cells, Source, TableFormat]]:
-        """The cells of each piece by the ids' numbers, with the piece."""
+    def _coded(self) -> Iterator[tuple[Entries, Source, TableFormat]]:
+        """The entries of each piece by the numbers of all ids, with the piece."""
         found = self._found
         for source in _pieces(self._path, found):
-            cells = text_tables.pairs_of(source, found)
+            table = text_tables.read_pairs_text(source, found)
             rows, columns = (
-                np.array([index.setdefault(str(x), len(index)) for x in ids.tolist()])[codes]
-                for index, ids, codes in zip(
-                    self._index,
-                    (cells.row_ids, cells.column_ids),
-                    (cells.rows, cells.columns),
-                    strict=True,
-                )
+                np.array([index.setdefault(str(x), len(index)) for x in ids.tolist()], np.int32)
+                for index, ids in zip(self._index, (table.row_ids, table.column_ids), strict=True)
             )
-            yield cells._replace(rows=rows, columns=columns), source, found
+            entries = table.entries
+            yield (
+                dataclasses.replace(
+                    entries, rows=rows[entries.rows], columns=columns[entries.columns]
+                ),
+                source,
+                found,
+            )
             found = dataclasses.replace(found, header=None)
 
 
@@ -93,7 +84,7 @@ def open_pairs(path: str | os.PathLike) -> PairStream | None:
     """Reads the ids of a text of pairs, compressed or not; None for a file of another kind.
 
     Raises:
-      FileNotFoundError, ValueError: as `tables.read_table`; but a cell that stands twice in
+      FileNotFoundError, ValueError: as `tables.read_table`; but an entry that stands twice in
         different pieces is not seen here.
     """
     path = Path(path)
@@ -106,16 +97,10 @@ def open_pairs(path: str | os.PathLike) -> PairStream | None:
 
 def _pieces(path: Path, found: TableFormat | None) -> Iterator[Source]:
     """Pieces that end at a line's end; of a file not yet known, the first alone."""
-    with opened(path) as file:
-        compressed = file.read(2) == GZIP
-        file.seek(0)
-        stream = gzip.GzipFile(fileobj=file) if compressed else file
+    with opened(path) as (file, compressed):
         rest, lines = b"", 0
         while True:
-            try:
-                data = stream.read(_PIECE)
-            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise damaged_gzip(path, lines + rest.count(b"\n") + 1, error) from None
+            data = file.read(_PIECE)
             rest += data
             end = _end_of_piece(rest) if data else len(rest)
             piece, rest = rest[:end], rest[end:]

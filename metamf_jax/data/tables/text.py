@@ -1,123 +1,248 @@
-"""Text to cells: in bulk by pyarrow where nothing is wrong, line by line where something may be."""
+"""Text to arrays: in bulk by pyarrow where nothing is wrong, else by one strict pass.
+
+The strict pass gives the same, or names the first line that is wrong.
+"""
 
 import csv
 import datetime
+import functools
 import io
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
 from metamf_jax.data.tables import format as table_format
-from metamf_jax.data.tables.format import TableFormat
+from metamf_jax.data.tables.format import DELIMITERS, TableFormat
 from metamf_jax.data.tables.source import (
-    Cells,
+    Coded,
     Source,
     dense_column_ids,
     dense_table,
     first_duplicate,
     make_table,
     mistake,
-    no_cell,
+    no_entry,
     typed_ids,
 )
 from metamf_jax.types import Table
 
 STRINGS = pa.dictionary(pa.int32(), pa.string())
-_DELIMITERS = {"tsv": "\t", "libmf": " ", "dat": "::"}
 _HEAD_RECORDS = 50
 _WRITE_NUMBERS = "write 1 for True and 0 for False"
 
 
+class Record(NamedTuple):
+    """A line of a text, or several where quotes hold a line's end.
+
+    Attributes:
+      line: the number in the file of the line on which it starts.
+      text: as it stands in the file, with its end.
+      tokens: of its columns; none on a blank line.
+    """
+
+    line: int
+    text: str
+    tokens: list[str]
+
+
+class Column(NamedTuple):
+    """A column to be read, and how.
+
+    Attributes:
+      kind: what pyarrow takes it for: `STRINGS` for ids, float64 for values, or a kind of time.
+      parse: what one token says, to the strict pass; of (source, line, token).
+      blanks: whether a value may be missing.
+    """
+
+    kind: pa.DataType
+    parse: Callable[[Source, int, str], str | float | int]
+    blanks: bool = False
+
+
+# By the column's position: ids `Coded`, values [E] float64, times [E] int64.
+Arrays: TypeAlias = dict[int, Any]
+
+
+# ------------------------------------------------------------------------------------- records
+
+
+def split(source: Source, delimiter: str, one_column: bool = False) -> Iterator[Record]:
+    """The records of a text, blank lines among them.
+
+    Args:
+      source: a text, or a piece of one.
+      delimiter: of its columns; with spaces or ``::`` there are no quotes.
+      one_column: whether there is but one, without quotes, in which a blank line is a cell.
+
+    Raises:
+      ValueError: at a quote that is not closed, and the like.
+    """
+    quoted = delimiter not in (" ", "::") and not one_column
+    lines = io.TextIOWrapper(io.BytesIO(source.data), "utf-8", newline="" if quoted else "\n")
+    if quoted:
+        yield from _split_quoted(source, lines, delimiter)
+        return
+    for number, text in enumerate(lines, source.lines_before + 1):
+        line = text.rstrip("\r\n")
+        if one_column:
+            tokens = [line]
+        elif delimiter == " ":
+            tokens = line.split()
+        else:
+            tokens = line.split("::") if line.strip() else []
+        yield Record(number, text, tokens)
+
+
+def _split_quoted(source: Source, lines: Iterator[str], delimiter: str) -> Iterator[Record]:
+    lines, kept = itertools.tee(lines)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    before = 0
+    try:
+        for tokens in reader:
+            text = "".join(itertools.islice(kept, reader.line_num - before))
+            yield Record(source.lines_before + before + 1, text, tokens)
+            before = reader.line_num
+    except csv.Error as error:
+        raise mistake(
+            source.path,
+            source.lines_before + before + 1,
+            f"cannot split the line ({error})",
+            "mend its quotes or line end",
+        ) from None
+
+
+def body(source: Source, found: TableFormat) -> Iterator[Record]:
+    """The records below the header, each held to the number of columns of the first."""
+    records = split(source, found.delimiter, found.num_columns == 1)
+    records = (record for record in records if record.tokens)
+    for record in itertools.islice(records, 1 if found.header else 0, None):
+        if len(record.tokens) != found.num_columns:
+            raise mistake(
+                source.path,
+                record.line,
+                f"expected {found.num_columns} columns as in the first line, got "
+                f"{len(record.tokens)}",
+                "add or remove columns, and quote ids that hold the separator",
+            )
+        yield record
+
+
 def sniff(source: Source) -> tuple[str, str, list[list[str]]]:
     """The name of a text format, its delimiter, and its first records."""
-    end = 0
-    for _ in range(_HEAD_RECORDS):
-        end = source.data.find(b"\n", end) + 1
-        if end == 0:
-            break
-    head = source.data[: end or None].decode("utf-8")
-    if not head.strip():  # That many blank lines, or white space that ASCII does not have.
-        head = source.data.decode("utf-8")
-    line = next((line for line in head.split("\n") if line.strip()), None)
-    if line is None:
-        raise no_cell(source)
+    lines = io.TextIOWrapper(io.BytesIO(source.data), "utf-8", newline="\n")
+    head = list(itertools.islice(filter(str.strip, lines), _HEAD_RECORDS))
+    if not head:  # White space that ASCII does not have.
+        raise no_entry(source)
     name = source.format
     if name == "text":
         name = next(
-            (name for name, sep in (("dat", "::"), ("tsv", "\t"), ("csv", ",")) if sep in line),
-            "csv" if ";" in line else "libmf",
+            (name for name in ("dat", "tsv", "csv") if DELIMITERS[name] in head[0]),
+            "csv" if ";" in head[0] else "libmf",
         )
-    delimiter = _DELIMITERS.get(name) or _csv_delimiter(head)
-    try:
-        records = [record for _, record in _split(source.path, head, delimiter)]
-    except ValueError:  # The head may end within a quoted id; then the whole file knows better.
-        whole = _split(source.path, source.data.decode("utf-8"), delimiter)
-        records = [record for _, record in itertools.islice(whole, _HEAD_RECORDS)]
-    if not records:
-        raise no_cell(source)
-    return name, delimiter, records
+    delimiter = _csv_delimiter(head) if name == "csv" else DELIMITERS[name]
+    records = (record.tokens for record in split(source, delimiter) if record.tokens)
+    return name, delimiter, list(itertools.islice(records, _HEAD_RECORDS))
 
 
-def _csv_delimiter(head: str) -> str:
+def _csv_delimiter(head: list[str]) -> str:
     """The first of comma, semicolon and tab that splits all lines alike, else that splits any."""
-    lines = [line for line in head.split("\n") if line.strip()]
-    some = [c for c in ",;\t" if c in lines[0]]
-    even = [c for c in some if len({line.count(c) for line in lines}) == 1]
+    some = [c for c in ",;\t" if c in head[0]]
+    even = [c for c in some if len({line.count(c) for line in head}) == 1]
     return (even or some or [","])[0]
 
 
-def _split(
-    path: Path, text: str, delimiter: str, lines_before: int = 0
-) -> Iterator[tuple[int, list[str]]]:
-    """The records of a text with the number of the line on which each starts; skips blank lines."""
-    if delimiter in (" ", "::"):
-        for number, line in enumerate(text.split("\n"), lines_before + 1):
-            if line.strip():
-                yield number, line.split() if delimiter == " " else line.rstrip("\r").split("::")
-        return
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    while True:
-        start = lines_before + reader.line_num + 1
-        try:
-            record = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise mistake(
-                path, start, f"cannot split the line ({error})", "mend its quotes or line end"
-            ) from None
-        if record:
-            yield start, record
+# ------------------------------------------------------------------------------------- columns
 
 
-def body_records(source: Source, found: TableFormat) -> Iterator[tuple[int, list[str]]]:
-    """The records after the header, each held to the number of columns of the first."""
-    text = source.data.decode("utf-8")
-    records = _split(source.path, text, found.delimiter, source.lines_before)
-    for line, record in itertools.islice(records, 1 if found.header else 0, None):
-        if len(record) != found.num_columns:
-            raise mistake(
-                source.path,
-                line,
-                f"expected {found.num_columns} columns as in the first line, got {len(record)}",
-                "add or remove columns, and quote ids that hold the separator",
-            )
-        yield line, record
+def read_columns(
+    source: Source, found: TableFormat, columns: dict[int, Column], key: tuple[int, ...] = ()
+) -> Arrays:
+    """Some columns of a text by their position.
+
+    Args:
+      source: the text.
+      found: how it is laid out.
+      columns: what is wanted of it.
+      key: columns of ids which must not say the same on two lines.
+
+    Raises:
+      ValueError: at the first line that is wrong.
+    """
+    arrays = _in_bulk(source, found, columns, key)
+    return arrays if arrays is not None else _strictly(source, found, columns, key)
+
+
+def _in_bulk(source: Source, found: TableFormat, columns, key) -> Arrays | None:
+    """The columns, or None where something may be wrong."""
+    parsed = arrow_columns(source, found, {n: column.kind for n, column in columns.items()})
+    if parsed is None:
+        return None
+    arrays = {}
+    for position, column in columns.items():
+        if column.kind == STRINGS:
+            arrays[position] = coded(parsed[position])
+            sound = "" not in arrays[position][1]
+        elif column.kind == pa.float64():
+            values = arrays[position] = _with_nan(parsed[position])
+            # NaN compares as False.
+            large = np.abs(values) > source.largest
+            sound = not (large.any() if column.blanks else (large | np.isnan(values)).any())
+        else:
+            sound = not parsed[position].null_count
+            arrays[position] = parsed[position].cast(pa.int64()).to_numpy()
+        if not sound:
+            return None
+    return None if key and first_duplicate(*(arrays[n] for n in key)) else arrays
+
+
+def _strictly(source: Source, found: TableFormat, columns, key) -> Arrays:
+    """The same as `_in_bulk`, line by line; raises at the first line that is wrong."""
+    listed = {position: [] for position in columns}
+    lines: dict[str, int] = {}
+    for line, _, tokens in body(source, found):
+        for position, column in columns.items():
+            listed[position].append(column.parse(source, line, tokens[position]))
+        # No text holds a zero byte; a million tuples would keep the garbage collector busy.
+        first = lines.setdefault("\0".join([tokens[n] for n in key]), line)
+        if key and first != line:
+            raise given_twice(source, found, tokens, (first, line))
+    return {
+        position: _coded_list(listed[position])
+        if column.kind == STRINGS
+        else np.array(listed[position], np.float64 if column.kind == pa.float64() else np.int64)
+        for position, column in columns.items()
+    }
+
+
+def given_twice(
+    source: Source, found: TableFormat, tokens: list[str], lines: tuple[int, int]
+) -> ValueError:
+    """That an entry, or a row of a matrix, was given on two lines."""
+    if found.dense:
+        what = f"row {tokens[0]!r}"
+        remedy = "give every row a name of its own, or leave the column out if it holds words"
+    else:
+        row, column = (tokens[role] for role in found.roles[:2])
+        what = f"row {row!r}, column {column!r}"
+        remedy = "keep one of them"
+        if found.header is None and found.format in ("csv", "tsv"):
+            remedy += ", or say layout=dense if the file is a matrix with blanks"
+    return mistake(source.path, lines[1], f"{what} was given on line {lines[0]} already", remedy)
 
 
 def arrow_columns(
     source: Source, found: TableFormat, types: dict[int, pa.DataType]
 ) -> dict[int, pa.ChunkedArray] | None:
-    """Some columns by position, parsed in bulk; None where the careful pass must have its say."""
+    """Some columns by position, parsed in bulk; None where pyarrow must not or cannot."""
     data, delimiter = source.data, found.delimiter
     quoted = delimiter not in (" ", "::")
-    # A blank line may be a cell, and where a quote is not closed the careful pass knows the line.
+    # A blank line may be a cell, and where a quote is not closed the strict pass knows the line.
     if (found.num_columns == 1 and found.dense) or (quoted and data.count(b'"') % 2):
         return None
     if data.count(b"\r") != data.count(b"\r\n"):  # pyarrow would end a line there.
@@ -155,7 +280,7 @@ def arrow_columns(
     return {position: table.column(str(position)) for position in types}
 
 
-def coded(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+def coded(column: pa.ChunkedArray) -> Coded:
     """Codes [E] int32 and ids of a dictionary column, in the order of first appearance."""
     whole = column.unify_dictionaries().combine_chunks()
     if isinstance(whole, pa.ChunkedArray):
@@ -163,7 +288,38 @@ def coded(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     return whole.indices.to_numpy(), typed_ids(whole.dictionary.to_pylist())
 
 
-def id_of(source: Source, line: int | str, part: str, token: str) -> str:
+def _coded_list(ids: list[str]) -> Coded:
+    """As `coded`, of a list."""
+    index: dict[str, int] = {}
+    codes = [index.setdefault(name, len(index)) for name in ids]
+    return np.array(codes, np.int32), typed_ids(list(index))
+
+
+def _with_nan(column: pa.ChunkedArray) -> np.ndarray:
+    """Float64 numbers, NaN where null.
+
+    As ``column.to_numpy()``, which imports pandas where that is installed: a third of a second.
+    """
+    parts = [np.empty(0)]
+    for chunk in column.chunks:
+        valid, data = chunk.buffers()
+        part = slice(chunk.offset, chunk.offset + len(chunk))
+        parts.append(np.frombuffer(data, np.float64)[part])
+        if chunk.null_count:
+            bits = np.unpackbits(np.frombuffer(valid, np.uint8), bitorder="little")[part]
+            parts[-1] = np.where(bits, parts[-1], np.nan)
+    return np.concatenate(parts)
+
+
+# -------------------------------------------------------------------------------------- tokens
+
+
+def ids(part: str) -> Column:
+    """A column of ids of rows, or of columns; ``part`` says which."""
+    return Column(STRINGS, functools.partial(_id, part))
+
+
+def _id(part: str, source: Source, line: int, token: str) -> str:
     if token == "":
         raise mistake(
             source.path, line, f"expected the id of a {part}, got a blank", f"name the {part}"
@@ -171,7 +327,7 @@ def id_of(source: Source, line: int | str, part: str, token: str) -> str:
     return token
 
 
-def _number(source: Source, line: int | str, token: str, column: str | None = None) -> float:
+def _number(source: Source, line: int, token: str, column: str | None = None) -> float:
     """The number that is written; ``column`` of a matrix is named where there is none."""
     where = f" in column {column}" if column else ""
     if not table_format.is_number(token):
@@ -216,156 +372,53 @@ def _time(source: Source, line: int, token: str) -> int:
     )
 
 
+class _DenseColumn:
+    """Parses a column of a matrix: numbers or, throughout, True and False."""
+
+    def __init__(self, name: str):
+        self._name = name
+        self._boolean: bool | None = None
+
+    def __call__(self, source: Source, line: int, token: str) -> float:
+        if table_format.is_missing(token):
+            return math.nan
+        boolean = table_format.is_boolean(token)
+        if self._boolean not in (None, boolean):
+            got = token.strip()[:40]
+            what = f"column {self._name} mixes numbers with True or False: got {got!r}"
+            raise mistake(source.path, line, what, _WRITE_NUMBERS)
+        self._boolean = boolean
+        if boolean:
+            return float(token.strip().lower() == "true")
+        return _number(source, line, token, self._name)
+
+
+# -------------------------------------------------------------------------------------- tables
+
+
 def read_pairs_text(source: Source, found: TableFormat) -> Table:
-    return make_table(source, pairs_of(source, found))
-
-
-def pairs_of(source: Source, found: TableFormat) -> Cells:
-    """The cells of a text of pairs, or of a piece; raises at the first line that is wrong."""
-    cells = _pairs_in_bulk(source, found)
-    return cells if cells is not None and _sound(source, cells) else _pairs_with_care(source, found)
-
-
-def _pairs_in_bulk(source: Source, found: TableFormat) -> Cells | None:
+    """The entries of a text of pairs, or of a piece."""
     row, column, value, *time = found.roles
-    types = {row: STRINGS, column: STRINGS, value: pa.float64()}
+    columns = {row: ids("row"), column: ids("column"), value: Column(pa.float64(), _number)}
     if time:
-        first = next(body_records(source, found), None)
-        integer = first is None or table_format.is_integer(first[1][time[0]])
-        types[time[0]] = pa.int64() if integer else pa.timestamp("s")
-    columns = arrow_columns(source, found, types)
-    if columns is None or any(columns[role].null_count for role in (value, *time)):
-        return None
-    times = columns[time[0]].cast(pa.int64()).to_numpy() if time else None
-    return Cells(*coded(columns[row]), *coded(columns[column]), columns[value].to_numpy(), times)
-
-
-def _sound(source: Source, cells: Cells) -> bool:
-    """Whether nothing is wrong: finite values, ids given, at least one cell, none twice."""
-    return bool(
-        len(cells.values)
-        and (np.abs(cells.values) <= source.largest).all()
-        and "" not in cells.row_ids
-        and "" not in cells.column_ids
-        and first_duplicate(cells) is None
-    )
-
-
-def _pairs_with_care(source: Source, found: TableFormat) -> Cells:
-    """The same as `_pairs_in_bulk`, line by line; raises at the first line that is wrong."""
-    row, column, value, *time = found.roles
-    index: tuple[dict[str, int], dict[str, int]] = ({}, {})
-    # Keys are n << 32 | m: a million tuples would keep the garbage collector busy.
-    lines: dict[int, int] = {}
-    values, times = [], []
-    for line, record in body_records(source, found):
-        n = index[0].setdefault(id_of(source, line, "row", record[row]), len(index[0]))
-        m = index[1].setdefault(id_of(source, line, "column", record[column]), len(index[1]))
-        values.append(_number(source, line, record[value]))
-        if time:
-            times.append(_time(source, line, record[time[0]]))
-        if lines.setdefault(n << 32 | m, line) != line:
-            raise given_twice(source, found, record, (lines[n << 32 | m], line))
-    if not values:
-        raise no_cell(source)
-    codes = np.array(list(lines), np.int64)
-    return Cells(
-        codes >> 32,
-        typed_ids(list(index[0])),
-        codes & 0xFFFFFFFF,
-        typed_ids(list(index[1])),
-        np.array(values),
-        np.array(times, np.int64) if time else None,
-    )
-
-
-def given_twice(
-    source: Source, found: TableFormat, record: list[str], lines: tuple[int, int]
-) -> ValueError:
-    """That a record's cell was given on two lines."""
-    remedy = "keep one of them"
-    if found.header is None and found.format in ("csv", "tsv"):
-        remedy += ", or say layout=dense if the file is a matrix with blanks"
-    row, column = (record[role] for role in found.roles[:2])
-    what = f"row {row!r}, column {column!r} was given on line {lines[0]} already"
-    return mistake(source.path, lines[1], what, remedy)
-
-
-def _with_nan(column: pa.ChunkedArray) -> np.ndarray:
-    """Float64 numbers, NaN where null.
-
-    As ``column.to_numpy()``, which imports pandas where that is installed: a third of a second.
-    """
-    parts = [np.empty(0)]
-    for chunk in column.chunks:
-        valid, data = chunk.buffers()
-        part = slice(chunk.offset, chunk.offset + len(chunk))
-        parts.append(np.frombuffer(data, np.float64)[part])
-        if chunk.null_count:
-            bits = np.unpackbits(np.frombuffer(valid, np.uint8), bitorder="little")[part]
-            parts[-1] = np.where(bits, parts[-1], np.nan)
-    return np.concatenate(parts)
+        first = next(body(source, found), None)
+        whole = first is None or table_format.is_integer(first.tokens[time[0]])
+        columns[time[0]] = Column(pa.int64() if whole else pa.timestamp("s"), _time)
+    arrays = read_columns(source, found, columns, key=(row, column))
+    if not len(arrays[value]):
+        raise no_entry(source)
+    times = arrays[time[0]] if time else None
+    return make_table(source, arrays[row], arrays[column], arrays[value], times)
 
 
 def read_dense_text(source: Source, found: TableFormat) -> Table:
+    """The entries of a matrix with blanks."""
     skipped = 1 if found.row_names else 0
-    types = {n: pa.float64() for n in range(skipped, found.num_columns)}
-    if skipped:
-        types = {0: pa.string(), **types}
-    columns = arrow_columns(source, found, types)
-    if columns is not None:
-        values = np.stack(
-            [_with_nan(columns[n]) for n in range(skipped, found.num_columns)], axis=1
-        )
-        names = columns[0].to_pylist() if skipped else None
-        named = names is None or (len(set(names)) == len(names) and "" not in names)
-        if not named or (np.abs(values) > source.largest).any():
-            columns = None
-    if columns is None:
-        values, names = _dense_with_care(source, found)
-    row_ids = np.arange(len(values)) if names is None else typed_ids(names)
-    return dense_table(source, values, row_ids, dense_column_ids(source, found))
-
-
-def _dense_with_care(source: Source, found: TableFormat) -> tuple[np.ndarray, list[str] | None]:
-    skipped = 1 if found.row_names else 0
-    rows, lines = [], {}
-    # By column, whether it holds True and False rather than numbers.
-    boolean: dict[int, bool] = {}
-
-    def cell(line: int, n: int, token: str) -> float:
+    columns = {0: ids("row")} if skipped else {}
+    for n in range(skipped, found.num_columns):
         name = repr(found.header[n]) if found.header else str(n + 1)
-        if table_format.is_boolean(token) != boolean.setdefault(n, table_format.is_boolean(token)):
-            what = f"column {name} mixes numbers with True or False: got {token.strip()[:40]!r}"
-            raise mistake(source.path, line, what, _WRITE_NUMBERS)
-        if boolean[n]:
-            return float(token.strip().lower() == "true")
-        return _number(source, line, token, name)
-
-    for line, record in _dense_records(source, found):
-        if skipped:
-            name = id_of(source, line, "row", record[0])
-            if lines.setdefault(name, line) != line:
-                raise mistake(
-                    source.path,
-                    line,
-                    f"row {name!r} was given on line {lines[name]} already",
-                    "give every row a name of its own, or leave the column out if it holds words",
-                )
-        rows.append(
-            [
-                math.nan if table_format.is_missing(token) else cell(line, n, token)
-                for n, token in enumerate(record[skipped:], skipped)
-            ]
-        )
-    values = np.array(rows, np.float64).reshape(len(rows), found.num_columns - skipped)
-    return values, list(lines) if skipped else None
-
-
-def _dense_records(source: Source, found: TableFormat) -> Iterable[tuple[int, list[str]]]:
-    if found.num_columns > 1:
-        return body_records(source, found)
-    # In a single column a blank line is a missing cell.
-    lines = source.data.decode("utf-8").removesuffix("\n").split("\n")
-    records = [(number, [line.rstrip("\r")]) for number, line in enumerate(lines, 1)]
-    return records[1:] if found.header else records
+        columns[n] = Column(pa.float64(), _DenseColumn(name), blanks=True)
+    arrays = read_columns(source, found, columns, key=(0,) if skipped else ())
+    row_ids = arrays.pop(0)[1] if skipped else None
+    values = np.stack(list(arrays.values()), axis=1)
+    return dense_table(source, values, row_ids, dense_column_ids(source, found))

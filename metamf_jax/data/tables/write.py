@@ -1,9 +1,11 @@
-"""Writes what `tables` reads: lists of cells, and dense matrices. Written aside, then renamed."""
+"""Writes what `tables` reads: lists of entries, and dense matrices. Written aside, then renamed."""
 
 import gzip
 import io
+import itertools
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +16,10 @@ import pyarrow.parquet
 from metamf_jax.data.tables import digits
 from metamf_jax.data.tables import format as table_format
 from metamf_jax.data.tables import parquet as parquet_tables
-from metamf_jax.data.tables.format import TableFormat
+from metamf_jax.data.tables.format import DELIMITERS, EXTENSIONS, TableFormat
 from metamf_jax.runs.files import written_aside
 
-_BY_EXTENSION = {
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".tab": "tsv",
-    ".libmf": "libmf",
-    ".parquet": "parquet",
-    ".pq": "parquet",
-}
-_DELIMITERS = {"csv": ",", "tsv": "\t", "libmf": " "}
+_WRITABLE = [end for end, format in EXTENSIONS.items() if format in ("parquet", *DELIMITERS)]
 
 
 def write_pairs(
@@ -39,7 +33,7 @@ def write_pairs(
     names: tuple[str, str, str] = ("row", "column", "value"),
     scientific: bool = True,
 ) -> None:
-    """Writes a line for each cell: row, column, value, further columns, time.
+    """Writes a line for each entry: row, column, value, further columns, time.
 
     `tables.read_table` gives the same ids, values and times back, but for strings that are all
     canonical integers, which text cannot tell from integers.
@@ -58,47 +52,39 @@ def write_pairs(
       ValueError: if the extension is unknown, a value is not finite, or an id cannot be written.
     """
     path = Path(path)
-    format = _format(path)
+    format = format_to_write(path)
     columns = dict(zip(names, (row_ids, column_ids, values), strict=True)) | dict(extra or {})
     if times is not None:
         columns["time"] = times
+    columns = {name: np.asarray(column) for name, column in columns.items()}
     if not np.isfinite(values).all():
         entry = int(np.flatnonzero(~np.isfinite(values))[0])
         raise ValueError(f"{path}: expected finite values, got {values[entry]} in entry {entry}")
     for part, ids in (("row", row_ids), ("column", column_ids)):
         _require_writable(path, part, ids, format)
-    table = pa.table({name: pa.array(np.asarray(column)) for name, column in columns.items()})
     if format == "parquet":
-        with written_aside(path) as aside:
-            pyarrow.parquet.write_table(table, aside)
+        _write_parquet(path, columns)
         return
     if format == "libmf" and len(columns) > 3:
         raise ValueError(f"{path}: LIBMF text has no columns but row, column and value")
-    text = io.BytesIO()
-    large = [c for c in columns.values() if np.asarray(c).dtype.kind == "f"]
-    if not scientific and any(digits.extreme(np.asarray(column)).any() for column in large):
+    header = () if format == "libmf" else tuple(columns)
+    numbers = [column for column in columns.values() if column.dtype.kind == "f"]
+    if not scientific and any(digits.extreme(column).any() for column in numbers):
         # Rare enough to be written line by line.
-        texts = [
-            digits.texts(np.asarray(c))
-            if np.asarray(c).dtype.kind == "f"
-            else np.asarray(c).tolist()
-            for c in columns.values()
+        tokens = [
+            digits.texts(column) if column.dtype.kind == "f" else column.tolist()
+            for column in columns.values()
         ]
-        records = [columns, *zip(*texts, strict=True)][1 if format == "libmf" else 0 :]
-        lines = "".join(_line(record, _DELIMITERS[format]) for record in records)
-        write_text(path, lines.encode())
+        write_text(path, _lines(header, tokens, DELIMITERS[format]))
         return
-    if format != "libmf":
-        text.write(_line(columns, _DELIMITERS[format]).encode())
-    pyarrow.csv.write_csv(
-        table,
-        text,
-        write_options=pyarrow.csv.WriteOptions(
-            include_header=False,
-            delimiter=_DELIMITERS[format],
-            quoting_style="none" if format == "libmf" else "needed",
-        ),
+    text = io.BytesIO()
+    text.write(_lines(header, [], DELIMITERS[format]))
+    options = pyarrow.csv.WriteOptions(
+        include_header=False,
+        delimiter=DELIMITERS[format],
+        quoting_style="none" if format == "libmf" else "needed",
     )
+    pyarrow.csv.write_csv(_arrow(columns), text, options)
     write_text(path, text.getvalue())
 
 
@@ -133,76 +119,80 @@ def write_dense(
     if np.isinf(values).any():
         row, column = np.argwhere(np.isinf(values))[0]
         raise ValueError(f"{path}: expected finite values, got one at row {row}, column {column}")
-    keep_text = like is not None and like.dense and like.delimiter
     format = format_to_write(path, like)
-    with_header = like is None or not like.dense or like.header is not None
-    with_names = like is None or not like.dense or like.row_names
-    corner = table_format.CORNER
-    if like is not None and like.dense and like.header and like.row_names:
-        corner = like.header[0]
+    like = like if like is not None and like.dense else None
+    with_names = like is None or like.row_names
+    named = []
     if with_names:
         _require_writable(path, "row", row_ids, format)
+        corner = like.header[0] if like is not None and like.header else table_format.CORNER
+        named = [(corner, row_ids)]
+    numbers = [(str(name), values[:, n]) for n, name in enumerate(column_ids.tolist())]
     if format == "parquet":
-        columns = {corner: row_ids} if with_names else {}
-        columns |= {str(name): values[:, n] for n, name in enumerate(column_ids.tolist())}
-        table = pa.table({name: pa.array(column) for name, column in columns.items()})
-        with written_aside(path) as aside:
-            pyarrow.parquet.write_table(table, aside)
+        _write_parquet(path, dict(named + numbers))
         return
-    delimiter = like.delimiter if like is not None and keep_text else _DELIMITERS[format]
-    lines = []
-    if with_header:
-        lines.append(_line([*([corner] if with_names else []), *column_ids.tolist()], delimiter))
+    delimiter = like.delimiter if like is not None and like.delimiter else DELIMITERS[format]
     blank = "NaN" if delimiter == " " or len(column_ids) == 1 else ""
-    for name, row in zip(row_ids.tolist(), values, strict=True):
-        texts = [blank if text == "nan" else text for text in digits.texts(row, scientific=True)]
-        lines.append(_line([name], delimiter)[:-1] + delimiter if with_names else "")
-        lines.append(delimiter.join(texts) + "\n")
-    write_text(path, "".join(lines).encode())
+    tokens = [ids.tolist() for _, ids in named]
+    for _, column in numbers:
+        texts = digits.texts(column, scientific=True)
+        tokens.append([blank if text == "nan" else text for text in texts])
+    with_header = like is None or like.header is not None
+    header = [name for name, _ in named + numbers] if with_header else ()
+    write_text(path, _lines(header, tokens, delimiter))
 
 
 def write_columns(path: str | os.PathLike, table: pa.Table) -> None:
     """Writes the columns of a table as text, each number with the digits that its type holds."""
     path = Path(path)
-    delimiter = _DELIMITERS[_format(path)]
-    texts = []
+    tokens = []
     for column in table.columns:
         if pa.types.is_floating(column.type):
-            texts.append(digits.texts(column.to_numpy(), scientific=True))
+            tokens.append(digits.texts(column.to_numpy(), scientific=True))
         elif pa.types.is_boolean(column.type) or not parquet_tables.is_numeric(column.type):
-            texts.append(column.to_pylist())
+            tokens.append(column.to_pylist())
         else:
-            texts.append(column.cast(pa.string()).to_pylist())
-    records = [table.column_names, *zip(*texts, strict=True)]
-    write_text(path, "".join(_line(record, delimiter) for record in records).encode())
+            tokens.append(column.cast(pa.string()).to_pylist())
+    write_text(path, _lines(table.column_names, tokens, DELIMITERS[format_to_write(path)]))
 
 
 def format_to_write(path: Path, like: TableFormat | None = None) -> str:
-    """The format that a name asks for, or else that of the file that is answered."""
-    return _format(
-        path, like.format if like is not None and like.dense and like.delimiter else None
+    """The format that a name asks for, or else that of the matrix's text that is answered."""
+    format = table_format.of_name(path)
+    if format in ("parquet", *DELIMITERS):
+        return format
+    if like is not None and like.dense and like.delimiter:
+        return like.format
+    raise ValueError(
+        f"{path}: cannot tell the format to write; end the name in one of "
+        f"{', '.join(_WRITABLE)}, and in .gz to compress text"
     )
 
 
-def _line(tokens: Iterable, delimiter: str) -> str:
+def _lines(header: Iterable[str], columns: Sequence[Iterable], delimiter: str) -> bytes:
+    """A text, with a header unless that is empty."""
+    records = itertools.chain([header] if header else [], zip(*columns, strict=True))
+    return "".join(_line(list(map(str, record)), delimiter) for record in records).encode()
+
+
+def _line(tokens: list[str], delimiter: str) -> str:
     """A line of text. The csv module does not quote a lone carriage return before Python 3.13."""
-    quoted = []
-    for token in map(str, tokens):
+    line = delimiter.join(tokens)
+    if line.count(delimiter) == len(tokens) - 1 and not re.search(r'["\r\n]', line):
+        return line + "\n"
+    for n, token in enumerate(tokens):
         if any(mark in token for mark in (delimiter, '"', "\n", "\r")):
-            token = '"' + token.replace('"', '""') + '"'
-        quoted.append(token)
-    return delimiter.join(quoted) + "\n"
+            tokens[n] = '"' + token.replace('"', '""') + '"'
+    return delimiter.join(tokens) + "\n"
 
 
-def _format(path: Path, kept: str | None = None) -> str:
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
-    format = _BY_EXTENSION.get(suffixes[-1] if suffixes else "", kept)
-    if format is None:
-        raise ValueError(
-            f"{path}: cannot tell the format to write; end the name in one of "
-            f"{', '.join(_BY_EXTENSION)}, and in .gz to compress text"
-        )
-    return format
+def _arrow(columns: Mapping[str, np.ndarray]) -> pa.Table:
+    return pa.table({name: pa.array(column) for name, column in columns.items()})
+
+
+def _write_parquet(path: Path, columns: Mapping[str, np.ndarray]) -> None:
+    with written_aside(path) as aside:
+        pyarrow.parquet.write_table(_arrow(columns), aside)
 
 
 def _require_writable(path: Path, part: str, ids: np.ndarray, format: str) -> None:

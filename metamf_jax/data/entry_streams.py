@@ -1,4 +1,4 @@
-"""Cells chunk by chunk, for matrices that are too large to be held in memory as a table."""
+"""Entries chunk by chunk, for matrices that are too large to be held in memory as a table."""
 
 import os
 import re
@@ -14,15 +14,15 @@ from metamf_jax.types import Entries, Table
 _CHUNK = 1 << 20
 
 
-class CellStream(NamedTuple):
+class EntryStream(NamedTuple):
     """A matrix to be read once.
 
     Attributes:
-      chunks: its cells.
+      chunks: its entries.
       shape: (N, M).
       ids: names of rows [N] and columns [M], or None for their numbers.
-      given_twice: the mistake of a cell that comes twice, from its row and column, where that may
-        be; None where no cell does.
+      given_twice: the mistake of an entry that comes twice, from its row and column, where that may
+        be; None where none does.
     """
 
     chunks: Iterator[Entries]
@@ -33,15 +33,15 @@ class CellStream(NamedTuple):
 
 def open_stream(
     name_or_path: str | os.PathLike, data_dir: str | os.PathLike | None = None, seed: int = 0
-) -> CellStream:
+) -> EntryStream:
     """A stream of `sources.load`'s table, or of a synthetic matrix of any size.
 
     Of a text of pairs (`table_streams`) and of a synthetic matrix no more than a part is ever in
     memory; other files are read whole.
 
     Args:
-      name_or_path: as for `sources.load`; or ``synthetic:ROWSxCOLUMNSxCELLS``, CELLS in each row,
-        drawn as they are asked for.
+      name_or_path: as for `sources.load`; or ``synthetic:ROWSxCOLUMNSxCELLS``, drawn as it is asked
+        for, with CELLS entries in each row.
       data_dir: likewise.
       seed: of synthetic matrices.
 
@@ -54,20 +54,21 @@ def open_stream(
             pairs = table_streams.open_pairs(name)
             if pairs is not None:
                 ids = pairs.row_ids, pairs.column_ids
-                return CellStream(pairs.chunks(), pairs.shape, ids, pairs.given_twice)
+                return EntryStream(pairs.chunks(), pairs.shape, ids, pairs.given_twice)
         table = sources.load(name, data_dir, seed)
-        return CellStream(_parts(table), table.entries.shape, (table.row_ids, table.column_ids))
+        return EntryStream(_parts(table), table.entries.shape, (table.row_ids, table.column_ids))
     sizes = re.fullmatch(r"synthetic:(\d+)x(\d+)x(\d+)", name)
     if sizes is None:
         raise ValueError(f"expected synthetic:ROWSxCOLUMNSxCELLS_PER_ROW, got {name!r}")
-    rows, columns, cells = map(int, sizes.groups())
-    return CellStream(
-        synthetic.low_rank_stream(seed, rows, columns, cells, chunk=_CHUNK), (rows, columns), None
+    rows, columns, entries = map(int, sizes.groups())
+    return EntryStream(
+        synthetic.low_rank_stream(seed, rows, columns, entries, chunk=_CHUNK), (rows, columns), None
     )
 
 
 def _parts(table: Table) -> Iterator[Entries]:
-    cells = table.entries
-    for begin in range(0, len(cells.values), _CHUNK):
+    entries = table.entries
+    for begin in range(0, len(entries.values), _CHUNK):
         part = slice(begin, begin + _CHUNK)
-        yield Entries(cells.rows[part], cells.columns[part], cells.values[part], cells.shape)
+        rows, columns, values = (x[part] for x in (entries.rows, entries.columns, entries.values))
+        yield Entries(rows, columns, values, entries.shape)
