@@ -16,6 +16,7 @@ from metamf_jax.meta_learning import episodes, padding
 from metamf_jax.meta_learning.encoder import EncoderConfig
 from metamf_jax.meta_learning.map_estimation import MapConfig
 from metamf_jax.meta_learning.meta_loss import ModelConfig
+from metamf_jax.meta_learning.training import TrainingConfig
 from metamf_jax.types import Entries
 
 SIDE = 10
@@ -38,7 +39,16 @@ def split():
     values = rng.normal(size=60)[rows] + rng.normal(size=60)[columns]
     seen = rng.random(len(rows)) < 0.8
     entries = Entries(rows[seen], columns[seen], values[seen].astype(np.float32), shape)
-    return protocol.draw_split(entries, EPISODES, 12, 0, 0)
+    config = protocol.ProtocolConfig(
+        dataset="effects",
+        preset="smoke",
+        seed=0,
+        model=CONFIG,
+        episodes=EPISODES,
+        training=TrainingConfig(),
+        scored_matrices=12,
+    )
+    return protocol.draw_split(entries, config, 0, 0)
 
 
 def matrices(part):
