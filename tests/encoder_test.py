@@ -1,5 +1,6 @@
 """The encoder against NumPy, in both layouts, with poisoned padding and permuted."""
 
+import dataclasses
 import functools
 
 import jax
@@ -216,6 +217,23 @@ class EncoderTest(parameterized.TestCase):
         else:
             assert effects is None
             assert part_effects is None
+
+    def test_what_does_not_fit_is_refused(self):
+        made = encoder.make_encoder(config_of("scalar"))
+        _, params = encoder_and_params("scalar")
+        encode = functools.partial(jax.eval_shape, made.encode, params)
+        values, observed = self.padded
+        for batch in (
+            PaddedMatrices(values[None], observed[None]),
+            PaddedMatrices(values, observed[:-1]),
+            dataclasses.replace(self.entries, values=self.entries.values[None]),
+            dataclasses.replace(self.entries, rows=self.entries.rows[:-1]),
+        ):
+            with pytest.raises(AssertionError, match=r"shape|rank"):
+                encode(batch)
+        *_, context = encode(self.padded)
+        with pytest.raises(AssertionError, match="shape"):
+            encode(PaddedMatrices(values[:, :-1], observed[:, :-1]), context)
 
     def test_rows_without_cells_are_finite_and_alike(self):
         apply, params = encoder_and_params("per_row")

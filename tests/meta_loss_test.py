@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import parameterized
 
 from metamf_jax import bias_model, sums
@@ -117,6 +118,15 @@ class MetaLossTest(parameterized.TestCase):
         for leaf in jax.tree.leaves(gradients):
             np.testing.assert_array_equal(leaf[2:], 0)
         assert any((leaf[:2] != 0).any() for leaf in jax.tree.leaves(gradients))
+
+    def test_a_loss_that_is_no_scalar_is_refused(self):
+        def loss(params, episode):
+            error, weight = meta_loss.query_error(params, episode.query)
+            return error[None], weight
+
+        factors = Factors(np.ones((5, 2), np.float32), np.ones((4, 2), np.float32))
+        with pytest.raises(AssertionError, match="shape"):
+            meta_loss.meta_loss_terms(loss, factors, batch_of_episodes())
 
     def test_query_error_is_a_mean_over_cells(self):
         rng = np.random.default_rng(2)

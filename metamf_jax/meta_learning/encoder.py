@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -193,7 +194,14 @@ def make_encoder(config: EncoderConfig) -> Encoder:
     def encode(
         params: Params, observations: sums.Observations, context: Context | None = None
     ) -> tuple[FactorPrior, Effects | None, Context]:
+        num_rows, num_columns = sums.matrix_shape(observations)
+        sizes = chex.Dimensions(N=num_rows, M=num_columns, K=config.rank)
+        if context is not None:
+            chex.assert_shape(context.counts[0], sizes["M"])
         encoded: Any = module.apply(params, observations, context)
+        prior, _, _ = encoded
+        chex.assert_shape([prior.u_mean, prior.v_mean], [sizes["NK"], sizes["MK"]])
+        chex.assert_shape([prior.u_precision, prior.v_precision], [sizes["N"], sizes["M"]])
         return encoded
 
     def apply(params: Params, observations: sums.Observations) -> FactorPrior:

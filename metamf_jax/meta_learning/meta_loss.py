@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -80,6 +81,7 @@ def make_model(config: ModelConfig) -> Model:
         )
 
     def adapt(params, observations):
+        chex.assert_shape(params.log_step_size, ())
         prior = encoder.apply(params.encoder, observations)
         prior_means = Factors(prior.u_mean, prior.v_mean)
         step_size = jnp.exp(params.log_step_size)
@@ -111,4 +113,5 @@ def meta_loss_terms(
 ) -> tuple[jax.Array, jax.Array]:
     """Sum of the episodes' losses and their number, for a batch [B, ...] of episodes."""
     losses, weights = jax.vmap(lambda episode: loss(params, episode))(episodes)
+    chex.assert_shape([losses, weights], (len(episodes.query.rows),))
     return losses.sum(), weights.sum()

@@ -39,6 +39,27 @@ def _assert_fit(shape: tuple[int, ...], factors: Factors) -> None:
 
 
 @functools.singledispatch
+def matrix_shape(observations: Observations) -> tuple[int, int]:
+    """(N, M) of one matrix, whose arrays must fit together; ``jax.vmap`` makes batches."""
+    raise _unknown_layout(observations)
+
+
+@matrix_shape.register
+def _(observations: PaddedMatrices):
+    chex.assert_rank(observations.values, 2)
+    chex.assert_equal_shape(observations)
+    num_rows, num_columns = observations.values.shape
+    return num_rows, num_columns
+
+
+@matrix_shape.register
+def _(observations: Entries):
+    chex.assert_rank(observations.values, 1)
+    chex.assert_equal_shape(_list(observations))
+    return observations.shape
+
+
+@functools.singledispatch
 def observed_values(observations: Observations) -> jax.Array:
     """The observed values, ``[N, M]`` or ``[E]``, with zero at padding and unobserved cells."""
     raise _unknown_layout(observations)
