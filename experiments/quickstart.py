@@ -11,7 +11,7 @@ validation matrices. The README has the table that this prints.
 import pathlib
 
 from experiments import common, train
-from metamf_jax import plotting
+from metamf_jax import plotting, processes
 from metamf_jax.baselines import SIMPLE, make_method, tuning
 from metamf_jax.data import sources
 from metamf_jax.imputation import impute
@@ -24,8 +24,13 @@ _MATRICES = 100
 
 
 def run(config: train.Config, workdir: pathlib.Path, data_dir: str | None) -> None:
-    """Trains in ``workdir``, or reuses the run that is there, then scores other sizes."""
+    """Trains in ``workdir``, or reuses the run that is there, then scores other sizes.
+
+    Of several processes the first alone scores.
+    """
     train.run(config, workdir, data_dir)
+    if not processes.is_first():
+        return
     prior = impute.load_prior(workdir)
     model = meta_loss.make_model(prior.config)
     evaluate = training.make_evaluate(
@@ -71,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run_main(main)
+    common.run_main(main, several_processes=True)

@@ -236,4 +236,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run_main(main)
+    common.run_main(main, several_processes=True)

@@ -232,7 +232,7 @@ def run(config: Config, workdir: str | None = None, data_dir: str | None = None)
     Raises:
       ValueError: a program is missing or fails.
     """
-    log = RunLog(workdir, "benchmark_factorize", config) if workdir else None
+    log = RunLog(workdir, "benchmarks.factorize", config) if workdir else None
     with tempfile.TemporaryDirectory() as folder:
         commands = make_commands(config, data_dir, pathlib.Path(folder))
         table = sources.load(config.dataset, data_dir, config.seed)

@@ -241,7 +241,7 @@ def run(config: Config, workdir: str | os.PathLike | None = None, comparison=Non
     Returns:
       The results.
     """
-    log = RunLog(workdir, "benchmark_meta_step", config) if workdir else None
+    log = RunLog(workdir, "benchmarks.meta_step", config) if workdir else None
     peak = matmul_peak()
     print(f"{config.devices} {jax.devices()[0].device_kind} device(s), {os.cpu_count()} cores")
     print(f"float32 matmul: {peak / 1e9:.0f} GFLOP/s")

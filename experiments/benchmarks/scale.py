@@ -106,7 +106,7 @@ def run(
     config: Config, workdir: str | os.PathLike | None = None, data_dir: str | None = None
 ) -> dict[str, Any]:
     """Measures on a quarter, half and all of the cells, prints, and returns the results."""
-    log = RunLog(workdir, "benchmark_scale", config) if workdir else None
+    log = RunLog(workdir, "benchmarks.scale", config) if workdir else None
     entries = load(config, data_dir)
     params = meta_loss.make_model(config.model).init(jax.random.key(config.seed))
     print(
