@@ -18,9 +18,9 @@ from metamf_jax.meta_learning.map_estimation import MapConfig
 from metamf_jax.meta_learning.meta_loss import ModelConfig
 from metamf_jax.meta_learning.training import TrainingConfig
 from metamf_jax.types import Entries
+from tests.compilation import FAST
 
 SIDE = 10
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 CONFIG = ModelConfig(EncoderConfig(channels=8, layers=1, rank=3), MapConfig(steps=2))
 EPISODES = episodes.EpisodeConfig(rows=(SIDE, SIDE), columns=(SIDE, SIDE), minimum_cells=1)
 # Their starts are random for each row and column, or they go through the columns in order.

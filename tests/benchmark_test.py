@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -13,12 +14,14 @@ from experiments.benchmarks import factorize, imputer, meta_step
 from metamf_jax.meta_learning.encoder import EncoderConfig
 from metamf_jax.meta_learning.map_estimation import MapConfig
 from metamf_jax.meta_learning.meta_loss import ModelConfig
+from tests.compilation import FAST_FLAGS
 from tests.experiments_test import launch
 
 
 def _run(module, *flags):
     return subprocess.run(
         [sys.executable, "-m", f"experiments.{module}", "--preset=smoke", *flags],
+        env={**os.environ, "XLA_FLAGS": FAST_FLAGS},
         capture_output=True,
         text=True,
         check=False,

@@ -16,6 +16,7 @@ from metamf_jax.meta_learning.encoder import EncoderConfig
 from metamf_jax.meta_learning.map_estimation import MapConfig
 from metamf_jax.meta_learning.meta_loss import Episode, ModelConfig
 from metamf_jax.types import Entries, Factors
+from tests.compilation import FAST
 
 # A memory policy of the plain steps, or a learned bias model with steps scaled by curvature.
 VARIANTS = ("unroll", "checkpoint", "implicit", "effects")
@@ -50,7 +51,7 @@ def value_and_gradient(memory):
 
     loss = functools.partial(meta_loss.episode_loss, model)
     terms = functools.partial(meta_loss.meta_loss_terms, loss)
-    return jax.jit(jax.value_and_grad(terms, has_aux=True))
+    return jax.jit(jax.value_and_grad(terms, has_aux=True), compiler_options=FAST)
 
 
 def random_cells(rng, num_rows, num_columns, count):
@@ -91,7 +92,7 @@ class MetaLossTest(parameterized.TestCase):
         model, params = model_and_params(memory)
         episodes = batch_of_episodes()
 
-        @jax.jit
+        @functools.partial(jax.jit, compiler_options=FAST)
         @functools.partial(jax.value_and_grad, has_aux=True)
         def one(params, episode):
             return meta_loss.episode_loss(model, params, episode)
@@ -146,7 +147,7 @@ class MetaLossTest(parameterized.TestCase):
             episodes = batch_of_episodes(np.float64)
             params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
 
-            @jax.jit
+            @functools.partial(jax.jit, compiler_options=FAST)
             @jax.value_and_grad
             def loss(params):
                 episode_loss = functools.partial(meta_loss.episode_loss, model)
@@ -194,13 +195,16 @@ class MetaLossTest(parameterized.TestCase):
         model, params = model_and_params(variant)
         listed = member(batch_of_episodes(), 0)
         dense = listed._replace(support=padding.pad_dense(listed.support))
-        loss = jax.jit(lambda params, episode: meta_loss.episode_loss(model, params, episode)[0])
+        loss = jax.jit(
+            lambda params, episode: meta_loss.episode_loss(model, params, episode)[0],
+            compiler_options=FAST,
+        )
         np.testing.assert_allclose(loss(params, dense), loss(params, listed), rtol=1e-5)
 
     def test_without_steps_effects_and_prior_means_add_up(self):
         model, params = model_and_params("effects", steps=0)
         support = member(batch_of_episodes(), 0).support
-        factors, prior_means = jax.jit(model.adapt)(params, support)
+        factors, prior_means = jax.jit(model.adapt, compiler_options=FAST)(params, support)
         shrinkage = bias_model.Shrinkage(*np.exp(params.encoder["params"]["log_shrinkage"]))
         effects = bias_model.fit_effects(support, shrinkage, sweeps=4)
         bias = effects.mean + effects.rows[:, None] + effects.columns[None, :]
