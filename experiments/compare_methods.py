@@ -33,7 +33,7 @@ from metamf_jax import plotting
 from metamf_jax.baselines import METHODS, make_method, tuning
 from metamf_jax.baselines.method import Method, episode_loss
 from metamf_jax.data import sources
-from metamf_jax.meta_learning.episodes import cell_counts
+from metamf_jax.meta_learning.episodes import entry_counts
 from metamf_jax.meta_learning.meta_loss import ModelConfig
 from metamf_jax.meta_learning.training import TrainingConfig, make_evaluate
 from metamf_jax.metrics import mean_and_standard_error, paired_difference
@@ -47,7 +47,7 @@ _METHODS = shared_flags.methods()
 _SIDE = shared_flags.side()
 _SPLITS = flags.DEFINE_integer("splits", None, "Random splits; default: the preset's.", 1)
 _SUPPORT_FRACTION = flags.DEFINE_float(
-    "support_fraction", None, "Share of the observed cells that is shown; default: the preset's."
+    "support_fraction", None, "Share of the observed entries that is shown; default: the preset's."
 )
 
 _REFERENCE = "metamf"
@@ -161,7 +161,7 @@ def _score(
         "steps": training.get("steps"),
         "best_step": training.get("best_step"),
         "setting": setting,
-        "support_per_matrix": float(cell_counts(split.test.support).mean()),
+        "support_per_matrix": float(entry_counts(split.test.support).mean()),
         "seconds": time.perf_counter() - start,
     }
 
@@ -268,7 +268,7 @@ def _markdown(
     support = np.mean([result["support_per_matrix"] for result in results])
     lines = [
         f"{config.dataset}: query MSE in standardised units on {config.scored_matrices} test "
-        f"matrices a split with {support:.1f} observed cells each, mean over splits +- standard "
+        f"matrices a split with {support:.1f} observed entries each, mean over splits +- standard "
         f"error. Differences to `{_REFERENCE}` are paired over splits (positive: it is better), "
         "their errors corrected for overlapping splits (Nadeau and Bengio); * marks those whose "
         f"{100 * _CONFIDENCE:.0f}% interval leaves out zero. Seconds: of adaptation and prediction "

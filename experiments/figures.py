@@ -9,8 +9,8 @@ on one rating set serve another. ``experiments/RESULTS.md`` has the numbers for 
 
 ``--figures`` takes some of
 
-* ``support_fraction``: error against the share of observed cells that is shown, on fixed query
-  cells with nested supports; the numbers have the paired differences to ``metamf``, too;
+* ``support_fraction``: error against the share of observed entries that is shown, on fixed query
+  entries with nested supports; the numbers have the paired differences to ``metamf``, too;
 * ``side``: error against the side of the matrix, each size meta-trained for itself;
 * ``training_matrices``: error against the number of meta-training matrices;
 * ``inner_steps``: error against T, meta-trained with that T, and meta-trained with the preset's;
@@ -66,7 +66,7 @@ class Config(protocol.ProtocolConfig):
 
     Attributes:
       transfer_datasets: as ``dataset``.
-      fractions: shares of the observed cells that are support.
+      fractions: shares of the observed entries that are support.
       sides: rows and columns of a matrix.
       matrices: numbers of meta-training matrices.
       steps: inner steps.
@@ -333,7 +333,7 @@ FIGURES: dict[
 ] = {
     "support_fraction": (
         _support_fraction,
-        _curves("support_fraction", "share of the observed cells that is shown", False),
+        _curves("support_fraction", "share of the observed entries that is shown", False),
     ),
     "side": (_side, _curves("side", "rows and columns of a matrix", True)),
     "training_matrices": (

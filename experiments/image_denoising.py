@@ -60,7 +60,7 @@ class Config:
       missing: part of the pixels.
       ranks: rising.
       shrinkage: see `penalty`.
-      epochs: of ALS.
+      epochs: sweeps of ALS.
       seed: of damage and start.
     """
 
@@ -120,7 +120,7 @@ def restore(
       entries: E pixels.
       rank: K.
       weight: ``lam``.
-      epochs: of ALS.
+      epochs: sweeps of ALS.
       seed: of the start.
       width: the greatest rank to come, so that one compiled program serves all. Factors are filled
         up to it with zeros, which a ridge solve leaves at zero.

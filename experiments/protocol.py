@@ -95,7 +95,7 @@ def draw_split(entries: Entries, config: ProtocolConfig, split_seed: int, seed: 
 
 
 def lengthened(part: Episode, lengths: tuple[int, int]) -> Episode:
-    """The same batch, its lists of cells padded to at least these lengths of support and query."""
+    """The same batch, its lists padded to at least these lengths of support and query."""
 
     def padded(entries: Observations, length: int) -> Entries:
         assert isinstance(entries, Entries)
@@ -172,14 +172,14 @@ def _draw(source: EpisodeSource, batch: int, step: int) -> Episode:
 
 
 def nested_supports(part: Episode, fractions: Sequence[float]) -> list[Episode]:
-    """Cuts every matrix of a batch anew: a fixed query, and nested supports of the other cells.
+    """Cuts every matrix of a batch anew: a fixed query, and nested supports of the rest.
 
-    A tenth of a matrix's observed cells, at least 5 of them, are query.
+    A tenth of a matrix's observed entries, at least 5 of them, are query.
 
     Args:
-      part: a batch of episodes; their cells, in the order drawn, are what is cut.
-      fractions: shares of all observed cells that are support, each at least one cell and at most
-        what the query leaves.
+      part: a batch of episodes; their entries, in the order drawn, are what is cut.
+      fractions: shares of all observed entries that are support, each at least one entry and at
+        most what the query leaves.
 
     Returns:
       A batch for each fraction, all with arrays of the same shapes.

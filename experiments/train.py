@@ -24,7 +24,7 @@ from metamf_jax.baselines import SIMPLE, make_method, tuning
 from metamf_jax.data import sources
 from metamf_jax.imputation.impute import LearnedPrior, metadata
 from metamf_jax.meta_learning import meta_loss, padding, training
-from metamf_jax.meta_learning.episodes import cell_counts
+from metamf_jax.meta_learning.episodes import entry_counts
 from metamf_jax.meta_learning.meta_loss import Episode
 from metamf_jax.metrics import mean_and_standard_error
 from metamf_jax.runs.checkpoint import Checkpointer, save_params
@@ -85,7 +85,7 @@ def run(
     test_errors = training.make_evaluate(loss)(state.best_params, split.test)
     settings = {name: tuning.tune(make_method(name), split.validation) for name in SIMPLE}
     errors = {"metamf": test_errors, **_errors_of_simple(settings, split.test)}
-    support_counts = cell_counts(split.test.support)
+    support_counts = entry_counts(split.test.support)
     if plots:
         levels = {
             name: float(of_method.mean())
@@ -205,7 +205,7 @@ def _plot_imputed_matrix(
 def _print_table(log: RunLog, errors: dict[str, np.ndarray], counts: np.ndarray) -> None:
     log.print(
         f"\nQuery MSE on {len(counts)} unseen matrices (standardised units; "
-        f"{counts.mean():.1f} observed cells each)"
+        f"{counts.mean():.1f} observed entries each)"
     )
     log.print(f"{'method':<10}{'MSE':>9}{'stderr':>9}   difference to metamf (paired)")
     for name, values in errors.items():

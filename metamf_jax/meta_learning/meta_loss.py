@@ -1,8 +1,8 @@
-"""The meta-loss: how well factors adapted to a matrix's support impute its query cells.
+"""The meta-loss: how well factors adapted to a matrix's support impute its query entries.
 
 For one episode the encoder and the inner loop see the support; its loss is the mean squared error
 of ``u_n . v_m`` over the query. The meta-loss is the mean over episodes. Each returns (its mean,
-1), an episode without a query cell (0, 0), so that sums can travel over batches and devices before
+1), an episode without a query entry (0, 0), so that sums can travel over batches and devices before
 dividing.
 """
 
@@ -21,11 +21,11 @@ from metamf_jax.types import Entries, Factors
 
 
 class Episode(NamedTuple):
-    """One matrix, its observed cells split at random; batched by a leading axis on every array.
+    """One matrix, its observed entries split at random; batched by a leading axis on every array.
 
     Attributes:
       support: what the encoder and the inner loop see, in either layout.
-      query: the cells that are scored.
+      query: the entries that are scored.
     """
 
     support: sums.Observations
@@ -96,7 +96,7 @@ def make_model(config: ModelConfig) -> Model:
 
 
 def query_error(factors: Factors, query: Entries) -> tuple[jax.Array, jax.Array]:
-    """Mean squared error over the query cells and 1, or (0, 0) where there is none."""
+    """Mean squared error over the query entries and 1, or (0, 0) where there is none."""
     count = (query.rows < query.shape[0]).sum()
     squares = (sums.residuals(query, factors) ** 2).sum()
     return squares / jnp.maximum(count, 1), (count > 0).astype(squares.dtype)

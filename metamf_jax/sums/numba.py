@@ -1,7 +1,7 @@
-"""Compiled CPU kernels for the sums over a list of cells; `metamf_jax.sums` decides when they run.
+"""Compiled CPU kernels for the sums over entry lists; `metamf_jax.sums` decides when they run.
 
-Each kernel goes through the cells once, in the order of the list, so that its sums do not depend on
-how many matrices or devices there are. Padding cells (``rows == N``) are skipped unread.
+Each kernel goes through the list once, in its order, so that its sums do not depend on how many
+matrices or devices there are. Padding entries (``rows == N``) are skipped unread.
 
 For each function of `sums`, in this order: its kernel and the kernel of its adjoint, the function,
 and the rule of its gradient.
@@ -17,7 +17,7 @@ from metamf_jax.kernels import ffi
 from metamf_jax.sums import xla
 
 _INDEX, _VECTOR, _TABLE, _CUBE = "int32[:]", "float32[:]", "float32[:,:]", "float32[:,:,:]"
-# The list of cells, the prior's means, precisions, step sizes, and the number of steps.
+# The list of entries, the prior's means, precisions, step sizes, and the number of steps.
 _PROBLEM = (_INDEX, _INDEX, _VECTOR, _TABLE, _TABLE, *[_VECTOR] * 4, "int32")
 
 

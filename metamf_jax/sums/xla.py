@@ -1,7 +1,7 @@
-"""Sums over a list of cells, for every platform. `metamf_jax.sums` decides when they are used.
+"""Sums over a list of entries, for every platform. `metamf_jax.sums` decides when they are used.
 
 The functions are those of `sums.numba`, with the same arguments; its `descend` is left to the scan
-that it stands for (`map_estimation.descent`). Padding cells point one past the end: reading there
+that it stands for (`map_estimation.descent`). Padding entries point one past the end: reading there
 gives zero, and what is added there is dropped.
 """
 
@@ -32,17 +32,17 @@ def spread(rows, columns, row_table, column_table):
 def residual_products(rows, columns, values, u, v):
     """`sums.residual_products` of a list: [E] int32 twice, [E], [N, K] and [M, K]."""
     values = jnp.where(rows < u.shape[0], values, 0)
-    u_cells, v_cells = take(u, rows), take(v, columns)
-    residuals = (values - (u_cells * v_cells).sum(axis=-1))[:, None]
+    u_entries, v_entries = take(u, rows), take(v, columns)
+    residuals = (values - (u_entries * v_entries).sum(axis=-1))[:, None]
     return (
-        jax.ops.segment_sum(residuals * v_cells, rows, u.shape[0]),
-        jax.ops.segment_sum(residuals * u_cells, columns, v.shape[0]),
+        jax.ops.segment_sum(residuals * v_entries, rows, u.shape[0]),
+        jax.ops.segment_sum(residuals * u_entries, columns, v.shape[0]),
     )
 
 
 def row_normal_equations(rows, columns, values, v, num_rows):
     """`sums.row_normal_equations` of a list: [E] int32 twice, [E], [M, K], and N."""
-    # Outer products take K^2 floats a cell, so they are made for a chunk of cells at a time.
+    # Outer products take K^2 floats an entry, so they are made for a chunk of entries at a time.
     rank = v.shape[-1]
     length = max(min(4096, rows.shape[0]), 1)
     padding = -rows.shape[0] % length
