@@ -54,7 +54,7 @@ def value_and_gradient(memory):
     return jax.jit(jax.value_and_grad(terms, has_aux=True), compiler_options=FAST)
 
 
-def random_cells(rng, num_rows, num_columns, count):
+def random_entries(rng, num_rows, num_columns, count):
     places = rng.choice(num_rows * num_columns, count, replace=False)
     rows, columns = np.divmod(places.astype(np.int32), np.int32(num_columns))
     return Entries(rows, columns, rng.normal(size=count).astype(np.float32), (5, 4))
@@ -63,9 +63,9 @@ def random_cells(rng, num_rows, num_columns, count):
 def batch_of_episodes(dtype=np.float32):
     """Four episodes: full, small, without a query, without anything. Padding is poisoned."""
     rng = np.random.default_rng(1)
-    support = [random_cells(rng, 5, 4, 9), random_cells(rng, 3, 2, 4), random_cells(rng, 5, 3, 6)]
-    query = [random_cells(rng, 5, 4, 6), random_cells(rng, 3, 2, 2)]
-    empty = random_cells(rng, 5, 4, 0)
+    support = [random_entries(rng, 5, 4, 9), random_entries(rng, 3, 2, 4), random_entries(rng, 5, 3, 6)]
+    query = [random_entries(rng, 5, 4, 6), random_entries(rng, 3, 2, 2)]
+    empty = random_entries(rng, 5, 4, 0)
     episodes = Episode(
         padding.stack_entries([*support, empty], (5, 4), 12),
         padding.stack_entries([*query, empty, empty], (5, 4), 8),
