@@ -63,7 +63,11 @@ def random_entries(rng, num_rows, num_columns, count):
 def batch_of_episodes(dtype=np.float32):
     """Four episodes: full, small, without a query, without anything. Padding is poisoned."""
     rng = np.random.default_rng(1)
-    support = [random_entries(rng, 5, 4, 9), random_entries(rng, 3, 2, 4), random_entries(rng, 5, 3, 6)]
+    support = [
+        random_entries(rng, 5, 4, 9),
+        random_entries(rng, 3, 2, 4),
+        random_entries(rng, 5, 3, 6),
+    ]
     query = [random_entries(rng, 5, 4, 6), random_entries(rng, 3, 2, 2)]
     empty = random_entries(rng, 5, 4, 0)
     episodes = Episode(
