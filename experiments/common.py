@@ -151,10 +151,14 @@ def temporary_bytes(compiled: jax.stages.Compiled) -> int:
     return analysis.temp_size_in_bytes
 
 
-def run_main(main: Callable[[], None]) -> None:
+def run_main(main: Callable[[], None], several_processes: bool = False) -> None:
     """Runs a binary; see above for the exit codes.
 
-    Where the environment tells of several processes, joins them first (`processes.initialize`).
+    Args:
+      main: the binary.
+      several_processes: whether it can run as several. Where the environment tells of such, it then
+        joins them first (`processes.initialize`); another binary refuses, since all would do the
+        same work and write the same files.
     """
 
     def guarded(argv):
@@ -166,6 +170,8 @@ def run_main(main: Callable[[], None]) -> None:
             logging.set_verbosity(logging.WARNING)
         previous = signal.signal(signal.SIGTERM, _on_sigterm)
         try:
+            if not several_processes:
+                _refuse_several_processes()
             processes.initialize()
             if DEVICES.value is not None:
                 parallel.use_devices(DEVICES.value)
@@ -190,3 +196,16 @@ def run_main(main: Callable[[], None]) -> None:
             _Termination.asked = _Termination.agreed = False
 
     app.run(guarded)
+
+
+def _refuse_several_processes() -> None:
+    """Told by the first of them alone."""
+    cluster = processes.detect(os.environ)
+    if cluster is None or cluster.count == 1:
+        return
+    if cluster.index:
+        sys.exit(1)
+    raise ValueError(
+        f"this program runs as one process, not as several, found by {cluster.name}; start one, or "
+        "set METAMF_CLUSTER=none where each is to run by itself"
+    )

@@ -28,11 +28,12 @@ import scipy.stats
 from absl import flags
 
 from experiments import common, presets, protocol, shared_flags
+from experiments.protocol import ProtocolConfig
 from metamf_jax import plotting
 from metamf_jax.baselines import METHODS, make_method, tuning
 from metamf_jax.baselines.method import Method, episode_loss
 from metamf_jax.data import sources
-from metamf_jax.meta_learning.episodes import EpisodeConfig, cell_counts
+from metamf_jax.meta_learning.episodes import entry_counts
 from metamf_jax.meta_learning.meta_loss import ModelConfig
 from metamf_jax.meta_learning.training import TrainingConfig, make_evaluate
 from metamf_jax.metrics import mean_and_standard_error, paired_difference
@@ -46,35 +47,12 @@ _METHODS = shared_flags.methods()
 _SIDE = shared_flags.side()
 _SPLITS = flags.DEFINE_integer("splits", None, "Random splits; default: the preset's.", 1)
 _SUPPORT_FRACTION = flags.DEFINE_float(
-    "support_fraction", None, "Share of the observed cells that is shown; default: the preset's."
+    "support_fraction", None, "Share of the observed entries that is shown; default: the preset's."
 )
 
 _REFERENCE = "metamf"
 _CONFIDENCE = 0.95
 _FIELDS: tuple[str, ...] = ("method", "split", "test_mse", "adapt_seconds", "train_seconds")
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """What the results of one workdir have in common.
-
-    Attributes:
-      dataset: a name of `metamf_jax.data.sources`, or a path.
-      preset: the name of the sizes below.
-      seed: of the synthetic world.
-      model, episodes, training: see their classes.
-      scored_matrices: number of fixed validation matrices, and of fixed test matrices, of a split.
-      training_episodes: what is meta-trained on; None for such as are scored.
-    """
-
-    dataset: str
-    preset: str
-    seed: int
-    model: ModelConfig
-    episodes: EpisodeConfig
-    training: TrainingConfig
-    scored_matrices: int
-    training_episodes: EpisodeConfig | None = None
 
 
 class Comparison(NamedTuple):
@@ -98,7 +76,7 @@ class Comparison(NamedTuple):
 
 
 def run(
-    config: Config,
+    config: ProtocolConfig,
     methods: list[str],
     splits: int,
     workdir: pathlib.Path,
@@ -121,14 +99,7 @@ def run(
     for split_seed in range(splits):
         missing = [n for n in methods if not _result_path(workdir, n, split_seed).exists()]
         if missing:
-            split = protocol.draw_split(
-                entries,
-                config.episodes,
-                config.scored_matrices,
-                split_seed,
-                split_seed,
-                config.training_episodes,
-            )
+            split = protocol.draw_split(entries, config, split_seed, split_seed)
         for name in missing:
             try:
                 result = _score(name, made[name], split, split_seed, config, workdir)
@@ -163,7 +134,7 @@ def _score(
     method: Method,
     split: protocol.Split,
     seed: int,
-    config: Config,
+    config: ProtocolConfig,
     workdir: pathlib.Path,
 ) -> dict[str, Any]:
     start = time.perf_counter()
@@ -190,7 +161,7 @@ def _score(
         "steps": training.get("steps"),
         "best_step": training.get("best_step"),
         "setting": setting,
-        "support_per_matrix": float(cell_counts(split.test.support).mean()),
+        "support_per_matrix": float(entry_counts(split.test.support).mean()),
         "seconds": time.perf_counter() - start,
     }
 
@@ -263,7 +234,7 @@ def _compare(results: list[dict[str, Any]]) -> dict[str, Comparison]:
     return table
 
 
-def _report(workdir: pathlib.Path, config: Config) -> None:
+def _report(workdir: pathlib.Path, config: ProtocolConfig) -> None:
     results = _read(workdir)
     if not results:
         return
@@ -291,11 +262,13 @@ def _plus_minus(pair: tuple[float, float], sign: str = "") -> str:
     return f"{mean:{sign}.4f}" + ("" if math.isnan(error) else f" +- {error:.4f}")
 
 
-def _markdown(table: dict[str, Comparison], results: list[dict[str, Any]], config: Config) -> str:
+def _markdown(
+    table: dict[str, Comparison], results: list[dict[str, Any]], config: ProtocolConfig
+) -> str:
     support = np.mean([result["support_per_matrix"] for result in results])
     lines = [
         f"{config.dataset}: query MSE in standardised units on {config.scored_matrices} test "
-        f"matrices a split with {support:.1f} observed cells each, mean over splits +- standard "
+        f"matrices a split with {support:.1f} observed entries each, mean over splits +- standard "
         f"error. Differences to `{_REFERENCE}` are paired over splits (positive: it is better), "
         "their errors corrected for overlapping splits (Nadeau and Bengio); * marks those whose "
         f"{100 * _CONFIDENCE:.0f}% interval leaves out zero. Seconds: of adaptation and prediction "
@@ -324,30 +297,21 @@ def _markdown(table: dict[str, Comparison], results: list[dict[str, Any]], confi
     return "\n".join(lines) + "\n"
 
 
-def config_from_flags() -> Config:
+def config_from_flags() -> ProtocolConfig:
     """The configuration that the flags ask for."""
-    sizes = presets.COMPARE[common.PRESET.value]
-    episodes, training = sizes["episodes"], sizes["training"]
-    training_episodes = sizes.get("training_episodes")
-    if _SIDE.value is not None or _SUPPORT_FRACTION.value is not None:
-        training_episodes = None
+    sizes = dict(presets.COMPARE[common.PRESET.value])
+    episodes = {}
     if _SIDE.value is not None:
-        both = (_SIDE.value, _SIDE.value)
-        episodes = dataclasses.replace(episodes, rows=both, columns=both)
+        episodes["rows"] = episodes["columns"] = (_SIDE.value, _SIDE.value)
     if _SUPPORT_FRACTION.value is not None:
-        both = (_SUPPORT_FRACTION.value, _SUPPORT_FRACTION.value)
-        episodes = dataclasses.replace(episodes, support_fraction=both)
+        episodes["support_fraction"] = (_SUPPORT_FRACTION.value, _SUPPORT_FRACTION.value)
+    if episodes:
+        sizes["episodes"] = dataclasses.replace(sizes["episodes"], **episodes)
+        sizes["training_episodes"] = None
     if _MAX_STEPS.value is not None:
-        training = dataclasses.replace(training, max_steps=_MAX_STEPS.value)
-    return Config(
-        dataset=_DATASET.value,
-        preset=common.PRESET.value,
-        seed=common.SEED.value,
-        model=sizes["model"],
-        episodes=episodes,
-        training=training,
-        scored_matrices=sizes["scored_matrices"],
-        training_episodes=training_episodes,
+        sizes["training"] = dataclasses.replace(sizes["training"], max_steps=_MAX_STEPS.value)
+    return ProtocolConfig(
+        dataset=_DATASET.value, preset=common.PRESET.value, seed=common.SEED.value, **sizes
     )
 
 

@@ -215,7 +215,7 @@ class _Matrix(NamedTuple):
 
 def _read_table(config: Config, objective: Objective, data_dir: str | None) -> _Matrix:
     table = sources.load(config.dataset, data_dir, config.seed)
-    train, test = splits.split_cells(
+    train, test = splits.split_entries(
         table,
         splits.Split(
             config.dataset,
@@ -484,4 +484,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run_main(main)
+    common.run_main(main, several_processes=True)

@@ -9,8 +9,8 @@ on one rating set serve another. ``experiments/RESULTS.md`` has the numbers for 
 
 ``--figures`` takes some of
 
-* ``support_fraction``: error against the share of observed cells that is shown, on fixed query
-  cells with nested supports; the numbers have the paired differences to ``metamf``, too;
+* ``support_fraction``: error against the share of observed entries that is shown, on fixed query
+  entries with nested supports; the numbers have the paired differences to ``metamf``, too;
 * ``side``: error against the side of the matrix, each size meta-trained for itself;
 * ``training_matrices``: error against the number of meta-training matrices;
 * ``inner_steps``: error against T, meta-trained with that T, and meta-trained with the preset's;
@@ -40,8 +40,7 @@ from metamf_jax.baselines.method import Method
 from metamf_jax.data import sources
 from metamf_jax.meta_learning.encoder import make_encoder
 from metamf_jax.meta_learning.episodes import EpisodeConfig
-from metamf_jax.meta_learning.meta_loss import Episode, ModelConfig, make_model
-from metamf_jax.meta_learning.training import TrainingConfig
+from metamf_jax.meta_learning.meta_loss import Episode, make_model
 from metamf_jax.metrics import mean_and_standard_error
 from metamf_jax.runs.files import write_text
 from metamf_jax.runs.run_log import RunLog
@@ -58,38 +57,26 @@ _TRANSFER = flags.DEFINE_list(
 _DRAWN = ("metamf", "eml", "mean", "bias", "mf", "soft_impute")
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(protocol.ProtocolConfig):
     """What all figures of one workdir have in common.
 
+    The seed is that of the split, of initial parameters, and of all draws. Where a figure varies
+    the episodes, it meta-trains on such as are scored.
+
     Attributes:
-      dataset: a name of `metamf_jax.data.sources`, or a path.
-      transfer_datasets: likewise.
-      preset: the name of the sizes below.
-      seed: of the split, of initial parameters, and of all draws.
-      model, episodes, training: see their classes.
-      scored_matrices: number of fixed validation matrices, and of fixed test matrices.
-      training_episodes: what is meta-trained on where a figure does not vary the episodes; None for
-        such as are scored.
-      fractions: shares of the observed cells that are support.
+      transfer_datasets: as ``dataset``.
+      fractions: shares of the observed entries that are support.
       sides: rows and columns of a matrix.
       matrices: numbers of meta-training matrices.
       steps: inner steps.
     """
 
-    dataset: str
     transfer_datasets: tuple[str, ...]
-    preset: str
-    seed: int
-    model: ModelConfig
-    episodes: EpisodeConfig
-    training: TrainingConfig
-    scored_matrices: int
     fractions: tuple[float, ...]
     sides: tuple[int, ...]
     matrices: tuple[int, ...]
     steps: tuple[int, ...]
-    training_episodes: EpisodeConfig | None = None
 
 
 class Study:
@@ -109,14 +96,9 @@ class Study:
         config, dataset = self.config, dataset or self.config.dataset
         if dataset not in self._entries:
             self._entries[dataset] = sources.load(dataset, self._data_dir, config.seed).entries
-        return protocol.draw_split(
-            self._entries[dataset],
-            episodes or config.episodes,
-            config.scored_matrices,
-            config.seed,
-            config.seed,
-            None if episodes else config.training_episodes,
-        )
+        if episodes is not None:
+            config = dataclasses.replace(config, episodes=episodes, training_episodes=None)
+        return protocol.draw_split(self._entries[dataset], config, config.seed, config.seed)
 
     def train(self, method: Method, split: protocol.Split, draw: Callable | None = None) -> Any:
         """The method's meta-trained parameters; None where it has none."""
@@ -351,7 +333,7 @@ FIGURES: dict[
 ] = {
     "support_fraction": (
         _support_fraction,
-        _curves("support_fraction", "share of the observed cells that is shown", False),
+        _curves("support_fraction", "share of the observed entries that is shown", False),
     ),
     "side": (_side, _curves("side", "rows and columns of a matrix", True)),
     "training_matrices": (

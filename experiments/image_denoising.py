@@ -14,7 +14,7 @@ workdir receives ``plots/restored.png``, ``plots/psnr.png`` and the numbers in `
 import dataclasses
 import os
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
@@ -60,7 +60,7 @@ class Config:
       missing: part of the pixels.
       ranks: rising.
       shrinkage: see `penalty`.
-      epochs: of ALS.
+      epochs: sweeps of ALS.
       seed: of damage and start.
     """
 
@@ -72,6 +72,30 @@ class Config:
     shrinkage: float = 0.25
     epochs: int = 15
     seed: int = 0
+
+
+class _Case(NamedTuple):
+    """A kind of damage: its title, deviation of the noise, and part of the pixels missing."""
+
+    title: str
+    noise: float
+    missing: float
+
+
+class _Restoration(NamedTuple):
+    """What became of one damage.
+
+    Attributes:
+      damaged: the picture, NaN where a pixel is missing.
+      damaged_psnr: in dB.
+      pictures: restored, by rank.
+      psnrs: theirs, in dB.
+    """
+
+    damaged: np.ndarray
+    damaged_psnr: float
+    pictures: dict[int, np.ndarray]
+    psnrs: dict[int, float]
 
 
 def penalty(entries: Entries, noise: float, shrinkage: float) -> float:
@@ -96,7 +120,7 @@ def restore(
       entries: E pixels.
       rank: K.
       weight: ``lam``.
-      epochs: of ALS.
+      epochs: sweeps of ALS.
       seed: of the start.
       width: the greatest rank to come, so that one compiled program serves all. Factors are filled
         up to it with zeros, which a ridge solve leaves at zero.
@@ -136,63 +160,67 @@ def run(config: Config, workdir: str | os.PathLike) -> dict[str, Any]:
       FileNotFoundError: there is no such image.
     """
     image = images.load_image(config.image, config.side)
-    cases = {"noise": (config.noise, 0.0), "missing": (0.0, config.missing)}
-    cases["both"] = (config.noise, config.missing)
-    damages = {}
-    for name, (noise, missing) in cases.items():
-        rng = np.random.default_rng(config.seed)
-        damages[name] = images.damaged(image, noise, missing, rng)
+    cases = {
+        "noise": _Case(f"noise of deviation {config.noise:g}", config.noise, 0.0),
+        "missing": _Case(f"{config.missing:.0%} missing", 0.0, config.missing),
+        "both": _Case("noise and missing pixels", config.noise, config.missing),
+    }
+    damaged = {
+        name: images.damaged(image, case.noise, case.missing, np.random.default_rng(config.seed))
+        for name, case in cases.items()
+    }
     ranks = [rank for rank in config.ranks if rank <= min(image.shape)]
     log = RunLog(workdir, "image_denoising", config)
-    restored = {name: {} for name in cases}
-    results = {"shape": list(image.shape), "damaged": {}, "restored": {}}
-    for name, entries in damages.items():
-        weight = penalty(entries, cases[name][0], config.shrinkage)
+    restorations = {}
+    for name, entries in damaged.items():
         # A missing pixel counts as the mean of the others.
         filled = np.where(np.isnan(as_picture(entries)), entries.values.mean(), as_picture(entries))
-        results["damaged"][name] = images.psnr(image, filled)
-        results["restored"][name] = {}
-        log.print(f"{name}: PSNR {results['damaged'][name]:.2f} dB damaged")
+        psnr = images.psnr(image, filled)
+        log.print(f"{name}: PSNR {psnr:.2f} dB damaged")
+        pictures, psnrs = {}, {}
+        weight = penalty(entries, cases[name].noise, config.shrinkage)
         for rank in ranks:
             begin = time.perf_counter()
-            picture = restore(entries, rank, weight, config.epochs, config.seed, ranks[-1])
-            restored[name][rank] = picture
-            found = images.psnr(image, picture)
-            results["restored"][name][str(rank)] = found
+            pictures[rank] = restore(entries, rank, weight, config.epochs, config.seed, ranks[-1])
+            psnrs[rank] = images.psnr(image, pictures[rank])
             seconds = time.perf_counter() - begin
-            log.print(f"{name}: PSNR {found:.2f} dB at rank {rank}, in {seconds:.1f} s")
-    names = {
-        "noise": f"noise of deviation {config.noise:g}",
-        "missing": f"{config.missing:.0%} missing",
-        "both": "noise and missing pixels",
-    }
-    shown = ranks if len(ranks) <= _SHOWN else ranks[-_SHOWN:]
-    rows = {}
-    for name in cases:
-        found = results["restored"][name]
-        rows[names[name]] = {
-            "original": image,
-            f"damaged (missing: red)\n{results['damaged'][name]:.1f} dB": as_picture(damages[name]),
-            **{f"rank {rank}\n{found[str(rank)]:.1f} dB": restored[name][rank] for rank in shown},
-        }
-    plotting.pictures(log.plot_path("restored"), rows)
-    curves = {names[n]: (ranks, [results["restored"][n][str(r)] for r in ranks]) for n in cases}
-    plotting.panels(
-        log.plot_path("psnr"),
-        [
-            plotting.Panel(
-                "restored (solid) and damaged (dotted)",
-                "rank",
-                "PSNR (dB)",
-                curves,
-                levels={names[name]: results["damaged"][name] for name in cases},
-                x_scale="log2",
-            )
-        ],
-        f"{config.image}, {image.shape[0]} x {image.shape[1]} pixels",
-    )
+            log.print(f"{name}: PSNR {psnrs[rank]:.2f} dB at rank {rank}, in {seconds:.1f} s")
+        restorations[cases[name].title] = _Restoration(as_picture(entries), psnr, pictures, psnrs)
+    _plot(log, config.image, image, restorations)
     log.print(f"wrote {log.plot_path('restored')}, psnr.png and summary.json")
-    return log.finish(results)
+    results = dict(zip(cases, restorations.values(), strict=True))
+    return log.finish(
+        {
+            "shape": list(image.shape),
+            "damaged": {name: each.damaged_psnr for name, each in results.items()},
+            "restored": {
+                name: {str(rank): psnr for rank, psnr in each.psnrs.items()}
+                for name, each in results.items()
+            },
+        }
+    )
+
+
+def _plot(log: RunLog, name: str, image: np.ndarray, restorations: dict[str, _Restoration]) -> None:
+    rows, curves = {}, {}
+    for title, (damaged, damaged_psnr, pictures, psnrs) in restorations.items():
+        rows[title] = {
+            "original": image,
+            f"damaged (missing: red)\n{damaged_psnr:.1f} dB": damaged,
+            **{f"rank {r}\n{psnrs[r]:.1f} dB": pictures[r] for r in list(pictures)[-_SHOWN:]},
+        }
+        curves[title] = list(psnrs), list(psnrs.values())
+    plotting.pictures(log.plot_path("restored"), rows)
+    panel = plotting.Panel(
+        "restored (solid) and damaged (dotted)",
+        "rank",
+        "PSNR (dB)",
+        curves,
+        levels={title: each.damaged_psnr for title, each in restorations.items()},
+        x_scale="log2",
+    )
+    size = f"{image.shape[0]} x {image.shape[1]} pixels"
+    plotting.panels(log.plot_path("psnr"), [panel], f"{name}, {size}")
 
 
 def main() -> None:

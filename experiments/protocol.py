@@ -1,4 +1,4 @@
-"""The protocol's draws: one random split of a data set, and its fixed matrices to score."""
+"""The protocol: its configuration, one random split of a data set, the matrices that are scored."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ import numpy as np
 from metamf_jax.baselines.method import Method, episode_loss
 from metamf_jax.meta_learning import padding, training
 from metamf_jax.meta_learning.episodes import EpisodeConfig, EpisodeSource, Parts, split_parts
-from metamf_jax.meta_learning.meta_loss import Episode
+from metamf_jax.meta_learning.meta_loss import Episode, ModelConfig
 from metamf_jax.sums import Observations
 from metamf_jax.types import Entries
 
@@ -21,6 +21,33 @@ _TRAIN, _VALIDATION, _TEST = range(3)
 
 # A split has 20% of the rows and of the columns for testing, 70% for training.
 TEST_TRAIN_RATIO = 20 / 70
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProtocolConfig:
+    """What is drawn, meta-trained and scored.
+
+    A binary that has more to configure inherits it, so that ``config.json`` has all names side by
+    side.
+
+    Attributes:
+      dataset: a name of `metamf_jax.data.sources`, or a path.
+      preset: the name of the sizes below.
+      seed: of a synthetic data set; the binaries say of what else.
+      model, training: see their classes.
+      episodes: what the scored matrices look like,
+      training_episodes: and the episodes of meta-training, where these differ.
+      scored_matrices: number of fixed validation matrices, and of fixed test matrices, of a split.
+    """
+
+    dataset: str
+    preset: str
+    seed: int
+    model: ModelConfig
+    episodes: EpisodeConfig
+    training: training.TrainingConfig
+    scored_matrices: int
+    training_episodes: EpisodeConfig | None = None
 
 
 class Split(NamedTuple):
@@ -38,23 +65,14 @@ class Split(NamedTuple):
     test: Episode
 
 
-def draw_split(
-    entries: Entries,
-    episodes: EpisodeConfig,
-    scored_matrices: int,
-    split_seed: int,
-    seed: int,
-    training_episodes: EpisodeConfig | None = None,
-) -> Split:
+def draw_split(entries: Entries, config: ProtocolConfig, split_seed: int, seed: int) -> Split:
     """Splits a matrix and draws the matrices that are scored.
 
     Args:
       entries: the whole data set.
-      episodes: what an episode looks like.
-      scored_matrices: how many validation matrices, and how many test matrices.
+      config: what the matrices look like, and how many are scored.
       split_seed: of the split and of the scored matrices.
       seed: of the episodes of meta-training.
-      training_episodes: what these look like, where not like the scored ones.
 
     Raises:
       ValueError: as `split_parts`.
@@ -62,21 +80,22 @@ def draw_split(
     parts = split_parts(entries, split_seed)
 
     def scored(part: Entries, kind: int) -> Episode:
-        source = EpisodeSource(part, episodes, split_seed * 3 + kind)
-        return source.draw_batch(0, scored_matrices)
+        source = EpisodeSource(part, config.episodes, split_seed * 3 + kind)
+        return source.draw_batch(0, config.scored_matrices)
 
     validation, test = scored(parts.validation, _VALIDATION), scored(parts.test, _TEST)
     lengths = _lengths(validation, test)
+    episodes = config.training_episodes or config.episodes
     return Split(
         parts,
-        EpisodeSource(parts.train, training_episodes or episodes, seed * 3 + _TRAIN),
+        EpisodeSource(parts.train, episodes, seed * 3 + _TRAIN),
         lengthened(validation, lengths),
         lengthened(test, lengths),
     )
 
 
 def lengthened(part: Episode, lengths: tuple[int, int]) -> Episode:
-    """The same batch, its lists of cells padded to at least these lengths of support and query."""
+    """The same batch, its lists padded to at least these lengths of support and query."""
 
     def padded(entries: Observations, length: int) -> Entries:
         assert isinstance(entries, Entries)
@@ -153,14 +172,14 @@ def _draw(source: EpisodeSource, batch: int, step: int) -> Episode:
 
 
 def nested_supports(part: Episode, fractions: Sequence[float]) -> list[Episode]:
-    """Cuts every matrix of a batch anew: a fixed query, and nested supports of the other cells.
+    """Cuts every matrix of a batch anew: a fixed query, and nested supports of the rest.
 
-    A tenth of a matrix's observed cells, at least 5 of them, are query.
+    A tenth of a matrix's observed entries, at least 5 of them, are query.
 
     Args:
-      part: a batch of episodes; their cells, in the order drawn, are what is cut.
-      fractions: shares of all observed cells that are support, each at least one cell and at most
-        what the query leaves.
+      part: a batch of episodes; their entries, in the order drawn, are what is cut.
+      fractions: shares of all observed entries that are support, each at least one entry and at
+        most what the query leaves.
 
     Returns:
       A batch for each fraction, all with arrays of the same shapes.

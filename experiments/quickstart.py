@@ -11,12 +11,17 @@ validation matrices. The README has the table that this prints.
 import pathlib
 
 from experiments import common, train
-from metamf_jax import plotting
+from metamf_jax import plotting, processes
 from metamf_jax.baselines import SIMPLE, make_method, tuning
 from metamf_jax.data import sources
 from metamf_jax.imputation import impute
 from metamf_jax.meta_learning import meta_loss, training
-from metamf_jax.meta_learning.episodes import EpisodeConfig, EpisodeSource, cell_counts, split_parts
+from metamf_jax.meta_learning.episodes import (
+    EpisodeConfig,
+    EpisodeSource,
+    entry_counts,
+    split_parts,
+)
 from metamf_jax.metrics import mean_and_standard_error
 
 _SIDES = ((20, 20), (40, 60), (80, 80))
@@ -24,8 +29,13 @@ _MATRICES = 100
 
 
 def run(config: train.Config, workdir: pathlib.Path, data_dir: str | None) -> None:
-    """Trains in ``workdir``, or reuses the run that is there, then scores other sizes."""
+    """Trains in ``workdir``, or reuses the run that is there, then scores other sizes.
+
+    Of several processes the first alone scores.
+    """
     train.run(config, workdir, data_dir)
+    if not processes.is_first():
+        return
     prior = impute.load_prior(workdir)
     model = meta_loss.make_model(prior.config)
     evaluate = training.make_evaluate(
@@ -51,9 +61,9 @@ def run(config: train.Config, workdir: pathlib.Path, data_dir: str | None) -> No
             errors[name] = tuning.episode_errors(method, test, tuning.tune(method, validation))
         for name in names:
             table[name].append(mean_and_standard_error(errors[name]))
-        observed = cell_counts(test.support).mean()
-        cells = "".join("{:>9.3f} +- {:.3f}".format(*table[name][-1]) + "  " for name in names)
-        print(f"{f'{rows} x {columns}':<16}{observed:>9.0f}{cells}", flush=True)
+        observed = entry_counts(test.support).mean()
+        told = "".join("{:>9.3f} +- {:.3f}".format(*table[name][-1]) + "  " for name in names)
+        print(f"{f'{rows} x {columns}':<16}{observed:>9.0f}{told}", flush=True)
     path = workdir / "plots" / "other_sizes.png"
     plotting.error_by_group(path, [f"{rows} x {columns}" for rows, columns in _SIDES], table)
     print(f"\nplots: {workdir / 'plots'}")
@@ -71,4 +81,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run_main(main)
+    common.run_main(main, several_processes=True)

@@ -398,7 +398,7 @@ def run(
     split = splits.Split(
         dataset=config.dataset, test_fraction=config.test_fraction, seed=config.seed
     )
-    train, test = splits.split_cells(table, split, data_dir)
+    train, test = splits.split_entries(table, split, data_dir)
     log = RunLog(workdir, "solver_comparison", config)
     runs = Runs(log, train.entries, test, config)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

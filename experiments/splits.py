@@ -1,4 +1,4 @@
-"""Splits the cells of one large matrix into training and test cells."""
+"""Splits the entries of one large matrix into training and test entries."""
 
 import dataclasses
 
@@ -12,14 +12,14 @@ SPLITS = ("random", "time", "official")
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Which cells are test cells.
+    """Which entries are test entries.
 
     Attributes:
       dataset: a name of `metamf_jax.data.sources`, or a path.
       kind: one of `SPLITS`: drawn at random, the latest, or those of the official fold.
       fold: the official one of MovieLens-100K.
-      test_fraction: part of the cells held out, 0 to 0.9, where the split is not official.
-      test_input: a table of the test cells; then nothing else is read.
+      test_fraction: part of the entries held out, 0 to 0.9, where the split is not official.
+      test_input: a table of the test entries; then nothing else is read.
       seed: of the random split.
     """
 
@@ -31,8 +31,8 @@ class Split:
     seed: int = 0
 
 
-def split_cells(table: Table, split: Split, data_dir: str | None = None) -> tuple[Table, Entries]:
-    """(training table, test cells), both over the same rows and columns.
+def split_entries(table: Table, split: Split, data_dir: str | None = None) -> tuple[Table, Entries]:
+    """(training table, test entries), both over the same rows and columns.
 
     Raises:
       ValueError: a split that this table does not have.
@@ -65,7 +65,7 @@ def _take(entries: Entries, index: np.ndarray) -> Entries:
 
 
 def _join(train: Table, test: Table) -> tuple[Table, Entries]:
-    """Both over the training ids and, after them, those that only the test cells have."""
+    """Both over the training ids and, after them, those that only the test entries have."""
     ids, numbers = [], []
     for side in ("row_ids", "column_ids"):
         known, wanted = getattr(train, side), getattr(test, side)
@@ -77,7 +77,7 @@ def _join(train: Table, test: Table) -> tuple[Table, Entries]:
         ids.append(both if known.dtype == object or new.any() else known)
         numbers.append(place)
     shape = len(ids[0]), len(ids[1])
-    cells, held = train.entries, test.entries
-    entries = Entries(cells.rows, cells.columns, cells.values, shape)
+    kept, held = train.entries, test.entries
+    kept = Entries(kept.rows, kept.columns, kept.values, shape)
     held = Entries(numbers[0][held.rows], numbers[1][held.columns], held.values, shape)
-    return train._replace(entries=entries, row_ids=ids[0], column_ids=ids[1]), held
+    return train._replace(entries=kept, row_ids=ids[0], column_ids=ids[1]), held

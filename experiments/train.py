@@ -10,8 +10,8 @@ The README has the expected numbers. `experiments.impute` uses what this leaves 
 """
 
 import dataclasses
+import functools
 import os
-import pathlib
 from typing import Any
 
 import jax
@@ -24,7 +24,8 @@ from metamf_jax.baselines import SIMPLE, make_method, tuning
 from metamf_jax.data import sources
 from metamf_jax.imputation.impute import LearnedPrior, metadata
 from metamf_jax.meta_learning import meta_loss, padding, training
-from metamf_jax.meta_learning.episodes import EpisodeConfig, cell_counts
+from metamf_jax.meta_learning.episodes import entry_counts
+from metamf_jax.meta_learning.meta_loss import Episode
 from metamf_jax.metrics import mean_and_standard_error
 from metamf_jax.runs.checkpoint import Checkpointer, save_params
 from metamf_jax.runs.run_log import RunLog, open_run_log, read_metrics
@@ -41,30 +42,17 @@ _OVERRIDE = flags.DEFINE_multi_string(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(protocol.ProtocolConfig):
     """One meta-training run.
 
+    The seed is that of initial parameters and of the episodes.
+
     Attributes:
-      dataset: a name of `metamf_jax.data.sources`, or a path.
-      preset: the name of the sizes below.
-      seed: of initial parameters and of the episodes.
       split_seed: of the split and of the scored matrices.
-      model, training: see their classes.
-      episodes: what the scored matrices look like,
-      training_episodes: and the episodes of meta-training, where these differ.
-      scored_matrices: number of fixed validation matrices, and of fixed test matrices.
     """
 
-    dataset: str
-    preset: str
-    seed: int
     split_seed: int
-    model: meta_loss.ModelConfig
-    episodes: EpisodeConfig
-    training: training.TrainingConfig
-    scored_matrices: int
-    training_episodes: EpisodeConfig | None = None
 
 
 def run(
@@ -77,88 +65,96 @@ def run(
     Raises:
       ValueError: the data cannot be read or split, or the workdir holds another configuration.
     """
-    table = sources.load(config.dataset, data_dir, config.seed)
-    parts, source, validation, test = protocol.draw_split(
-        table.entries,
-        config.episodes,
-        config.scored_matrices,
-        config.split_seed,
-        config.seed,
-        config.training_episodes,
-    )
+    entries = sources.load(config.dataset, data_dir, config.seed).entries
+    split = protocol.draw_split(entries, config, config.split_seed, config.seed)
     log = open_run_log(workdir, "train", config)
     model = meta_loss.make_model(config.model)
-
-    def loss(params, episode):
-        return meta_loss.episode_loss(model, params, episode)
-
-    params = model.init(jax.random.key(config.seed))
-    state = training.init_state(params, training.make_optimizer(config.training))
-    checkpointer = Checkpointer(workdir, log.print)
-    state = checkpointer.restore(state) or state
-    log.resume_at(int(state.step))
-    values = table.entries.values
+    loss = functools.partial(meta_loss.episode_loss, model)
     learned = LearnedPrior(
         config.model,
-        params,
-        parts.standardization,
-        (float(values.min()), float(values.max())),
+        model.init(jax.random.key(config.seed)),
+        split.parts.standardization,
+        (float(entries.values.min()), float(entries.values.max())),
         (config.episodes.rows[1], config.episodes.columns[1]),
     )
+    state = _meta_train(config, loss, learned, split, log)
+    steps = {"best_step": int(state.best_step), "steps": int(state.step)}
+    if not processes.is_first():
+        return log.finish(steps)
+
+    test_errors = training.make_evaluate(loss)(state.best_params, split.test)
+    settings = {name: tuning.tune(make_method(name), split.validation) for name in SIMPLE}
+    errors = {"metamf": test_errors, **_errors_of_simple(settings, split.test)}
+    support_counts = entry_counts(split.test.support)
+    if plots:
+        levels = {
+            name: float(of_method.mean())
+            for name, of_method in _errors_of_simple(settings, split.validation).items()
+        }
+        _plot_learning(log, state, levels)
+        path = log.plot_path("error_against_observations")
+        plotting.error_against_observations(path, support_counts, errors)
+        _plot_imputed_matrix(log, state, model, split.test, support_counts)
+    _print_table(log, errors, support_counts)
+    mse, stderr = mean_and_standard_error(test_errors)
+    return log.finish(
+        {
+            "test_mse": mse,
+            "test_mse_stderr": stderr,
+            "validation_mse": float(state.best_validation),
+            **{f"{name}_mse": float(errors[name].mean(dtype=np.float64)) for name in settings},
+            "test_matrices": config.scored_matrices,
+            "support_per_matrix": float(support_counts.mean()),
+            "steps_per_second": _steps_per_second(workdir),
+            **steps,
+            "baseline_settings": settings,
+        }
+    )
+
+
+def _meta_train(
+    config: Config,
+    loss: meta_loss.EpisodeLoss,
+    learned: LearnedPrior,
+    split: protocol.Split,
+    log: RunLog,
+) -> training.MetaState:
+    """Meta-trains from the newest checkpoint, or else from ``learned.params``, to the end.
+
+    Leaves a checkpoint and, of the parameters kept, ``model.safetensors`` at each validation.
+    """
+    state = training.init_state(learned.params, training.make_optimizer(config.training))
+    checkpointer = Checkpointer(log.workdir, log.print)
+    state = checkpointer.restore(state) or state
+    log.resume_at(int(state.step))
 
     def on_evaluation(state: training.MetaState, metrics: dict[str, float]) -> None:
         step = int(state.step)
         log.metrics(step, metrics)
         if step == int(state.best_step) and processes.is_first():
-            save_params(
-                pathlib.Path(workdir) / "model.safetensors", state.best_params, metadata(learned)
-            )
+            save_params(log.workdir / "model.safetensors", state.best_params, metadata(learned))
         checkpointer.save(step, state)
         leave_if_asked()
 
     log.start_progress(config.training.max_steps, int(state.step), "step")
-    with common.profiled(workdir), common.until_checkpoint() as leave_if_asked:
-        state = training.meta_train(
+    with common.profiled(log.workdir), common.until_checkpoint() as leave_if_asked:
+        return training.meta_train(
             loss,
             state,
-            lambda step: source.draw_batch(step, config.training.batch),
-            validation,
+            lambda step: split.source.draw_batch(step, config.training.batch),
+            split.validation,
             config.training,
             on_evaluation,
             lambda step: log.advance(),
         )
-    if not processes.is_first():
-        return log.finish({"best_step": int(state.best_step), "steps": int(state.step)})
 
-    test_errors = training.make_evaluate(loss)(state.best_params, test)
-    settings = {name: tuning.tune(make_method(name), validation) for name in SIMPLE}
-    errors = {
-        name: tuning.episode_errors(make_method(name), test, setting)
+
+def _errors_of_simple(settings: dict[str, Any], part: Episode) -> dict[str, np.ndarray]:
+    """Errors on each matrix of the methods that learn nothing, with these settings."""
+    return {
+        name: tuning.episode_errors(make_method(name), part, setting)
         for name, setting in settings.items()
     }
-    errors = {"metamf": test_errors, **errors}
-    support_counts = cell_counts(test.support)
-    if plots:
-        levels = {
-            name: float(tuning.episode_errors(make_method(name), validation, setting).mean())
-            for name, setting in settings.items()
-        }
-        _plot(log, state, model, test, support_counts, errors, levels)
-    mse, stderr = mean_and_standard_error(test_errors)
-    results = {
-        "test_mse": mse,
-        "test_mse_stderr": stderr,
-        "validation_mse": float(state.best_validation),
-        **{f"{name}_mse": float(errors[name].mean(dtype=np.float64)) for name in settings},
-        "test_matrices": config.scored_matrices,
-        "support_per_matrix": float(support_counts.mean()),
-        "steps_per_second": _steps_per_second(workdir),
-        "best_step": int(state.best_step),
-        "steps": int(state.step),
-        "baseline_settings": settings,
-    }
-    _print_table(log, errors, support_counts)
-    return log.finish(results)
 
 
 def _steps_per_second(workdir: str | os.PathLike) -> float | None:
@@ -170,7 +166,7 @@ def _steps_per_second(workdir: str | os.PathLike) -> float | None:
     return (last["step"] - first["step"]) / max(last["seconds"] - first["seconds"], 1e-9)
 
 
-def _plot(log, state, model, test, counts, errors, levels) -> None:
+def _plot_learning(log: RunLog, state: training.MetaState, levels: dict[str, float]) -> None:
     lines = read_metrics(log.workdir)
     plotting.learning_curve(
         log.plot_path("learning_curve"),
@@ -180,7 +176,15 @@ def _plot(log, state, model, test, counts, errors, levels) -> None:
         int(state.best_step),
         levels,
     )
-    plotting.error_against_observations(log.plot_path("error_against_observations"), counts, errors)
+
+
+def _plot_imputed_matrix(
+    log: RunLog,
+    state: training.MetaState,
+    model: meta_loss.Model,
+    test: Episode,
+    counts: np.ndarray,
+) -> None:
     # The fullest matrix has the most to look at.
     shown = jax.tree.map(lambda leaf: leaf[int(counts.argmax())], test)
     factors, prior = jax.jit(model.adapt)(state.best_params, shown.support)
@@ -201,7 +205,7 @@ def _plot(log, state, model, test, counts, errors, levels) -> None:
 def _print_table(log: RunLog, errors: dict[str, np.ndarray], counts: np.ndarray) -> None:
     log.print(
         f"\nQuery MSE on {len(counts)} unseen matrices (standardised units; "
-        f"{counts.mean():.1f} observed cells each)"
+        f"{counts.mean():.1f} observed entries each)"
     )
     log.print(f"{'method':<10}{'MSE':>9}{'stderr':>9}   difference to metamf (paired)")
     for name, values in errors.items():
@@ -232,4 +236,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run_main(main)
+    common.run_main(main, several_processes=True)

@@ -151,7 +151,7 @@ def run(config: Config, workdir: pathlib.Path, data_dir: str | None = None) -> d
         seed=config.seed,
     )
     table = sources.load(config.dataset, data_dir, config.seed)
-    table, test = splits.split_cells(table, split, data_dir)
+    table, test = splits.split_entries(table, split, data_dir)
     log = RunLog(workdir, "whole_matrix", config)
     scale = fit_standardization(np.asarray(table.entries.values))
     everything, test = (standardize(entries, scale) for entries in (table.entries, test))

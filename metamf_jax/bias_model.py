@@ -34,11 +34,11 @@ def fit_effects(observations: sums.Observations, shrinkage: Shrinkage, sweeps: i
 
     What rows (or columns) have in common then moves to the mean as far as the penalties want it:
     coordinate descent alone takes hundreds of sweeps for that where the shrinkage is weak. Rows
-    come last, so that a row's effect is a function of its own cells, the mean and the columns:
+    come last, so that a row's effect is a function of its own entries, the mean and the columns:
     `fold_in_rows` gives the same.
 
     Args:
-      observations: the observed cells of one matrix.
+      observations: the observed entries of one matrix.
       shrinkage: positive numbers; may be learned, gradients flow through the sweeps.
       sweeps: how many.
     """
@@ -56,7 +56,7 @@ def fit_effects(observations: sums.Observations, shrinkage: Shrinkage, sweeps: i
         return row_weights * residual_sums(mean, jnp.zeros_like(row_weights), columns)[0]
 
     def recentre(mean, effects, counts, strength):
-        # The minimum over t of lam_mu (mu + t)^2 + lam sum (b_n - t)^2, over rows with a cell.
+        # The minimum over t of lam_mu (mu + t)^2 + lam sum (b_n - t)^2, over rows with an entry.
         seen = (counts > 0)[:, None]
         weight = jnp.maximum(shrinkage.mean + strength * seen.sum(), 1e-12)
         common = (strength * effects.sum() - shrinkage.mean * mean) / weight
@@ -82,7 +82,7 @@ def fold_in_rows(
     """The effects of other rows over the same columns, whose effects and mean stay.
 
     Args:
-      observations: the observed cells of the other rows.
+      observations: the observed entries of the other rows.
       effects: of the fitted matrix; ``effects.rows`` is not read.
       shrinkage: as it was fitted with.
     """
@@ -95,7 +95,7 @@ def fold_in_rows(
 
 
 def residuals(observations: sums.Observations, effects: Effects) -> sums.Observations:
-    """The same cells with the effects taken off their values."""
+    """The same entries with the effects taken off their values."""
     rows, columns = (effects.mean + effects.rows)[:, None], effects.columns[:, None]
     values = sums.observed_values(observations)
     values = values - sums.spread(observations, rows, columns)[..., 0]

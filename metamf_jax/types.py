@@ -1,6 +1,6 @@
 """The types that travel through the package. No logic.
 
-Sizes: ``N`` rows, ``M`` columns, ``E`` cells (observed entries, padding included), ``K`` rank,
+Sizes: ``N`` rows, ``M`` columns, ``E`` observed entries (padding included), ``K`` rank,
 ``B`` matrices in a batch. Any of these types may carry leading batch axes on every array.
 """
 
@@ -16,13 +16,13 @@ Array: TypeAlias = jax.Array | np.ndarray
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Entries:
-    """The observed cells of one matrix, as a list in any order.
+    """The observed entries of one matrix, as a list in any order.
 
-    A padding cell has ``rows == N`` and ``columns == M``, one past the end; its value is not read.
+    A padding entry has ``rows == N`` and ``columns == M``, one past the end; its value is not read.
 
     Attributes:
-      rows: [E] int32, row of each cell.
-      columns: [E] int32, column of each cell.
+      rows: [E] int32, row of each entry.
+      columns: [E] int32, column of each entry.
       values: [E] float32; or float64, of a matrix to be imputed.
       shape: (N, M), static under ``jax.jit``.
     """
@@ -74,7 +74,7 @@ class Factors(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A matrix as read from a file: its cells, and the names of its rows and columns.
+    """A matrix as read from a file: its entries, and the names of its rows and columns.
 
     Attributes:
       entries: NumPy arrays, in the order of the file.

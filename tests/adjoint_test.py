@@ -12,6 +12,7 @@ from metamf_jax.meta_learning import adjoint
 from metamf_jax.meta_learning.energy import descent_direction
 from metamf_jax.types import FactorPrior
 from tests import numpy_reference
+from tests.compilation import FAST
 
 
 class AdjointTest(parameterized.TestCase):
@@ -36,8 +37,8 @@ class AdjointTest(parameterized.TestCase):
         others = jax.tree.map(lambda x: x[::-1], self.entries)
         others = dataclasses.replace(others, values=0.5 * others.values)
         batch = jax.tree.map(lambda *x: jnp.stack(x), self.entries, others)
-        got = jax.jit(jax.grad(batch_loss))(self.prior, batch)
-        one = jax.jit(jax.grad(loss))
+        got = jax.jit(jax.grad(batch_loss), compiler_options=FAST)(self.prior, batch)
+        one = jax.jit(jax.grad(loss), compiler_options=FAST)
         each = one(self.prior, self.entries), one(self.prior, others)
         for a, b, c in zip(got, *each, strict=True):
             np.testing.assert_allclose(a, b + c, rtol=1e-3, atol=1e-4)
@@ -55,7 +56,7 @@ class AdjointTest(parameterized.TestCase):
             factors = adjoint.optimum(self.entries, prior)
             return (factors.u @ factors.v.T).sum()
 
-        for leaf in jax.tree.leaves(jax.jit(jax.grad(loss))(prior)):
+        for leaf in jax.tree.leaves(jax.jit(jax.grad(loss), compiler_options=FAST)(prior)):
             assert np.isfinite(leaf).all()
 
     def test_steps_are_not_remembered_implicitly(self):

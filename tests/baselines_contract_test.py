@@ -16,10 +16,11 @@ from metamf_jax.meta_learning import episodes, padding
 from metamf_jax.meta_learning.encoder import EncoderConfig
 from metamf_jax.meta_learning.map_estimation import MapConfig
 from metamf_jax.meta_learning.meta_loss import ModelConfig
+from metamf_jax.meta_learning.training import TrainingConfig
 from metamf_jax.types import Entries
+from tests.compilation import FAST
 
 SIDE = 10
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 CONFIG = ModelConfig(EncoderConfig(channels=8, layers=1, rank=3), MapConfig(steps=2))
 EPISODES = episodes.EpisodeConfig(rows=(SIDE, SIDE), columns=(SIDE, SIDE), minimum_cells=1)
 # Their starts are random for each row and column, or they go through the columns in order.
@@ -38,7 +39,16 @@ def split():
     values = rng.normal(size=60)[rows] + rng.normal(size=60)[columns]
     seen = rng.random(len(rows)) < 0.8
     entries = Entries(rows[seen], columns[seen], values[seen].astype(np.float32), shape)
-    return protocol.draw_split(entries, EPISODES, 12, 0, 0)
+    config = protocol.ProtocolConfig(
+        dataset="effects",
+        preset="smoke",
+        seed=0,
+        model=CONFIG,
+        episodes=EPISODES,
+        training=TrainingConfig(),
+        scored_matrices=12,
+    )
+    return protocol.draw_split(entries, config, 0, 0)
 
 
 def matrices(part):

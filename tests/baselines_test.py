@@ -14,7 +14,7 @@ from metamf_jax.meta_learning.meta_loss import Episode
 from metamf_jax.types import Entries
 
 
-def random_cells(seed, num_rows, num_columns, count, shape):
+def random_entries(seed, num_rows, num_columns, count, shape):
     rng = np.random.default_rng(seed)
     places = rng.choice(num_rows * num_columns, count, replace=False)
     rows, columns = np.divmod(places.astype(np.int32), np.int32(num_columns))
@@ -40,7 +40,7 @@ def predict(baseline):
 
 
 SHAPE = (6, 5)
-SUPPORT = random_cells(0, 5, 4, 14, SHAPE)  # The last row and column have no cell.
+SUPPORT = random_entries(0, 5, 4, 14, SHAPE)  # The last row and column have no cell.
 PADDED = with_padding(SUPPORT, 17)
 QUERY = every_cell(SHAPE)
 
@@ -125,7 +125,7 @@ def episodes(seeds=(1, 2, 3)):
     parts = []
     for offset, counts in ((0, (14, 9, 12)), (100, (6, 4, 0))):
         cut = [
-            random_cells(seed + offset, 5, 4, count, SHAPE)
+            random_entries(seed + offset, 5, 4, count, SHAPE)
             for seed, count in zip(seeds, counts, strict=True)
         ]
         parts.append(padding.stack_entries(cut, SHAPE, 17))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -13,12 +14,14 @@ from experiments.benchmarks import factorize, imputer, meta_step
 from metamf_jax.meta_learning.encoder import EncoderConfig
 from metamf_jax.meta_learning.map_estimation import MapConfig
 from metamf_jax.meta_learning.meta_loss import ModelConfig
+from tests.compilation import FAST_FLAGS
 from tests.experiments_test import launch
 
 
 def _run(module, *flags):
     return subprocess.run(
         [sys.executable, "-m", f"experiments.{module}", "--preset=smoke", *flags],
+        env={**os.environ, "XLA_FLAGS": FAST_FLAGS},
         capture_output=True,
         text=True,
         check=False,
@@ -141,10 +144,13 @@ def test_factorize(tmp_path):
         'for i in 0 1 2; do echo "   $i       0.9000       0.8$((7 - 2 * i))00   1.5e+06"; done\n'
     )
     libmf.chmod(0o755)
+    table = tmp_path / "table.csv"
+    table.write_text("".join(f"{n},{m},{1 + n * m % 5}\n" for n in range(30) for m in range(20)))
     ran = _run(
         "benchmarks.factorize",
         *("--rounds=1", "--ranks=4", "--sgd_epochs=1,3", "--als_epochs=1,2", "--devices=2"),
-        *(f"--libmf={libmf}", "--methods=adagrad,libmf", f"--workdir={tmp_path / 'run'}"),
+        *(f"--libmf={libmf}", "--methods=adagrad,libmf", f"--dataset={table}"),
+        f"--workdir={tmp_path / 'run'}",
     )
     assert ran.returncode == 0, ran.stderr
     results = json.loads((tmp_path / "run" / "summary.json").read_text())["results"]

@@ -78,7 +78,7 @@ def unset(monkeypatch):
     folder = jax.config.values["jax_compilation_cache_dir"]
     jax.config.update("jax_compilation_cache_dir", None)
     monkeypatch.setattr(compilation_cache.jax.config, "update", changed.__setitem__)
-    monkeypatch.setattr(compilation_cache.lru_cache.LRUCache, "put", compilation_cache._put)
+    monkeypatch.setattr(compilation_cache.LRUCache, "put", compilation_cache._put)
     yield changed
     monkeypatch.undo()
     jax.config.update("jax_compilation_cache_dir", folder)
@@ -113,10 +113,29 @@ def test_it_does_not_grow_without_end(unset, tmp_path, monkeypatch):
     assert sorted(path.name for path in folder.iterdir()) == ["3-cache", "4-cache"]
 
 
+def test_jax_has_what_is_replaced(tmp_path):
+    jax_has = f"jax {jax.__version__} has no"
+    assert compilation_cache.LRUCache is not None, (
+        f"{jax_has} jax._src.lru_cache.LRUCache.put or _CACHE_SUFFIX any more: until "
+        "compilation_cache finds its successor, a kill may leave half an entry, never replaced"
+    )
+    cache = compilation_cache.LRUCache(str(tmp_path), max_size=-1)
+    for name in ("path", "eviction_enabled"):
+        assert hasattr(cache, name), f"{jax_has} LRUCache.{name}, which _put_aside reads"
+
+
 def test_entries_are_written_aside(unset, tmp_path):
-    cache = compilation_cache.lru_cache.LRUCache(str(tmp_path), max_size=-1)
+    cache = compilation_cache.LRUCache(str(tmp_path), max_size=-1)
     compilation_cache.use(tmp_path / "elsewhere")
     cache.put("key", b"program")
     cache.put("key", b"another")
     assert cache.get("key") == b"program"
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["key-cache"]
+
+
+def test_the_cache_serves_where_jax_has_moved_what_is_replaced(unset, tmp_path, monkeypatch):
+    cache = compilation_cache.LRUCache(str(tmp_path), max_size=-1)
+    monkeypatch.setattr(compilation_cache, "LRUCache", None)
+    assert compilation_cache.use(tmp_path / "elsewhere") is not None
+    cache.put("key", b"program")
+    assert cache.get("key") == b"program"

@@ -1,5 +1,6 @@
 """The encoder against NumPy, in both layouts, with poisoned padding and permuted."""
 
+import dataclasses
 import functools
 
 import jax
@@ -13,6 +14,7 @@ from metamf_jax.meta_learning import encoder
 from metamf_jax.meta_learning.encoder import EncoderConfig
 from metamf_jax.types import Entries, FactorPrior, PaddedMatrices
 from tests import numpy_reference
+from tests.compilation import FAST
 
 # Precisions; per row, and a bias model that is fitted first.
 VARIANTS = ("scalar", "per_row", "effects")
@@ -32,13 +34,13 @@ def encoder_and_params(variant):
     params = jax.eval_shape(made.init, jax.random.key(0))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(0, 0.6, x.shape).astype(np.float32), params)
-    return jax.jit(made.apply), params
+    return jax.jit(made.apply, compiler_options=FAST), params
 
 
 @functools.cache
 def gradient_function(variant):
     """The gradient of a function of the whole prior by parameters and observed values."""
-    apply, _ = encoder_and_params(variant)
+    apply = encoder.make_encoder(config_of(variant)).apply
 
     def total(params, values, observations):
         if isinstance(observations, Entries):
@@ -47,7 +49,7 @@ def gradient_function(variant):
             seen = observations._replace(values=values)
         return sum((leaf**2).sum() for leaf in apply(params, seen))
 
-    return jax.jit(jax.grad(total, argnums=(0, 1)))
+    return jax.jit(jax.grad(total, argnums=(0, 1)), compiler_options=FAST)
 
 
 def reference(params, matrix, variant):
@@ -202,9 +204,10 @@ class EncoderTest(parameterized.TestCase):
     def test_rows_folded_in_get_the_prior_they_would_have_had(self, variant):
         made = encoder.make_encoder(config_of(variant))
         _, params = encoder_and_params(variant)
-        whole, effects, context = made.encode(params, self.padded)
+        encode = jax.jit(made.encode, compiler_options=FAST)
+        whole, effects, context = encode(params, self.padded)
         few = [4, 0, 3]
-        part, part_effects, _ = made.encode(
+        part, part_effects, _ = encode(
             params, PaddedMatrices(*(x[few] for x in self.padded)), context
         )
         np.testing.assert_allclose(part.u_mean, whole.u_mean[np.array(few)], rtol=1e-4, atol=1e-5)
@@ -216,6 +219,23 @@ class EncoderTest(parameterized.TestCase):
         else:
             assert effects is None
             assert part_effects is None
+
+    def test_what_does_not_fit_is_refused(self):
+        made = encoder.make_encoder(config_of("scalar"))
+        _, params = encoder_and_params("scalar")
+        encode = functools.partial(jax.eval_shape, made.encode, params)
+        values, observed = self.padded
+        for batch in (
+            PaddedMatrices(values[None], observed[None]),
+            PaddedMatrices(values, observed[:-1]),
+            dataclasses.replace(self.entries, values=self.entries.values[None]),
+            dataclasses.replace(self.entries, rows=self.entries.rows[:-1]),
+        ):
+            with pytest.raises(AssertionError, match=r"shape|rank"):
+                encode(batch)
+        *_, context = encode(self.padded)
+        with pytest.raises(AssertionError, match="shape"):
+            encode(PaddedMatrices(values[:, :-1], observed[:, :-1]), context)
 
     def test_rows_without_cells_are_finite_and_alike(self):
         apply, params = encoder_and_params("per_row")
@@ -245,7 +265,7 @@ class EncoderTest(parameterized.TestCase):
 
     def test_initial_prior_has_precision_one_and_the_key_decides(self):
         made = encoder.make_encoder(EncoderConfig(channels=4, layers=1, rank=3))
-        init = jax.jit(made.init)
+        init = jax.jit(made.init, compiler_options=FAST)
         first, again, other = (init(jax.random.key(seed)) for seed in (0, 0, 1))
         for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True):
             np.testing.assert_array_equal(a, b)

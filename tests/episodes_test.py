@@ -121,7 +121,7 @@ class PartsTest(parameterized.TestCase):
             np.arange(3, dtype=np.float32),
             (3, 3),
         )
-        with pytest.raises(ValueError, match=r"part .* has no observed cell.*too\s+small or too"):
+        with pytest.raises(ValueError, match=r"part .* has no entry.*too\s+small or too"):
             episodes.split_parts(small, 0)
 
     def test_constant_values_are_refused(self):
@@ -310,7 +310,7 @@ class EpisodeSourceTest(parameterized.TestCase):
         none = Entries(
             np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32), (4, 4)
         )
-        with pytest.raises(ValueError, match="no observed cell"):
+        with pytest.raises(ValueError, match="no observed entry"):
             EpisodeSource(none, EpisodeConfig(), 0)
 
     @parameterized.parameters(

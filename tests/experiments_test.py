@@ -14,9 +14,9 @@ import pytest
 import safetensors.numpy
 from absl.testing import flagsaver
 
-from experiments import common, factorize, impute, train
+from experiments import common, factorize, figures, impute, presets, quickstart, train
 from experiments.robustness import torture
-from metamf_jax import parallel
+from metamf_jax import parallel, processes
 from metamf_jax.runs import run_log
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -242,6 +242,30 @@ def test_mistakes_in_imputation(trained, text, more, message, tmp_path, monkeypa
     assert message in ended.err
     assert ended.err.count("\n") == 1
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("out")]
+
+
+def test_a_program_of_one_process_refuses_to_be_several(tmp_path, monkeypatch):
+    """And only the first of them says so."""
+    monkeypatch.setenv("METAMF_COORDINATOR", "127.0.0.1:1")
+    monkeypatch.setenv("METAMF_NUM_PROCESSES", "2")
+    told = []
+    for index in range(2):
+        monkeypatch.setenv("METAMF_PROCESS_ID", str(index))
+        ended = launch(figures, "--preset=smoke", f"--workdir={tmp_path / 'run'}")
+        assert ended.code == 1
+        told.append((ended.out, ended.err))
+    assert told[0][1].startswith("error: this program runs as one process, not as several")
+    assert told[1] == ("", "")
+    assert not (tmp_path / "run").exists()
+
+
+def test_quickstart_prints_in_the_first_process_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "run", lambda *_: None)
+    monkeypatch.setattr(processes, "is_first", lambda: False)
+    smoke = presets.TRAIN["smoke"]
+    config = train.Config(dataset="synthetic", preset="smoke", seed=0, split_seed=0, **smoke)
+    quickstart.run(config, tmp_path, None)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_needed_flag_is_named():

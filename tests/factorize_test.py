@@ -150,7 +150,7 @@ def test_cells_are_parted(split):
     times = np.random.default_rng(0).permutation(20)
     table = Table(Entries(rows, columns, values, (4, 5)), np.arange(4), np.arange(5), times)
     wanted = splits.Split("synthetic", split, test_fraction=0.25)
-    train, test = splits.split_cells(table, wanted)
+    train, test = splits.split_entries(table, wanted)
     both = [*train.entries.values, *test.values]
     assert sorted(both) == list(range(20))
     assert len(test.values) == 5

@@ -1,6 +1,7 @@
 """The inner loop against NumPy, closed forms and finite differences."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from metamf_jax.meta_learning.energy import step_sizes
 from metamf_jax.meta_learning.map_estimation import MapConfig, map_estimate
 from metamf_jax.types import FactorPrior
 from tests import numpy_reference
+from tests.compilation import FAST
 
 
 class MapEstimationTest(parameterized.TestCase):
@@ -83,6 +85,8 @@ class MapEstimationTest(parameterized.TestCase):
         rng = np.random.default_rng(2)
         weights = rng.normal(size=(6, 5))
 
+        @functools.partial(jax.jit, compiler_options=FAST)
+        @jax.value_and_grad
         def loss(arguments):
             values, prior, step_size = arguments
             observations = self.padded._replace(values=values)
@@ -93,7 +97,7 @@ class MapEstimationTest(parameterized.TestCase):
             values = np.where(self.padded.observed, self.padded.values, 0).astype(np.float64)
             prior = FactorPrior(*(np.asarray(x, np.float64) for x in self.prior))
             point = jax.tree.map(jnp.asarray, (values, prior, np.float64(0.05)))
-            gradient = jax.grad(loss)(point)
+            _, gradient = loss(point)
             direction = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), point)
             if memory == "implicit":
                 # The optimum does not depend on the step size.
@@ -103,8 +107,8 @@ class MapEstimationTest(parameterized.TestCase):
                 for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
             )
             h = 1e-4
-            ahead = loss(jax.tree.map(lambda x, d: x + h * d, point, direction))
-            behind = loss(jax.tree.map(lambda x, d: x - h * d, point, direction))
+            ahead, _ = loss(jax.tree.map(lambda x, d: x + h * d, point, direction))
+            behind, _ = loss(jax.tree.map(lambda x, d: x - h * d, point, direction))
             # The implicit policy solves to a tolerance of 1e-6.
             tolerance = 1e-3 if memory == "implicit" else 1e-6
             np.testing.assert_allclose(along, (ahead - behind) / (2 * h), rtol=tolerance)
@@ -140,7 +144,7 @@ class MapEstimationTest(parameterized.TestCase):
                 )
                 return (factors.u**2).sum() + factors.v.sum()
 
-            return jax.jit(jax.grad(loss))(self.prior)
+            return jax.jit(jax.grad(loss), compiler_options=FAST)(self.prior)
 
         for a, b in zip(gradient("unroll"), gradient("checkpoint"), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

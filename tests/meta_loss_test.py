@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import parameterized
 
 from metamf_jax import bias_model, sums
@@ -15,6 +16,7 @@ from metamf_jax.meta_learning.encoder import EncoderConfig
 from metamf_jax.meta_learning.map_estimation import MapConfig
 from metamf_jax.meta_learning.meta_loss import Episode, ModelConfig
 from metamf_jax.types import Entries, Factors
+from tests.compilation import FAST
 
 # A memory policy of the plain steps, or a learned bias model with steps scaled by curvature.
 VARIANTS = ("unroll", "checkpoint", "implicit", "effects")
@@ -49,10 +51,10 @@ def value_and_gradient(memory):
 
     loss = functools.partial(meta_loss.episode_loss, model)
     terms = functools.partial(meta_loss.meta_loss_terms, loss)
-    return jax.jit(jax.value_and_grad(terms, has_aux=True))
+    return jax.jit(jax.value_and_grad(terms, has_aux=True), compiler_options=FAST)
 
 
-def random_cells(rng, num_rows, num_columns, count):
+def random_entries(rng, num_rows, num_columns, count):
     places = rng.choice(num_rows * num_columns, count, replace=False)
     rows, columns = np.divmod(places.astype(np.int32), np.int32(num_columns))
     return Entries(rows, columns, rng.normal(size=count).astype(np.float32), (5, 4))
@@ -61,9 +63,13 @@ def random_cells(rng, num_rows, num_columns, count):
 def batch_of_episodes(dtype=np.float32):
     """Four episodes: full, small, without a query, without anything. Padding is poisoned."""
     rng = np.random.default_rng(1)
-    support = [random_cells(rng, 5, 4, 9), random_cells(rng, 3, 2, 4), random_cells(rng, 5, 3, 6)]
-    query = [random_cells(rng, 5, 4, 6), random_cells(rng, 3, 2, 2)]
-    empty = random_cells(rng, 5, 4, 0)
+    support = [
+        random_entries(rng, 5, 4, 9),
+        random_entries(rng, 3, 2, 4),
+        random_entries(rng, 5, 3, 6),
+    ]
+    query = [random_entries(rng, 5, 4, 6), random_entries(rng, 3, 2, 2)]
+    empty = random_entries(rng, 5, 4, 0)
     episodes = Episode(
         padding.stack_entries([*support, empty], (5, 4), 12),
         padding.stack_entries([*query, empty, empty], (5, 4), 8),
@@ -90,7 +96,7 @@ class MetaLossTest(parameterized.TestCase):
         model, params = model_and_params(memory)
         episodes = batch_of_episodes()
 
-        @jax.jit
+        @functools.partial(jax.jit, compiler_options=FAST)
         @functools.partial(jax.value_and_grad, has_aux=True)
         def one(params, episode):
             return meta_loss.episode_loss(model, params, episode)
@@ -118,6 +124,15 @@ class MetaLossTest(parameterized.TestCase):
             np.testing.assert_array_equal(leaf[2:], 0)
         assert any((leaf[:2] != 0).any() for leaf in jax.tree.leaves(gradients))
 
+    def test_a_loss_that_is_no_scalar_is_refused(self):
+        def loss(params, episode):
+            error, weight = meta_loss.query_error(params, episode.query)
+            return error[None], weight
+
+        factors = Factors(np.ones((5, 2), np.float32), np.ones((4, 2), np.float32))
+        with pytest.raises(AssertionError, match="shape"):
+            meta_loss.meta_loss_terms(loss, factors, batch_of_episodes())
+
     def test_query_error_is_a_mean_over_cells(self):
         rng = np.random.default_rng(2)
         factors = Factors(rng.normal(size=(5, 2)), rng.normal(size=(4, 2)))
@@ -136,7 +151,7 @@ class MetaLossTest(parameterized.TestCase):
             episodes = batch_of_episodes(np.float64)
             params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
 
-            @jax.jit
+            @functools.partial(jax.jit, compiler_options=FAST)
             @jax.value_and_grad
             def loss(params):
                 episode_loss = functools.partial(meta_loss.episode_loss, model)
@@ -184,13 +199,16 @@ class MetaLossTest(parameterized.TestCase):
         model, params = model_and_params(variant)
         listed = member(batch_of_episodes(), 0)
         dense = listed._replace(support=padding.pad_dense(listed.support))
-        loss = jax.jit(lambda params, episode: meta_loss.episode_loss(model, params, episode)[0])
+        loss = jax.jit(
+            lambda params, episode: meta_loss.episode_loss(model, params, episode)[0],
+            compiler_options=FAST,
+        )
         np.testing.assert_allclose(loss(params, dense), loss(params, listed), rtol=1e-5)
 
     def test_without_steps_effects_and_prior_means_add_up(self):
         model, params = model_and_params("effects", steps=0)
         support = member(batch_of_episodes(), 0).support
-        factors, prior_means = jax.jit(model.adapt)(params, support)
+        factors, prior_means = jax.jit(model.adapt, compiler_options=FAST)(params, support)
         shrinkage = bias_model.Shrinkage(*np.exp(params.encoder["params"]["log_shrinkage"]))
         effects = bias_model.fit_effects(support, shrinkage, sweeps=4)
         bias = effects.mean + effects.rows[:, None] + effects.columns[None, :]

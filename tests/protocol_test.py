@@ -2,11 +2,23 @@
 
 import numpy as np
 
-from experiments import protocol
-from metamf_jax.meta_learning import episodes, padding
+from experiments import figures, protocol, train
+from metamf_jax.meta_learning import padding
+from metamf_jax.meta_learning.episodes import EpisodeConfig
+from metamf_jax.meta_learning.meta_loss import ModelConfig
+from metamf_jax.meta_learning.training import TrainingConfig
+from metamf_jax.runs import run_log
 from metamf_jax.types import Entries
 
-CONFIG = episodes.EpisodeConfig(rows=(9, 9), columns=(9, 9), minimum_cells=12)
+CONFIG = protocol.ProtocolConfig(
+    dataset="world",
+    preset="smoke",
+    seed=0,
+    model=ModelConfig(),
+    episodes=EpisodeConfig(rows=(9, 9), columns=(9, 9), minimum_cells=12),
+    training=TrainingConfig(),
+    scored_matrices=7,
+)
 
 
 def world(density=0.6):
@@ -20,9 +32,24 @@ def cells_of(entries):
     return set(zip(entries.rows.tolist(), entries.columns.tolist(), strict=True))
 
 
+def test_the_names_in_config_json_stay():
+    """A workdir with other names could not be resumed."""
+    names = {
+        *("dataset", "preset", "seed", "model", "episodes", "training"),
+        *("scored_matrices", "training_episodes"),
+    }
+    assert run_log.plain(CONFIG).keys() == names
+    fields = dict(vars(CONFIG))
+    trained = train.Config(split_seed=1, **fields)
+    assert run_log.plain(trained).keys() == names | {"split_seed"}
+    sizes = {"fractions": (), "sides": (), "matrices": (), "steps": ()}
+    drawn = figures.Config(transfer_datasets=(), **sizes, **fields)
+    assert run_log.plain(drawn).keys() == names | {"transfer_datasets"} | sizes.keys()
+
+
 def test_a_split_is_fixed_by_its_seeds():
-    first, again = (protocol.draw_split(world(), CONFIG, 7, 3, 5) for _ in range(2))
-    other = protocol.draw_split(world(), CONFIG, 7, 3, 6)
+    first, again = (protocol.draw_split(world(), CONFIG, 3, 5) for _ in range(2))
+    other = protocol.draw_split(world(), CONFIG, 3, 6)
     for got, expected in ((again.test, first.test), (other.test, first.test)):
         np.testing.assert_array_equal(got.support.values, expected.support.values)
     drawn = [split.source.draw_batch(2, 4).support.values for split in (first, again, other)]
@@ -31,7 +58,7 @@ def test_a_split_is_fixed_by_its_seeds():
 
 
 def test_lengthened_batches_hold_the_same_cells():
-    split = protocol.draw_split(world(), CONFIG, 7, 0, 0)
+    split = protocol.draw_split(world(), CONFIG, 0, 0)
     assert [side.rows.shape for side in split.validation] == [
         side.rows.shape for side in split.test
     ]
@@ -51,7 +78,7 @@ def test_lengthened_batches_hold_the_same_cells():
 
 
 def test_supports_are_nested_and_the_query_is_fixed():
-    test = protocol.draw_split(world(), CONFIG, 7, 0, 0).test
+    test = protocol.draw_split(world(), CONFIG, 0, 0).test
     fractions = (0.05, 0.3, 0.9)
     cuts = protocol.nested_supports(test, fractions)
     observed = [

@@ -37,6 +37,13 @@ def test_the_same_configuration_is_taken_up_again(tmp_path):
     assert (tmp_path / "config.json").read_bytes() == before
 
 
+def test_a_workdir_of_an_earlier_name_is_taken_up_again(tmp_path):
+    RunLog(tmp_path, "benchmark_scale", Config())
+    RunLog(tmp_path, "benchmarks.scale", Config())
+    with pytest.raises(ValueError, match=r"experiment: 'benchmarks.scale' there"):
+        RunLog(tmp_path, "benchmarks.imputer", Config())
+
+
 @pytest.mark.parametrize(
     ("experiment", "config", "difference"),
     [

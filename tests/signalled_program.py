@@ -32,4 +32,4 @@ if __name__ == "__main__":
         # As many devices as in the tests, or no compiled program is shared.
         jax.config.update("jax_num_cpu_devices", 8)
         jax.local_devices()
-    common.run_main(importlib.import_module(f"experiments.{name}").main)
+    common.run_main(importlib.import_module(f"experiments.{name}").main, several_processes=True)

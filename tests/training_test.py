@@ -22,7 +22,7 @@ from metamf_jax.runs.checkpoint import Checkpointer
 from metamf_jax.types import Entries
 
 
-def random_cells(rng, shape, count, shift=0.0):
+def random_entries(rng, shape, count, shift=0.0):
     places = rng.choice(shape[0] * shape[1], count, replace=False)
     rows, columns = np.divmod(places.astype(np.int32), np.int32(shape[1]))
     return Entries(rows, columns, (shift + rng.normal(size=count)).astype(np.float32), shape)
@@ -34,7 +34,7 @@ def draw(step, batch=3, counts=(4, 9), length=12, shift=1.0):
     parts = []
     for _ in range(2):
         matrices = [
-            random_cells(rng, (5, 4), int(rng.integers(*counts)), shift) for _ in range(batch)
+            random_entries(rng, (5, 4), int(rng.integers(*counts)), shift) for _ in range(batch)
         ]
         parts.append(padding.stack_entries(matrices, (5, 4), length))
     return Episode(*parts)

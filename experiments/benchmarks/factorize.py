@@ -232,13 +232,13 @@ def run(config: Config, workdir: str | None = None, data_dir: str | None = None)
     Raises:
       ValueError: a program is missing or fails.
     """
-    log = RunLog(workdir, "benchmark_factorize", config) if workdir else None
+    log = RunLog(workdir, "benchmarks.factorize", config) if workdir else None
     with tempfile.TemporaryDirectory() as folder:
         commands = make_commands(config, data_dir, pathlib.Path(folder))
         table = sources.load(config.dataset, data_dir, config.seed)
         # The split that the factorizations below make, too.
         split = splits.Split(dataset=config.dataset, seed=config.seed)
-        train, test = splits.split_cells(table, split, data_dir)
+        train, test = splits.split_entries(table, split, data_dir)
         for name, entries in (("train", train.entries), ("test", test)):
             cells = np.stack([entries.rows, entries.columns, entries.values], axis=1)
             np.savetxt(pathlib.Path(folder) / f"{name}.txt", cells, fmt=["%d", "%d", "%g"])

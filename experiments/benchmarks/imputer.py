@@ -337,7 +337,7 @@ def run(config: Config, workdir: str | os.PathLike, data_dir: str | None = None)
             f"unknown methods {sorted(unknown)}; there are {', '.join(methods('matrix'))}"
         )
     prior = pretrained.load(config.weights)
-    log = RunLog(workdir, "benchmark_imputer", config)
+    log = RunLog(workdir, "benchmarks.imputer", config)
     done = len(read_metrics(workdir))
     log.resume_at(done - 1)
     names = []

@@ -1,6 +1,6 @@
 """Times the step of meta-training, and compares it with another implementation's.
 
-Claim: on a CPU, a step on sparse matrices costs what their observed cells cost, not what dense
+Claim: on a CPU, a step on sparse matrices costs what their observed entries cost, not what dense
 matrices of the same sides would.
 
     python -m experiments.benchmarks.meta_step --side=30 --devices=2 --peer='COMMAND'
@@ -29,7 +29,7 @@ from absl import flags
 from experiments import common, presets, shared_flags
 from metamf_jax import parallel
 from metamf_jax.meta_learning import meta_loss, training
-from metamf_jax.meta_learning.episodes import EpisodeConfig, EpisodeSource, cell_counts
+from metamf_jax.meta_learning.episodes import EpisodeConfig, EpisodeSource, entry_counts
 from metamf_jax.meta_learning.map_estimation import MapConfig
 from metamf_jax.runs.run_log import RunLog
 from metamf_jax.types import Entries
@@ -80,7 +80,7 @@ def step_flops(
 ) -> float:
     """Floating-point operations of one matrix's forward and backward pass.
 
-    A multiply-add counts as two. With N rows, M columns, S support and Q query cells, C channels,
+    A multiply-add counts as two. With N rows, M columns, S support and Q query entries, C channels,
     rank K, and C' channels into a layer (1 into the first), forward:
 
         a layer         2 C' C (S + N + M + 1) + 4 S C
@@ -152,7 +152,7 @@ def time_step(config: Config, batch: int) -> dict[str, float]:
     jax.block_until_ready(step())
     compilation = time.perf_counter() - start
     taken = common.seconds(step, config.repeats)
-    support, query = (float(cell_counts(part).mean()) for part in drawn)
+    support, query = (float(entry_counts(part).mean()) for part in drawn)
     side = config.side
     return {
         "batch": batch,
@@ -241,7 +241,7 @@ def run(config: Config, workdir: str | os.PathLike | None = None, comparison=Non
     Returns:
       The results.
     """
-    log = RunLog(workdir, "benchmark_meta_step", config) if workdir else None
+    log = RunLog(workdir, "benchmarks.meta_step", config) if workdir else None
     peak = matmul_peak()
     print(f"{config.devices} {jax.devices()[0].device_kind} device(s), {os.cpu_count()} cores")
     print(f"float32 matmul: {peak / 1e9:.0f} GFLOP/s")

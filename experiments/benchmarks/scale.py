@@ -41,7 +41,7 @@ class Config:
     Attributes:
       dataset: a name of `metamf_jax.data.sources`, or a path.
       shape: of the synthetic matrix.
-      cells: of the synthetic matrix.
+      cells: observed entries of the synthetic matrix.
       model: sizes of the model.
       seed: of the matrix and parameters.
       runs: timed runs.
@@ -56,7 +56,7 @@ class Config:
 
 
 def load(config: Config, data_dir: str | None = None) -> Entries:
-    """The matrix, standardised, its cells in random order."""
+    """The matrix, standardised, its entries in random order."""
     if config.dataset == "synthetic":
         density = min(config.cells / (config.shape[0] * config.shape[1]), 1.0)
         table = synthetic.synthetic_ratings(config.seed, *config.shape, density)
@@ -67,14 +67,14 @@ def load(config: Config, data_dir: str | None = None) -> Entries:
 
 
 def take(entries: Entries, index: np.ndarray | slice) -> Entries:
-    """Some of the cells."""
+    """Some of the entries."""
     return Entries(
         entries.rows[index], entries.columns[index], entries.values[index], entries.shape
     )
 
 
 def measure(config: Config, params: meta_loss.MetaParams, entries: Entries) -> dict[str, float]:
-    """Milliseconds and bytes on these cells; the memory is the greatest of the process so far."""
+    """Milliseconds and bytes on these entries; the memory is the greatest of the process so far."""
     model, encoder = meta_loss.make_model(config.model), make_encoder(config.model.encoder)
 
     def sweep(prior, entries):
@@ -105,8 +105,8 @@ def measure(config: Config, params: meta_loss.MetaParams, entries: Entries) -> d
 def run(
     config: Config, workdir: str | os.PathLike | None = None, data_dir: str | None = None
 ) -> dict[str, Any]:
-    """Measures on a quarter, half and all of the cells, prints, and returns the results."""
-    log = RunLog(workdir, "benchmark_scale", config) if workdir else None
+    """Measures on a quarter, half and all of the entries, prints, and returns the results."""
+    log = RunLog(workdir, "benchmarks.scale", config) if workdir else None
     entries = load(config, data_dir)
     params = meta_loss.make_model(config.model).init(jax.random.key(config.seed))
     print(
@@ -128,7 +128,7 @@ def run(
     per_cell = (parts[-1]["temporary_bytes"] - parts[0]["temporary_bytes"]) / (
         parts[-1]["cells"] - parts[0]["cells"]
     )
-    print(f"{per_cell:.0f} bytes of temporaries for each further cell")
+    print(f"{per_cell:.0f} bytes of temporaries for each further entry")
     print(f"{parts[-1]['adapt_ms_median']:.2f} ms for encoder and steps, the median")
     results = {"shape": list(entries.shape), "parts": parts, "bytes_per_cell": per_cell}
     if log:

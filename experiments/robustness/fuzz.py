@@ -80,26 +80,26 @@ class Outcome(NamedTuple):
     message: str
 
 
-_CELLS = [("ann", "tea", 4), ("bob", "tea", 2.5), ("ann", "jam", -5), ("cid", "jam", 1e-3)]
+_ENTRIES = [("ann", "tea", 4), ("bob", "tea", 2.5), ("ann", "jam", -5), ("cid", "jam", 1e-3)]
 _NUMBERED = [(1, 2, 3), (2, 2, 1.5), (7, 1, 4), (3, 3, 5)]
 
 
-def _lines(separator: str, cells, header: str = "") -> bytes:
-    body = "".join(separator.join(map(str, cell)) + "\n" for cell in cells)
+def _lines(separator: str, entries, header: str = "") -> bytes:
+    body = "".join(separator.join(map(str, entry)) + "\n" for entry in entries)
     return (header + body).encode()
 
 
 def _pairs(separator: str) -> Callable[[], list[bytes]]:
     return lambda: [
-        _lines(separator, _CELLS),
-        _lines(separator, _CELLS, separator.join(("user", "item", "rating")) + "\n"),
-        _lines(separator, [(*cell, 10**9 + n) for n, cell in enumerate(_NUMBERED)]),
+        _lines(separator, _ENTRIES),
+        _lines(separator, _ENTRIES, separator.join(("user", "item", "rating")) + "\n"),
+        _lines(separator, [(*entry, 10**9 + n) for n, entry in enumerate(_NUMBERED)]),
         _lines(
             separator,
-            [(*_CELLS[0], "2020-01-02T03:04:05+01:00")],
+            [(*_ENTRIES[0], "2020-01-02T03:04:05+01:00")],
             separator.join(("row", "column", "value", "time")) + "\n",
         ),
-        _lines(separator, [(f'"{row} ""x"""', column, x) for row, column, x in _CELLS]),
+        _lines(separator, [(f'"{row} ""x"""', column, x) for row, column, x in _ENTRIES]),
         _lines(separator, [(f"u{n % 9}", f"i{n}", n / 7) for n in range(100)]),
     ]
 
@@ -140,7 +140,7 @@ def _npz() -> list[bytes]:
 
 
 def _parquet() -> list[bytes]:
-    rows, columns, values = zip(*_CELLS, strict=True)
+    rows, columns, values = zip(*_ENTRIES, strict=True)
     found = [
         pa.table({"user": rows, "item": columns, "rating": list(map(float, values))}),
         pa.table({"row": [1, 2], "column": [3, 4], "value": [1, 2], "time": [10, 20]}),
@@ -265,18 +265,18 @@ READERS: Mapping[str, Reader] = {
     ),
     "ml100k": Reader(
         "ml-100k/u.data",
-        lambda: [_lines("\t", [(*cell, 881250949) for cell in _NUMBERED])],
+        lambda: [_lines("\t", [(*entry, 881250949) for entry in _NUMBERED])],
         lambda path, folder: movielens.ml100k(folder),
     ),
     "ml1m": Reader(
         "ml-1m/ratings.dat",
-        lambda: [_lines("::", [(*cell, 978300760) for cell in _NUMBERED])],
+        lambda: [_lines("::", [(*entry, 978300760) for entry in _NUMBERED])],
         lambda path, folder: movielens.ml1m(folder),
     ),
     "latest_small": Reader(
         "ml-latest-small/ratings.csv",
         lambda: [
-            _lines(",", [(*c, 964982703) for c in _NUMBERED], "userId,movieId,rating,timestamp\n")
+            _lines(",", [(*e, 964982703) for e in _NUMBERED], "userId,movieId,rating,timestamp\n")
         ],
         lambda path, folder: movielens.latest_small(folder),
     ),

@@ -2,7 +2,7 @@
 
 A column's observed values ``r`` (zero elsewhere) pass one hidden layer and come back,
 ``h(r) = W sigmoid(V r + mu) + b``, trained on ``sum observed (r - h(r))^2 + lam |params|^2``. The
-paper penalises ``W`` and ``V`` alone; on matrices of a few dozen cells the biases need it as well.
+paper penalises ``W`` and ``V`` alone; on matrices of a few dozen entries the biases need it, too.
 """
 
 from typing import NamedTuple
@@ -49,13 +49,13 @@ def reconstruct(params: Autoencoder, values: Array) -> jax.Array:
 
 
 def error(params: Autoencoder, matrix: PaddedMatrices) -> jax.Array:
-    """Squared error over the observed cells of a matrix [M, N] of vectors to reconstruct."""
+    """Squared error over the observed entries of a matrix [M, N] of vectors to reconstruct."""
     residuals = matrix.values - reconstruct(params, matrix.values)
     return (jnp.where(matrix.observed, residuals, 0) ** 2).sum()
 
 
 def predict(support: Entries, query: Entries, setting: Setting) -> jax.Array:
-    """Predicts the query cells [Q] of one matrix from its support."""
+    """Predicts the query entries [Q] of one matrix from its support."""
     values, observed = to_dense(support)
     matrix = PaddedMatrices(values.T, observed.T)
 

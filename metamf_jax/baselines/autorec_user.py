@@ -11,7 +11,7 @@ GRID = autorec_item.GRID
 
 
 def predict(support: Entries, query: Entries, setting: Setting) -> jax.Array:
-    """Predicts the query cells [Q] of one matrix from its support."""
+    """Predicts the query entries [Q] of one matrix from its support."""
     seen, asked = sums.transpose(support), sums.transpose(query)
     assert isinstance(seen, Entries)
     assert isinstance(asked, Entries)

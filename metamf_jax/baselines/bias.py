@@ -20,7 +20,7 @@ GRID = [
 
 
 def predict(support: Entries, query: Entries, setting: dict[str, Any]) -> jax.Array:
-    """Predicts the query cells [Q] of one matrix from its support."""
+    """Predicts the query entries [Q] of one matrix from its support."""
     shrinkage = Shrinkage(
         setting["mean_shrinkage"], setting["row_shrinkage"], setting["column_shrinkage"]
     )

@@ -33,7 +33,7 @@ class _Towers(nn.Module):
 
 
 def predict(support: Entries, query: Entries, setting: Setting) -> jax.Array:
-    """Predicts the query cells [Q] of one matrix from its support."""
+    """Predicts the query entries [Q] of one matrix from its support."""
     values, _ = to_dense(support)
     towers = _Towers()
     count = (support.rows < support.shape[0]).sum()

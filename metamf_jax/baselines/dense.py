@@ -1,4 +1,4 @@
-"""A list of cells as a dense matrix, inside compiled functions."""
+"""A list of entries as a dense matrix, inside compiled functions."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ def to_dense(entries: Entries) -> PaddedMatrices:
     """The same matrix, [N, M] with zero at unobserved cells, and its mask."""
     index = entries.rows, entries.columns
     zeros = jnp.zeros(entries.shape)
-    # Padding cells point one past the end, and what is written there is dropped.
+    # Padding entries point one past the end, and what is written there is dropped.
     return PaddedMatrices(
         zeros.at[index].set(entries.values, mode="drop"),
         zeros.astype(bool).at[index].set(True, mode="drop"),
@@ -18,5 +18,5 @@ def to_dense(entries: Entries) -> PaddedMatrices:
 
 
 def at_cells(matrix: Array, query: Entries) -> jax.Array:
-    """The values [Q] of a matrix [N, M] at the query cells; zero at padding."""
+    """The values [Q] of a matrix [N, M] at the query entries; zero at padding."""
     return jnp.asarray(matrix).at[query.rows, query.columns].get(mode="fill", fill_value=0)

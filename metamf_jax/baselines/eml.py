@@ -35,7 +35,7 @@ class ExchangeableNetwork(nn.Module):
 
     @nn.compact
     def __call__(self, support: Entries, query: Entries) -> jax.Array:
-        """Predictions [Q] for the query cells."""
+        """Predictions [Q] for the query entries."""
         counts = Counts(*sums.counts(support))
         seen = jnp.where(support.rows < support.shape[0], 1.0, 0.0)
         values = jnp.stack([sums.observed_values(support), seen], axis=-1)

@@ -1,6 +1,6 @@
 """`eml`, fine-tuned on each matrix by gradient descent before it predicts.
 
-A network that sees a cell could copy it, so the cells of the support are cut in two halves at
+A network that sees a cell could copy it, so the entries of the support are cut in two halves at
 random, each predicted from the other, and ``params <- params - eta grad`` of that squared error
 for a number of steps (the self-supervised loss of Hartford et al. 2018; the numbers are ours).
 """

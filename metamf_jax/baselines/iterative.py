@@ -20,7 +20,7 @@ GRID = [{"alpha": alpha} for alpha in (10.0, 100.0, 1000.0)]
 
 
 def predict(support: Entries, query: Entries, setting: Setting) -> np.ndarray:
-    """Predicts the query cells [Q] of one matrix from its support; NumPy, without padding.
+    """Predicts the query entries [Q] of one matrix from its support; NumPy, without padding.
 
     With None for ``alpha`` the regressions are scikit-learn's default, Bayesian ones that find it
     by themselves, in its default of ten turns.

@@ -19,7 +19,7 @@ GRID = [
 
 
 def predict(support: Entries, query: Entries, setting: Setting) -> np.ndarray:
-    """Predicts the query cells [Q] of one matrix from its support; NumPy, without padding."""
+    """Predicts the query entries [Q] of one matrix from its support; NumPy, without padding."""
     imputer = scikit_learn.module("impute").KNNImputer(
         n_neighbors=setting["neighbors"], weights=setting["weights"], keep_empty_features=True
     )

@@ -12,7 +12,7 @@ GRID = [{}]
 
 
 def predict(support: Entries, query: Entries, setting: dict[str, Any]) -> jax.Array:
-    """Predicts the query cells [Q] of one matrix from its support."""
+    """Predicts the query entries [Q] of one matrix from its support."""
     del setting
     count = (support.rows < support.shape[0]).sum()
     mean = sums.observed_values(support).sum() / jnp.maximum(count, 1)

@@ -8,7 +8,7 @@
 * ``ridge``: exact alternating ridge solves inside, instead of gradient descent.
 * ``steps_T``: T inner steps.
 * ``no_row_means``, ``no_column_means``: exchangeable layers without that term, as in a network that
-  cannot compare a row's (a column's) cells; the heads still pool.
+  cannot compare a row's (a column's) entries; the heads still pool.
 """
 
 import dataclasses

@@ -19,7 +19,7 @@ class Method(NamedTuple):
     """A method of the literature, or a variant of ours.
 
     Attributes:
-      predict: ``predict(params, support, query, setting)``, the query cells [Q] of one matrix.
+      predict: ``predict(params, support, query, setting)``, the query entries [Q] of one matrix.
       grid: the settings among which validation matrices choose; meta-training knows none.
       init: ``init(key) -> params``, what is meta-trained; None where each matrix stands alone.
       trained_as: the name of the method whose meta-trained parameters it takes; None for its own.
@@ -63,7 +63,7 @@ def episode_loss(predict: Callable) -> Callable[[Any, Episode], tuple[jax.Array,
 
 
 def squared_error(predicted: Array, query: Entries) -> tuple[jax.Array, jax.Array]:
-    """Mean squared error of predictions [Q] and 1, or (0, 0) where the query has no cell."""
+    """Mean squared error of predictions [Q] and 1, or (0, 0) where the query has no entry."""
     inside = query.rows < query.shape[0]
     asked = jnp.where(inside, predicted, 0)
     squares = ((sums.observed_values(query) - asked) ** 2).sum()

@@ -24,7 +24,7 @@ GRID = [
 
 
 def predict(support: Entries, query: Entries, setting: dict[str, Any]) -> jax.Array:
-    """Predicts the query cells [Q] of one matrix from its support."""
+    """Predicts the query entries [Q] of one matrix from its support."""
     rows, columns = support.shape
     prior = FactorPrior(
         jnp.zeros((rows, _LARGEST_RANK)),

@@ -18,7 +18,7 @@ def grid(decays: Sequence[float]) -> list[Setting]:
 def fit(
     error: Callable[[Any], jax.Array], params: Any, setting: Setting, learning_rate: float
 ) -> Any:
-    """Minimises ``error(params) + decay |params|^2`` by Adam (Kingma and Ba 2015) on all cells."""
+    """Minimises ``error(params) + decay |params|^2`` by Adam (Kingma and Ba 2015), full batch."""
     optimizer = optax.adam(learning_rate)
 
     def loss(params):

@@ -27,7 +27,7 @@ class _NeuralMf(nn.Module):
         def embedded(index, side, name):
             init = nn.initializers.normal(0.3)
             table = self.param(name, init, (self.shape[side], 2 * _SIZE))
-            # A product: the gradient of a look-up adds cell by cell, slowly on CPUs.
+            # A product: the gradient of a look-up adds entry by entry, slowly on CPUs.
             chosen = jax.nn.one_hot(index, self.shape[side]) @ table
             return jnp.split(chosen, 2, axis=-1)
 
@@ -40,7 +40,7 @@ class _NeuralMf(nn.Module):
 
 
 def predict(support: Entries, query: Entries, setting: Setting) -> jax.Array:
-    """Predicts the query cells [Q] of one matrix from its support."""
+    """Predicts the query entries [Q] of one matrix from its support."""
     module = _NeuralMf(support.shape)
     count = (support.rows < support.shape[0]).sum()
 

@@ -24,9 +24,9 @@ def module(name: str) -> ModuleType:
 
 
 def impute(imputer: Any, support: Entries, query: Entries) -> np.ndarray:
-    """The query cells [Q] of the matrix that the imputer completes; NumPy, without padding."""
+    """The query entries [Q] of the matrix that the imputer completes; NumPy, without padding."""
     matrix = np.full(support.shape, np.nan)
     matrix[support.rows, support.columns] = support.values
-    # An imputer cannot fill a matrix without cells; zero is the mean of standardised values.
+    # An imputer cannot fill a matrix without entries; zero is the mean of standardised values.
     completed = imputer.fit_transform(matrix) if len(support.rows) else np.zeros(support.shape)
     return completed[query.rows, query.columns].astype(np.float32)

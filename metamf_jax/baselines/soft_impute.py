@@ -1,7 +1,7 @@
 """Soft-Impute: a low nuclear norm (Mazumder, Hastie and Tibshirani, JMLR 11, 2010).
 
 Minimises ``1/2 sum observed (x - z)^2 + lam |Z|_*`` by iterating ``Z <- S_lam(P(X) + P'(Z))``,
-where ``P`` keeps the observed cells, ``P'`` the others, and ``S_lam`` shrinks singular values by
+where ``P`` keeps the observed entries, ``P'`` the others, and ``S_lam`` shrinks singular values by
 ``lam``.
 The shrinkage is given as a share of the largest singular value of ``P(X)``, at which ``Z = 0``.
 """
@@ -19,7 +19,7 @@ GRID = [{"shrinkage": share} for share in (0.15, 0.25, 0.35, 0.5, 0.7)]
 
 
 def predict(support: Entries, query: Entries, setting: Setting) -> jax.Array:
-    """Predicts the query cells [Q] of one matrix from its support."""
+    """Predicts the query entries [Q] of one matrix from its support."""
     values, observed = to_dense(support)
     wide = values.shape[0] < values.shape[1]
     if wide:

@@ -14,7 +14,7 @@ from metamf_jax.meta_learning.meta_loss import Episode
 def episode_errors(
     method: Method, episodes: Episode, setting: Setting | None = None, params: Any = None
 ) -> np.ndarray:
-    """Mean squared error over each episode's query cells; [B].
+    """Mean squared error over each episode's query entries; [B].
 
     Args:
       method: the method.

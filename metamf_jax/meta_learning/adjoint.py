@@ -50,7 +50,7 @@ def optimum(observations: sums.Observations, prior: FactorPrior) -> Factors:
     Sweeps stop when no factor moves by more than 1e-6 of the largest, or after 1000.
 
     Args:
-      observations: the observed cells of one matrix.
+      observations: the observed entries of one matrix.
       prior: the prior over its factors.
 
     Returns:

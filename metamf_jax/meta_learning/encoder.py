@@ -1,8 +1,8 @@
-"""The encoder: from the observed cells of a matrix to a prior over its factors.
+"""The encoder: from the observed entries of a matrix to a prior over its factors.
 
-A stack of exchangeable matrix layers, then means over each row's and column's observed cells, then
-two feed-forward heads to the prior means (Iwata 2021, arXiv 2106.15133; layers after Hartford et
-al. 2018). The body of the former paper is not public to us: sizes and the precision are our
+A stack of exchangeable matrix layers, then means over each row's and column's observed entries,
+then two feed-forward heads to the prior means (Iwata 2021, arXiv 2106.15133; layers after Hartford
+et al. 2018). The body of the former paper is not public to us: sizes and the precision are our
 definition.
 """
 
@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -24,10 +25,10 @@ Params: TypeAlias = Any
 
 
 class Context(NamedTuple):
-    """What a row's prior depends on besides the row's own cells.
+    """What a row's prior depends on besides the row's own entries.
 
     Attributes:
-      counts: observed cells of each column [M], and of the matrix, a scalar.
+      counts: observed entries of each column [M], and of the matrix, a scalar.
       effects: the bias model, or None; its rows are not read.
       means: for the input and each layer, (column means [M, C], overall mean [C]).
     """
@@ -66,7 +67,7 @@ class EncoderConfig:
       rank: K, length of a factor.
       precision: ``scalar``, one learned precision for all rows and columns; ``per_row``, a head
         gives each row and each column its own.
-      effects: our extension. A shrunken bias model of the observed cells is fitted first, its
+      effects: our extension. A shrunken bias model of the observed entries is fitted first, its
         shrinkage learned with the rest. The prior is then one over the factors of its residuals;
         residuals, effects and the numbers of observations are inputs of the first layer and of the
         heads.
@@ -193,7 +194,14 @@ def make_encoder(config: EncoderConfig) -> Encoder:
     def encode(
         params: Params, observations: sums.Observations, context: Context | None = None
     ) -> tuple[FactorPrior, Effects | None, Context]:
+        num_rows, num_columns = sums.matrix_shape(observations)
+        sizes = chex.Dimensions(N=num_rows, M=num_columns, K=config.rank)
+        if context is not None:
+            chex.assert_shape(context.counts[0], sizes["M"])
         encoded: Any = module.apply(params, observations, context)
+        prior, _, _ = encoded
+        chex.assert_shape([prior.u_mean, prior.v_mean], [sizes["NK"], sizes["MK"]])
+        chex.assert_shape([prior.u_precision, prior.v_precision], [sizes["N"], sizes["M"]])
         return encoded
 
     def apply(params: Params, observations: sums.Observations) -> FactorPrior:

@@ -49,7 +49,7 @@ def step_sizes(
       start, whatever the length of the factors (our extension).
 
     Args:
-      observations: the observed cells.
+      observations: the observed entries.
       prior: the prior over the factors.
       step_size: eta, a scalar.
       form: one of these.
@@ -67,7 +67,7 @@ def step_sizes(
         v_squares = (prior.v_mean**2).sum(axis=1, keepdims=True)
         both = sums.spread(observations, u_squares, v_squares)
         rows, columns = (pooled[:, 0] for pooled in sums.pool(observations, both))
-        # Each pooled sum holds a row's own square once a cell, too.
+        # Each pooled sum holds a row's own square once an entry, too.
         row_counts, column_counts = sums.counts(observations)
         rows = rows - row_counts * u_squares[:, 0] + prior.u_precision
         columns = columns - column_counts * v_squares[:, 0] + prior.v_precision
@@ -80,7 +80,7 @@ def solve_rows(
     """The row factors [N, K] that minimise the energy for given column factors ``v`` [M, K].
 
     Args:
-      observations: the observed cells.
+      observations: the observed entries.
       v: the column factors.
       precision: [N], of the rows' prior.
       mean: [N, K], its means.

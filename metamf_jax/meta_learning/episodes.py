@@ -1,9 +1,9 @@
-"""Episodes: small matrices cut at random from a large one, their cells split in support and query.
+"""Episodes: small matrices cut at random from a large one, each split in support and query.
 
 The protocol (our definition): rows and columns are split 70/10/20 into meta-train, validation and
 test parts that share neither; values are standardised with the meta-train part's mean and
 deviation; an episode draws rows and columns of its part uniformly, again where it hits fewer than
-15 observed cells, up to 100 times, and then takes the fullest drawn.
+15 observed entries, up to 100 times, and then takes the fullest drawn.
 
 Drawing runs in NumPy on the host. Every step has a generator of its own, seeded by (seed, step), so
 that a resumed run draws what the undisturbed one would have drawn.
@@ -44,8 +44,8 @@ class EpisodeConfig:
       rows: N, least and most rows; each episode draws its own, uniformly. All rows where a part has
         fewer.
       columns: M likewise.
-      support_fraction: share of the observed cells that is support, least and most.
-      minimum_cells: a draw with fewer observed cells is made again,
+      support_fraction: share of the observed entries that is support, least and most.
+      minimum_cells: a draw with fewer observed entries is made again,
       attempts: at most so many times; then the fullest is taken.
     """
 
@@ -77,7 +77,7 @@ def split_parts(entries: Entries, split_seed: int) -> Parts:
       split_seed: another seed gives another split.
 
     Raises:
-      ValueError: a part has no observed cell, or the train part's values are all equal.
+      ValueError: a part has no observed entry, or the train part's values are all equal.
     """
     rng = np.random.default_rng([split_seed, 0x5B11])
     labels, places, sizes = [], [], []
@@ -98,7 +98,7 @@ def split_parts(entries: Entries, split_seed: int) -> Parts:
         if not inside.any():
             raise ValueError(
                 f"the {name} part ({sizes[0][part]} rows, {sizes[1][part]} columns) of this matrix "
-                f"{entries.shape} with {len(entries.rows)} cells has no observed cell: it is too "
+                f"{entries.shape} with {len(entries.rows)} entries has no entry: it is too "
                 "small or too sparse to be split into three parts; try another split seed"
             )
         parts.append(
@@ -130,7 +130,7 @@ def fit_standardization(values: np.ndarray) -> Standardization:
 
 
 def standardize(entries: Entries, standardization: Standardization) -> Entries:
-    """The same cells with standardised values."""
+    """The same entries with standardised values."""
     values = (entries.values - np.float32(standardization.mean)) / np.float32(
         standardization.deviation
     )
@@ -141,14 +141,14 @@ class EpisodeSource:
     """Draws episodes from one part, a whole step's batch at a time.
 
     Args:
-      entries: the part; must have an observed cell, and each cell once.
+      entries: the part; must have an observed entry, and each once.
       config: what an episode looks like.
       seed: draws with the same seed and step are the same.
     """
 
     def __init__(self, entries: Entries, config: EpisodeConfig, seed: int):
         if not len(entries.rows):
-            raise ValueError("cannot draw episodes from a matrix with no observed cell")
+            raise ValueError("cannot draw episodes from a matrix with no observed entry")
         self._shape, self._config, self._seed = entries.shape, config, seed
         self._values = np.asarray(entries.values, np.float32)
         num_rows, num_columns = entries.shape
@@ -162,7 +162,7 @@ class EpisodeSource:
             self._keys = keys[self._order]
 
     def _find(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """Index of the cell at each picked row [B, R] and column [B, C], or -1; [B, R, C]."""
+        """Index of the entry at each picked row [B, R] and column [B, C], or -1; [B, R, C]."""
         rows, columns = rows[:, :, None], columns[:, None, :]
         if self._table is not None:
             return self._table[rows, columns]
@@ -223,12 +223,12 @@ class EpisodeSource:
         )
 
 
-# On MovieLens-1M a dense table of cell numbers draws a batch of 16 in 1.0 ms, binary search in 2.3.
+# On MovieLens-1M a dense table of numbers draws a batch of 16 in 1.0 ms, binary search in 2.3.
 _MAX_TABLE_CELLS = 2**26
 
 
-def cell_counts(part: Observations) -> np.ndarray:
-    """Numbers of cells of each matrix of a drawn batch's support or query; [B]."""
+def entry_counts(part: Observations) -> np.ndarray:
+    """Numbers of entries of each matrix of a drawn batch's support or query; [B]."""
     assert isinstance(part, Entries)
     return np.asarray(part.rows < part.shape[0]).sum(axis=1)
 

@@ -1,4 +1,4 @@
-"""The exchangeable matrix layer of Hartford et al. (ICML 2018), with means over observed cells.
+"""The exchangeable matrix layer of Hartford et al. (ICML 2018), with means over observed entries.
 
     z'_nm = A z_nm + R mean_{m' observed in row n} z_nm' + S mean_{n' observed in column m} z_n'm
             + G mean_{all observed} z + c
@@ -19,16 +19,16 @@ from metamf_jax.types import Array
 
 
 class Counts(NamedTuple):
-    """Numbers of observed cells, float32: ``rows`` [N], ``columns`` [M]."""
+    """Numbers of observed entries, float32: ``rows`` [N], ``columns`` [M]."""
 
     rows: jax.Array
     columns: jax.Array
 
 
 class Means(NamedTuple):
-    """Means over observed cells: of each row [N, C], of each column [M, C], and of all [C].
+    """Means over observed entries: of each row [N, C], of each column [M, C], and of all [C].
 
-    Whatever has no observed cell pools to zero.
+    Whatever has no observed entry pools to zero.
     """
 
     rows: jax.Array
@@ -37,7 +37,7 @@ class Means(NamedTuple):
 
 
 def means_from_sums(row_sums: jax.Array, column_sums: jax.Array, counts: Counts) -> Means:
-    """Divides sums over rows [N, C] and columns [M, C] by the numbers of observed cells."""
+    """Divides sums over rows [N, C] and columns [M, C] by the numbers of observed entries."""
     return Means(
         row_sums / jnp.maximum(counts.rows, 1)[:, None],
         column_sums / jnp.maximum(counts.columns, 1)[:, None],

@@ -2,7 +2,7 @@
 
 From the prior means, ``U = U0, V = V0``, T steps down the energy
 (`metamf_jax.meta_learning.energy`; Iwata 2021, arXiv 2106.15133), with ``E`` the residuals at the
-observed cells:
+observed entries:
 
     U <- U + eta (E V   - lam (U - U0))
     V <- V + eta (E^T U - lam (V - V0))        both from the same old U, V
@@ -82,7 +82,7 @@ def map_estimate(
     """Runs T steps from the prior means.
 
     Args:
-      observations: the observed cells of one matrix.
+      observations: the observed entries of one matrix.
       prior: the prior over its factors.
       step_size: eta, a positive scalar; the ``ridge`` form does not use it.
       config: number of steps, their form and the memory policy.
@@ -116,7 +116,7 @@ def gradient_step(
     """The step above: both factors down the energy, from their old values.
 
     Args:
-      observations: the observed cells.
+      observations: the observed entries.
       prior: the prior over the factors.
       sizes: step sizes of the rows [N] and of the columns [M].
       factors: the old ones.
@@ -153,7 +153,7 @@ def descent(
 def fused_descent(
     observations: Entries, prior: FactorPrior, sizes: tuple[Array, Array], num_steps: int
 ) -> Factors:
-    """`descent` on a list of cells, as one compiled kernel where kernels run.
+    """`descent` on a list of entries, as one compiled kernel where kernels run.
 
     The kernel keeps every step's factors for its adjoint, which is written out by hand. Elsewhere
     (another platform than the CPU, float64, or Numba not installed) it is `descent` itself.

@@ -1,8 +1,8 @@
-"""The meta-loss: how well factors adapted to a matrix's support impute its query cells.
+"""The meta-loss: how well factors adapted to a matrix's support impute its query entries.
 
 For one episode the encoder and the inner loop see the support; its loss is the mean squared error
 of ``u_n . v_m`` over the query. The meta-loss is the mean over episodes. Each returns (its mean,
-1), an episode without a query cell (0, 0), so that sums can travel over batches and devices before
+1), an episode without a query entry (0, 0), so that sums can travel over batches and devices before
 dividing.
 """
 
@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -20,11 +21,11 @@ from metamf_jax.types import Entries, Factors
 
 
 class Episode(NamedTuple):
-    """One matrix, its observed cells split at random; batched by a leading axis on every array.
+    """One matrix, its observed entries split at random; batched by a leading axis on every array.
 
     Attributes:
       support: what the encoder and the inner loop see, in either layout.
-      query: the cells that are scored.
+      query: the entries that are scored.
     """
 
     support: sums.Observations
@@ -80,6 +81,7 @@ def make_model(config: ModelConfig) -> Model:
         )
 
     def adapt(params, observations):
+        chex.assert_shape(params.log_step_size, ())
         prior = encoder.apply(params.encoder, observations)
         prior_means = Factors(prior.u_mean, prior.v_mean)
         step_size = jnp.exp(params.log_step_size)
@@ -94,7 +96,7 @@ def make_model(config: ModelConfig) -> Model:
 
 
 def query_error(factors: Factors, query: Entries) -> tuple[jax.Array, jax.Array]:
-    """Mean squared error over the query cells and 1, or (0, 0) where there is none."""
+    """Mean squared error over the query entries and 1, or (0, 0) where there is none."""
     count = (query.rows < query.shape[0]).sum()
     squares = (sums.residuals(query, factors) ** 2).sum()
     return squares / jnp.maximum(count, 1), (count > 0).astype(squares.dtype)
@@ -111,4 +113,5 @@ def meta_loss_terms(
 ) -> tuple[jax.Array, jax.Array]:
     """Sum of the episodes' losses and their number, for a batch [B, ...] of episodes."""
     losses, weights = jax.vmap(lambda episode: loss(params, episode))(episodes)
+    chex.assert_shape([losses, weights], (len(episodes.query.rows),))
     return losses.sum(), weights.sum()

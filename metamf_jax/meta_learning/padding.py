@@ -1,4 +1,4 @@
-"""Padding ragged lists of cells to a few sizes, and back. NumPy only.
+"""Padding ragged lists of entries to a few sizes, and back. NumPy only.
 
 Compiled functions take arrays of fixed shapes, so batches are padded up to bucket sizes: at most a
 third is wasted, and each bucket compiles once.
@@ -20,15 +20,15 @@ def bucket_size(size: int, smallest: int = 64) -> int:
 
 
 def stack_entries(matrices: Sequence[Entries], shape: tuple[int, int], length: int) -> Entries:
-    """Stacks lists of cells into one batch.
+    """Stacks lists of entries into one batch.
 
     Args:
-      matrices: B matrices of at most ``shape``, with at most ``length`` cells each.
+      matrices: B matrices of at most ``shape``, with at most ``length`` entries each.
       shape: (N, M) of the batch.
       length: E of the batch.
 
     Returns:
-      Entries with [B, E] arrays; padding cells stand at row N and column M with value 0.
+      Entries with [B, E] arrays; padding entries stand at row N and column M with value 0.
 
     Raises:
       ValueError: a matrix does not fit.
@@ -41,8 +41,8 @@ def stack_entries(matrices: Sequence[Entries], shape: tuple[int, int], length: i
         count = len(matrix.rows)
         if count > length or matrix.shape[0] > shape[0] or matrix.shape[1] > shape[1]:
             raise ValueError(
-                f"matrix {b} of shape {matrix.shape} with {count} cells does not fit into shape "
-                f"{shape} with {length} cells"
+                f"matrix {b} of shape {matrix.shape} with {count} entries does not fit into shape "
+                f"{shape} with {length} entries"
             )
         rows[b, :count] = matrix.rows
         columns[b, :count] = matrix.columns
@@ -62,7 +62,7 @@ def unstack_entries(batch: Entries) -> list[Entries]:
 def pad_dense(entries: Entries) -> PaddedMatrices:
     """The same matrix or batch of matrices as dense arrays [..., N, M] with a mask."""
     batch = entries.rows.shape[:-1]
-    # One row and column more take the padding cells, and are cut off again.
+    # One row and column more take the padding entries, and are cut off again.
     shape = (*batch, entries.shape[0] + 1, entries.shape[1] + 1)
     values, observed = np.zeros(shape, np.float32), np.zeros(shape, bool)
     leading = tuple(axis[..., None] for axis in np.indices(batch, sparse=True))

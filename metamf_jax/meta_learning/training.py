@@ -218,14 +218,14 @@ def meta_train(
     Raises:
       FloatingPointError: the loss became non-finite; the message names the steps.
     """
+    if is_finished(state, config):
+        return state
     update = _update_on(tuple(parallel.devices()), episode_loss, config)
     evaluate = make_evaluate(episode_loss)
     first = int(state.step)
     learned = parallel.replicate((state.params, state.opt_state))
     in_flight = parallel.StepsInFlight()
     losses = []
-    if is_finished(state, config):
-        return state
     batches = parallel.prefetch(lambda step: share_episodes(draw(step)), first, config.max_steps)
     for step, episodes in enumerate(batches, start=first + 1):
         learned, loss = update(learned, episodes)
@@ -234,26 +234,32 @@ def meta_train(
         on_step(step)
         if step % config.evaluate_every and step < config.max_steps:
             continue
-        train_loss = float(np.mean(jax.device_get(losses)))
-        if not math.isfinite(train_loss):
-            raise FloatingPointError(
-                f"the meta-loss became {train_loss} between steps {step - len(losses) + 1} and "
-                f"{step}; a smaller learning rate or the scaled step form may help"
-            )
+        train_loss = _finite_mean(losses, step)
         losses.clear()
         params, opt_state = jax.device_get(learned)
+        state = state._replace(step=np.int32(step), params=params, opt_state=opt_state)
         scored = _to_keep(params, opt_state)
         # One opinion for all: hosts of another make may round otherwise, and stop otherwise.
         error = processes.from_first(float(evaluate(scored, validation).mean(dtype=np.float64)))
-        state = state._replace(step=np.int32(step), params=params, opt_state=opt_state)
         if error < state.best_validation or config.keep == "last":
             state = state._replace(
-                best_params=scored, best_validation=np.float32(error), best_step=np.int32(step)
+                best_params=scored, best_validation=np.float32(error), best_step=state.step
             )
         on_evaluation(state, {"train_loss": train_loss, "validation_mse": error})
         if is_finished(state, config):
             break
     return state
+
+
+def _finite_mean(losses: list[jax.Array], step: int) -> float:
+    """The mean of the last steps' losses, up to this step."""
+    mean = float(np.mean(jax.device_get(losses)))
+    if not math.isfinite(mean):
+        raise FloatingPointError(
+            f"the meta-loss became {mean} between steps {step - len(losses) + 1} and "
+            f"{step}; a smaller learning rate or the scaled step form may help"
+        )
+    return mean
 
 
 def is_finished(state: MetaState, config: TrainingConfig) -> bool:

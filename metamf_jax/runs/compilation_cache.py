@@ -12,9 +12,16 @@ import platform
 
 import jax
 import jaxlib.version
-from jax._src import lru_cache
 
 from metamf_jax.runs.files import written_aside
+
+try:
+    # Not JAX's public interface: where a later one has moved it, entries are written in place.
+    from jax._src.lru_cache import _CACHE_SUFFIX, LRUCache
+
+    _put = LRUCache.put
+except (ImportError, AttributeError):
+    LRUCache = None
 
 VARIABLE = "METAMF_COMPILATION_CACHE"
 OFF = "off"
@@ -43,14 +50,12 @@ def use(folder: str | os.PathLike | None = None) -> pathlib.Path | None:
         # A home that cannot be written to is no reason not to run.
         return None
     _prune(path)
-    setattr(lru_cache.LRUCache, "put", _put_aside)  # noqa: B010
+    if LRUCache is not None:
+        setattr(LRUCache, "put", _put_aside)  # noqa: B010
     jax.config.update("jax_compilation_cache_dir", str(path))
     # Most programs here compile in less than JAX's second, but there are dozens in a run.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return path
-
-
-_put = lru_cache.LRUCache.put
 
 
 def _put_aside(cache, key: str, value: bytes) -> None:
@@ -59,7 +64,7 @@ def _put_aside(cache, key: str, value: bytes) -> None:
     A kill would leave half an entry, which JAX never replaces, and a process that reads while
     another writes would find half of one.
     """
-    entry = pathlib.Path(os.fspath(cache.path)) / f"{key}{lru_cache._CACHE_SUFFIX}"
+    entry = pathlib.Path(os.fspath(cache.path)) / f"{key}{_CACHE_SUFFIX}"
     if cache.eviction_enabled:
         _put(cache, key, value)
     elif not entry.exists():

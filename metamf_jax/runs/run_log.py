@@ -28,6 +28,13 @@ from metamf_jax.runs.files import write_text
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
+# The experiments' names in workdirs of earlier versions.
+_FORMER_NAMES = {
+    f"benchmark_{name}": f"benchmarks.{name}"
+    for name in ("factorize", "imputer", "meta_step", "scale")
+}
+
+
 def plain(config: Any) -> Any:
     """A configuration as JSON would give it back: dictionaries, lists, strings and numbers."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
@@ -107,7 +114,7 @@ class RunLog:
 
     Args:
       workdir: made if missing.
-      experiment: the binary's name.
+      experiment: the binary's name, a module under ``experiments``.
       config: a dataclass; everything that changes the result.
 
     Raises:
@@ -260,7 +267,11 @@ def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
         raise ValueError(f"{workdir} holds no run: {path} is missing")
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
-        return {"experiment": str(held["experiment"]), "config": dict(held["config"])}
+        experiment = str(held["experiment"])
+        return {
+            "experiment": _FORMER_NAMES.get(experiment, experiment),
+            "config": dict(held["config"]),
+        }
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is not a run's configuration: {error}") from error
 

@@ -1,11 +1,12 @@
-"""Sums over the observed cells of one matrix, for both of its layouts.
+"""Sums over the observed entries of one matrix, for both of its layouts.
 
 Everything that the encoder and the MAP solvers need to know about where a matrix is observed goes
 through these few functions. Each takes the observations either as ``PaddedMatrices`` (dense, with a
-mask; one matrix, ``[N, M]``) or as ``Entries`` (a list of cells), so that the layers and the inner
-loop above are written once. ``jax.vmap`` makes batches.
+mask; one matrix, ``[N, M]``) or as ``Entries`` (a list), so that the layers and the inner loop
+above are written once. ``jax.vmap`` makes batches.
 
-A value per cell and channel is ``[N, M, C]`` in the dense layout and ``[E, C]`` in the list.
+A value per cell and channel is ``[N, M, C]`` in the dense layout; in the list, which has the
+observed cells alone, ``[E, C]``.
 """
 
 import functools
@@ -39,6 +40,27 @@ def _assert_fit(shape: tuple[int, ...], factors: Factors) -> None:
 
 
 @functools.singledispatch
+def matrix_shape(observations: Observations) -> tuple[int, int]:
+    """(N, M) of one matrix, whose arrays must fit together; ``jax.vmap`` makes batches."""
+    raise _unknown_layout(observations)
+
+
+@matrix_shape.register
+def _(observations: PaddedMatrices):
+    chex.assert_rank(observations.values, 2)
+    chex.assert_equal_shape(observations)
+    num_rows, num_columns = observations.values.shape
+    return num_rows, num_columns
+
+
+@matrix_shape.register
+def _(observations: Entries):
+    chex.assert_rank(observations.values, 1)
+    chex.assert_equal_shape(_list(observations))
+    return observations.shape
+
+
+@functools.singledispatch
 def observed_values(observations: Observations) -> jax.Array:
     """The observed values, ``[N, M]`` or ``[E]``, with zero at padding and unobserved cells."""
     raise _unknown_layout(observations)
@@ -56,10 +78,10 @@ def _(observations: Entries):
 
 @functools.singledispatch
 def pool(observations: Observations, cells: Array) -> tuple[jax.Array, jax.Array]:
-    """Sums over the observed cells of each row and of each column.
+    """Sums over the observed entries of each row and of each column.
 
     Args:
-      observations: the observed cells.
+      observations: the observed entries.
       cells: ``[N, M, C]`` or ``[E, C]``.
 
     Returns:
@@ -85,12 +107,12 @@ def spread(observations: Observations, rows: Array, columns: Array) -> jax.Array
     """Gives each cell the sum of its row's and its column's value.
 
     Args:
-      observations: the observed cells.
+      observations: the observed entries.
       rows: [N, C].
       columns: [M, C].
 
     Returns:
-      ``[N, M, C]`` or ``[E, C]``; zero at the padding cells of a list. The adjoint of `pool`.
+      ``[N, M, C]`` or ``[E, C]``; zero at the padding entries of a list. The adjoint of `pool`.
     """
     raise _unknown_layout(observations)
 
@@ -106,7 +128,7 @@ def _(observations: Entries, rows, columns):
 
 
 def counts(observations: Observations) -> tuple[jax.Array, jax.Array]:
-    """Numbers of observed cells, float32: of each row [N] and of each column [M]."""
+    """Numbers of observed entries, float32: of each row [N] and of each column [M]."""
     ones = jnp.ones((*observations.values.shape, 1), jnp.float32)
     row_counts, column_counts = pool(observations, ones)
     return row_counts[:, 0], column_counts[:, 0]
@@ -114,13 +136,13 @@ def counts(observations: Observations) -> tuple[jax.Array, jax.Array]:
 
 @functools.singledispatch
 def residual_products(observations: Observations, factors: Factors) -> tuple[jax.Array, jax.Array]:
-    """``E V`` and ``E^T U``, where ``E`` holds the residuals ``x - u . v`` at observed cells.
+    """``E V`` and ``E^T U``, where ``E`` holds the residuals ``x - u . v`` at observed entries.
 
     These are minus the gradients of ``1/2 sum observed (x - u . v)^2`` with respect to ``U`` and
     ``V``. Runs at full float32 precision on every platform.
 
     Args:
-      observations: the observed cells.
+      observations: the observed entries.
       factors: ``u`` [N, K] and ``v`` [M, K].
 
     Returns:
@@ -148,7 +170,7 @@ def _(observations: Entries, factors):
 
 
 def residuals(observations: Observations, factors: Factors) -> jax.Array:
-    """``x - u . v`` at observed cells, zero elsewhere; [N, M] or [E]."""
+    """``x - u . v`` at observed entries, zero elsewhere; [N, M] or [E]."""
     if isinstance(observations, Entries):
         _assert_fit(observations.shape, factors)
         fitted = predict(factors, observations.rows, observations.columns)
@@ -162,12 +184,12 @@ def residuals(observations: Observations, factors: Factors) -> jax.Array:
 
 @functools.singledispatch
 def row_normal_equations(observations: Observations, v: Array) -> tuple[jax.Array, jax.Array]:
-    """What each row's least-squares problem needs: ``sum v v^T`` and ``sum x v`` over its cells.
+    """What each row's least-squares problem needs: ``sum v v^T`` and ``sum x v`` over its entries.
 
     Runs at full float32 precision on every platform.
 
     Args:
-      observations: the observed cells.
+      observations: the observed entries.
       v: [M, K] column factors.
 
     Returns:
@@ -193,7 +215,7 @@ def _(observations: Entries, v):
 
 
 def transpose(observations: Observations) -> Observations:
-    """The same cells with rows and columns exchanged."""
+    """The same entries with rows and columns exchanged."""
     if isinstance(observations, Entries):
         num_rows, num_columns = observations.shape
         return Entries(
@@ -206,7 +228,7 @@ def transpose(observations: Observations) -> Observations:
 
 
 def predict(factors: Factors, rows: Array, columns: Array) -> jax.Array:
-    """``u . v`` at cells ``(rows, columns)``, each [E] int32; zero at padding cells. [E]."""
+    """``u . v`` at cells ``(rows, columns)``, each [E] int32; zero at padding entries. [E]."""
     return _run("predict", rows, columns, factors.u, factors.v)
 
 
@@ -214,16 +236,16 @@ def predict(factors: Factors, rows: Array, columns: Array) -> jax.Array:
 def exchange(
     observations: Observations, cells: Array, rows: Array, columns: Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What an exchangeable layer does besides its matrix products, in one pass over the cells.
+    """What an exchangeable layer does besides its matrix products, in one pass over the entries.
 
     Args:
-      observations: the observed cells.
+      observations: the observed entries.
       cells: ``[N, M, C]`` or ``[E, C]``.
       rows: [N, C].
       columns: [M, C].
 
     Returns:
-      ``z = relu(cells + spread(rows, columns))``, which is zero at unobserved and padding cells,
+      ``z = relu(cells + spread(rows, columns))``, which is zero at unobserved and padding entries,
       and ``pool(z)``.
     """
     raise _unknown_layout(observations)
@@ -255,7 +277,7 @@ def descend(
     and the same for the columns. Both factors are updated from the old values.
 
     Args:
-      entries: the observed cells, a list.
+      entries: the observed entries, a list.
       prior: the prior of every row and column.
       u_step_sizes: [N], a step size for each row.
       v_step_sizes: [M].
@@ -270,9 +292,9 @@ def descend(
     def fallback(rows, columns, values, u0, v0, u_lam, v_lam, u_eta, v_eta, num_steps):
         # Where this runs no kernel does: without a choice for each sum it is traced faster.
         with using_backend("xla"):
-            cells = Entries(rows, columns, values, entries.shape)
+            listed = Entries(rows, columns, values, entries.shape)
             prior = FactorPrior(u0, v0, u_lam, v_lam)
-            return tuple(by_steps(cells, prior, (u_eta, v_eta), num_steps))
+            return tuple(by_steps(listed, prior, (u_eta, v_eta), num_steps))
 
     arguments = *_list(entries), *prior, u_step_sizes, v_step_sizes
     return Factors(*_run("descend", *arguments, fallback=fallback, num_steps=num_steps))

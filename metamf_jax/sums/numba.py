@@ -1,11 +1,14 @@
-"""Compiled CPU kernels for the sums over a list of cells; `metamf_jax.sums` decides when they run.
+"""Compiled CPU kernels for the sums over entry lists; `metamf_jax.sums` decides when they run.
 
-Each kernel goes through the cells once, in the order of the list, so that its sums do not depend on
-how many matrices or devices there are. Padding cells (``rows == N``) are skipped unread.
+Each kernel goes through the list once, in its order, so that its sums do not depend on how many
+matrices or devices there are. Padding entries (``rows == N``) are skipped unread.
+
+For each function of `sums`, in this order: its kernel and the kernel of its adjoint, the function,
+and the rule of its gradient.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -14,11 +17,18 @@ from metamf_jax.kernels import ffi
 from metamf_jax.sums import xla
 
 _INDEX, _VECTOR, _TABLE, _CUBE = "int32[:]", "float32[:]", "float32[:,:]", "float32[:,:,:]"
-# Not sharing memory saves the descent a quarter of its time.
-_kernel = functools.partial(ffi.NumbaKernel, distinct=True)
+# The list of entries, the prior's means, precisions, step sizes, and the number of steps.
+_PROBLEM = (_INDEX, _INDEX, _VECTOR, _TABLE, _TABLE, *[_VECTOR] * 4, "int32")
 
 
-def _pool(rows, columns, cells, row_sums, column_sums):
+def _kernel(arguments: Sequence[str], results: Sequence[str]) -> Callable[..., ffi.NumbaKernel]:
+    """Makes a kernel of a function; arguments and results as of `ffi.NumbaKernel`."""
+    # Not sharing memory saves the descent a quarter of its time.
+    return functools.partial(ffi.NumbaKernel, arguments=arguments, results=results, distinct=True)
+
+
+@_kernel((_INDEX, _INDEX, _TABLE), results=(_TABLE, _TABLE))
+def _pool_kernel(rows, columns, cells, row_sums, column_sums):
     num_channels = cells.shape[1]
     row_sums.fill(0)
     column_sums.fill(0)
@@ -30,7 +40,8 @@ def _pool(rows, columns, cells, row_sums, column_sums):
                 column_sums[m, c] += cells[e, c]
 
 
-def _spread_rows_and_columns(rows, columns, row_table, column_table, cells):
+@_kernel((_INDEX, _INDEX, _TABLE, _TABLE), results=(_TABLE,))
+def _spread_kernel(rows, columns, row_table, column_table, cells):
     num_channels = cells.shape[1]
     for e in range(rows.shape[0]):
         n, m = rows[e], columns[e]
@@ -41,7 +52,37 @@ def _spread_rows_and_columns(rows, columns, row_table, column_table, cells):
             cells[e] = 0
 
 
-def _residual_products(rows, columns, values, u, v, row_products, column_products):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def pool(rows, columns, cells, shape):
+    """`sums.pool` of a list: [E] int32 twice, [E, C] float32, (N, M)."""
+    channels = cells.shape[1]
+    return _pool_kernel(rows, columns, cells, shapes=[(shape[0], channels), (shape[1], channels)])
+
+
+def spread(rows, columns, row_table, column_table):
+    """`sums.spread` of a list: [E] int32 twice, [N, C] and [M, C] float32."""
+    shape = row_table.shape[0], column_table.shape[0]
+    return _spread(rows, columns, row_table, column_table, shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _spread(rows, columns, row_table, column_table, shape):
+    cells_shape = rows.shape[0], row_table.shape[1]
+    return _spread_kernel(rows, columns, row_table, column_table, shapes=[cells_shape])[0]
+
+
+pool.defvjp(
+    lambda rows, columns, cells, shape: (pool(rows, columns, cells, shape), (rows, columns)),
+    lambda shape, index, sums: (None, None, _spread(*index, *sums, shape)),
+)
+_spread.defvjp(
+    lambda rows, columns, r, c, shape: (_spread(rows, columns, r, c, shape), (rows, columns)),
+    lambda shape, index, cells: (None, None, *pool(*index, cells, shape)),  # pyright: ignore
+)
+
+
+@_kernel((_INDEX, _INDEX, _VECTOR, _TABLE, _TABLE), results=(_TABLE, _TABLE))
+def _residual_products_kernel(rows, columns, values, u, v, row_products, column_products):
     rank = u.shape[1]
     row_products.fill(0)
     column_products.fill(0)
@@ -57,7 +98,8 @@ def _residual_products(rows, columns, values, u, v, row_products, column_product
                 column_products[m, k] += residual * u[n, k]
 
 
-def _residual_products_adjoint(
+@_kernel((_INDEX, _INDEX, _VECTOR, *[_TABLE] * 4), results=(_VECTOR, _TABLE, _TABLE))
+def _residual_products_adjoint_kernel(
     rows, columns, values, u, v, row_weights, column_weights, values_grad, u_grad, v_grad
 ):
     rank = u.shape[1]
@@ -78,7 +120,47 @@ def _residual_products_adjoint(
                 v_grad[m, k] += residual * row_weights[n, k] - slope * u[n, k]
 
 
-def _row_normal_equations(rows, columns, values, v, gram, moment):
+@jax.custom_vjp
+def residual_products(rows, columns, values, u, v):
+    """`sums.residual_products` of a list: [E] int32 twice, [E], [N, K] and [M, K] float32."""
+    return _residual_products_kernel(rows, columns, values, u, v, shapes=[u.shape, v.shape])
+
+
+@jax.custom_vjp
+def _products_adjoint(arguments, weights):
+    """Gradients of the weighted sum of the products with respect to values, u and v."""
+    values, u, v = arguments[2:]
+    return _residual_products_adjoint_kernel(
+        *arguments, *weights, shapes=[values.shape, u.shape, v.shape]
+    )
+
+
+def _products_adjoint_xla(arguments, weights):
+    products = functools.partial(xla.residual_products, *arguments[:2])
+    backward: Callable = jax.vjp(products, *arguments[2:])[1]
+    return backward(weights)
+
+
+def _products_adjoint_backward(saved, cotangents):
+    # A second derivative is rare (a Hessian times a vector), and XLA's serves it.
+    (rows, columns, *floats), weights = saved
+
+    def adjoint(floats, weights):
+        return _products_adjoint_xla((rows, columns, *floats), weights)
+
+    floats_grad, weights_grad = jax.vjp(adjoint, floats, weights)[1](cotangents)
+    return (None, None, *floats_grad), weights_grad
+
+
+residual_products.defvjp(
+    lambda *arguments: (residual_products(*arguments), arguments),
+    lambda arguments, weights: (None, None, *_products_adjoint(arguments, weights)),
+)
+_products_adjoint.defvjp(lambda *both: (_products_adjoint(*both), both), _products_adjoint_backward)
+
+
+@_kernel((_INDEX, _INDEX, _VECTOR, _TABLE), results=(_CUBE, _TABLE))
+def _row_normal_equations_kernel(rows, columns, values, v, gram, moment):
     num_rows, rank = moment.shape
     gram.fill(0)
     moment.fill(0)
@@ -92,7 +174,8 @@ def _row_normal_equations(rows, columns, values, v, gram, moment):
                     gram[n, j, k] += weight * v[m, k]
 
 
-def _row_normal_equations_adjoint(
+@_kernel((_INDEX, _INDEX, _VECTOR, _TABLE, _CUBE, _TABLE), results=(_VECTOR, _TABLE))
+def _row_normal_equations_adjoint_kernel(
     rows, columns, values, v, gram_weights, moment_weights, values_grad, v_grad
 ):
     # gram_weights are symmetric, and twice what they would be otherwise.
@@ -111,7 +194,34 @@ def _row_normal_equations_adjoint(
         values_grad[e] = along_value
 
 
-def _exchange(rows, columns, cells, row_table, column_table, active, row_sums, column_sums):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def row_normal_equations(rows, columns, values, v, num_rows):
+    """`sums.row_normal_equations` of a list: [E] int32 twice, [E], [M, K] float32, and N."""
+    rank = v.shape[1]
+    shapes = [(num_rows, rank, rank), (num_rows, rank)]
+    return _row_normal_equations_kernel(rows, columns, values, v, shapes=shapes)
+
+
+def _row_normal_equations_backward(num_rows, saved, weights):
+    values, v = saved[2:]
+    gram_weights, moment_weights = weights
+    gradients = _row_normal_equations_adjoint_kernel(
+        *saved,
+        gram_weights + gram_weights.swapaxes(1, 2),
+        moment_weights,
+        shapes=[values.shape, v.shape],
+    )
+    return None, None, *gradients
+
+
+row_normal_equations.defvjp(
+    lambda *arguments: (row_normal_equations(*arguments), arguments[:4]),
+    _row_normal_equations_backward,
+)
+
+
+@_kernel((_INDEX, _INDEX, _TABLE, _TABLE, _TABLE), results=(_TABLE, _TABLE, _TABLE))
+def _exchange_kernel(rows, columns, cells, row_table, column_table, active, row_sums, column_sums):
     num_channels = cells.shape[1]
     row_sums.fill(0)
     column_sums.fill(0)
@@ -129,7 +239,8 @@ def _exchange(rows, columns, cells, row_table, column_table, active, row_sums, c
             active[e] = 0
 
 
-def _exchange_adjoint(
+@_kernel((_INDEX, _INDEX, *[_TABLE] * 4), results=(_TABLE, _TABLE, _TABLE))
+def _exchange_adjoint_kernel(
     rows, columns, active, weights, row_weights, column_weights, cells_grad, row_grad, column_grad
 ):
     num_channels = active.shape[1]
@@ -148,7 +259,28 @@ def _exchange_adjoint(
             cells_grad[e] = 0
 
 
-def _predict(rows, columns, u, v, fitted):
+@jax.custom_vjp
+def exchange(rows, columns, cells, row_table, column_table):
+    """`sums.exchange` of a list: [E] int32 twice, [E, C], [N, C] and [M, C] float32."""
+    shapes = [cells.shape, row_table.shape, column_table.shape]
+    return _exchange_kernel(rows, columns, cells, row_table, column_table, shapes=shapes)
+
+
+def _exchange_forward(rows, columns, *tables):
+    results = exchange(rows, columns, *tables)
+    return results, (rows, columns, results[0])
+
+
+def _exchange_backward(saved, weights):
+    shapes = [weight.shape for weight in weights]
+    return None, None, *_exchange_adjoint_kernel(*saved, *weights, shapes=shapes)
+
+
+exchange.defvjp(_exchange_forward, _exchange_backward)
+
+
+@_kernel((_INDEX, _INDEX, _TABLE, _TABLE), results=(_VECTOR,))
+def _predict_kernel(rows, columns, u, v, fitted):
     for e in range(rows.shape[0]):
         n, m = rows[e], columns[e]
         total = np.float32(0)
@@ -158,7 +290,8 @@ def _predict(rows, columns, u, v, fitted):
         fitted[e] = total
 
 
-def _predict_adjoint(rows, columns, u, v, weights, u_grad, v_grad):
+@_kernel((_INDEX, _INDEX, _TABLE, _TABLE, _VECTOR), results=(_TABLE, _TABLE))
+def _predict_adjoint_kernel(rows, columns, u, v, weights, u_grad, v_grad):
     u_grad.fill(0)
     v_grad.fill(0)
     for e in range(rows.shape[0]):
@@ -170,7 +303,24 @@ def _predict_adjoint(rows, columns, u, v, weights, u_grad, v_grad):
                 v_grad[m, k] += weight * u[n, k]
 
 
-def _descend(
+@jax.custom_vjp
+def predict(rows, columns, u, v):
+    """`sums.predict`: [E] int32 twice, [N, K] and [M, K] float32."""
+    return _predict_kernel(rows, columns, u, v, shapes=[rows.shape])[0]
+
+
+predict.defvjp(
+    lambda *arguments: (predict(*arguments), arguments),
+    lambda saved, weights: (
+        None,
+        None,
+        *_predict_adjoint_kernel(*saved, weights, shapes=[saved[2].shape, saved[3].shape]),
+    ),
+)
+
+
+@_kernel(_PROBLEM, results=(_TABLE, _TABLE, *[_CUBE] * 4))
+def _descend_kernel(
     rows, columns, values, u0, v0, u_lam, v_lam, u_eta, v_eta, num_steps,
     u_last, v_last, u_path, v_path, u_slopes, v_slopes,
 ):  # fmt: skip
@@ -213,7 +363,11 @@ def _descend(
                 v_next[m, k] = v[m, k] + v_eta[m] * slope
 
 
-def _descend_adjoint(
+@_kernel(
+    (*_PROBLEM, *[_CUBE] * 4, _TABLE, _TABLE),
+    results=(_VECTOR, _TABLE, _TABLE, *[_VECTOR] * 4, *[_TABLE] * 4),
+)
+def _descend_adjoint_kernel(
     rows, columns, values, u0, v0, u_lam, v_lam, u_eta, v_eta, num_steps,
     u_path, v_path, u_slopes, v_slopes, u_weights, v_weights,
     values_grad, u0_grad, v0_grad, u_lam_grad, v_lam_grad, u_eta_grad, v_eta_grad,
@@ -277,188 +431,9 @@ def _descend_adjoint(
             v0_grad[m, k] += v_next[m, k]
 
 
-_pool_kernel = _kernel(_pool, arguments=(_INDEX, _INDEX, _TABLE), results=(_TABLE, _TABLE))
-_spread_kernel = _kernel(
-    _spread_rows_and_columns, arguments=(_INDEX, _INDEX, _TABLE, _TABLE), results=(_TABLE,)
-)
-_products_kernel = _kernel(
-    _residual_products,
-    arguments=(_INDEX, _INDEX, _VECTOR, _TABLE, _TABLE),
-    results=(_TABLE, _TABLE),
-)
-_adjoint_kernel = _kernel(
-    _residual_products_adjoint,
-    arguments=(_INDEX, _INDEX, _VECTOR, _TABLE, _TABLE, _TABLE, _TABLE),
-    results=(_VECTOR, _TABLE, _TABLE),
-)
-
-
-_normal_equations_kernel = _kernel(
-    _row_normal_equations,
-    arguments=(_INDEX, _INDEX, _VECTOR, _TABLE),
-    results=(_CUBE, _TABLE),
-)
-_normal_equations_adjoint_kernel = _kernel(
-    _row_normal_equations_adjoint,
-    arguments=(_INDEX, _INDEX, _VECTOR, _TABLE, _CUBE, _TABLE),
-    results=(_VECTOR, _TABLE),
-)
-_exchange_kernel = _kernel(
-    _exchange,
-    arguments=(_INDEX, _INDEX, _TABLE, _TABLE, _TABLE),
-    results=(_TABLE, _TABLE, _TABLE),
-)
-_exchange_adjoint_kernel = _kernel(
-    _exchange_adjoint,
-    arguments=(_INDEX, _INDEX, _TABLE, _TABLE, _TABLE, _TABLE),
-    results=(_TABLE, _TABLE, _TABLE),
-)
-_predict_kernel = _kernel(_predict, arguments=(_INDEX, _INDEX, _TABLE, _TABLE), results=(_VECTOR,))
-_predict_adjoint_kernel = _kernel(
-    _predict_adjoint,
-    arguments=(_INDEX, _INDEX, _TABLE, _TABLE, _VECTOR),
-    results=(_TABLE, _TABLE),
-)
-_PROBLEM = (_INDEX, _INDEX, _VECTOR, _TABLE, _TABLE, *[_VECTOR] * 4, "int32")
-_descend_kernel = _kernel(_descend, arguments=_PROBLEM, results=(_TABLE, _TABLE, *[_CUBE] * 4))
-_descend_adjoint_kernel = _kernel(
-    _descend_adjoint,
-    arguments=(*_PROBLEM, *[_CUBE] * 4, _TABLE, _TABLE),
-    results=(_VECTOR, _TABLE, _TABLE, *[_VECTOR] * 4, *[_TABLE] * 4),
-)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def pool(rows, columns, cells, shape):
-    """`cells.pool` of a list: [E] int32 twice, [E, C] float32, (N, M)."""
-    channels = cells.shape[1]
-    return _pool_kernel(rows, columns, cells, shapes=[(shape[0], channels), (shape[1], channels)])
-
-
-def spread(rows, columns, row_table, column_table):
-    """`cells.spread` of a list: [E] int32 twice, [N, C] and [M, C] float32."""
-    shape = row_table.shape[0], column_table.shape[0]
-    return _spread(rows, columns, row_table, column_table, shape)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _spread(rows, columns, row_table, column_table, shape):
-    cells_shape = rows.shape[0], row_table.shape[1]
-    return _spread_kernel(rows, columns, row_table, column_table, shapes=[cells_shape])[0]
-
-
-pool.defvjp(
-    lambda rows, columns, cells, shape: (pool(rows, columns, cells, shape), (rows, columns)),
-    lambda shape, index, sums: (None, None, _spread(*index, *sums, shape)),
-)
-_spread.defvjp(
-    lambda rows, columns, r, c, shape: (_spread(rows, columns, r, c, shape), (rows, columns)),
-    lambda shape, index, cells: (None, None, *pool(*index, cells, shape)),  # pyright: ignore
-)
-
-
-@jax.custom_vjp
-def residual_products(rows, columns, values, u, v):
-    """`cells.residual_products` of a list: [E] int32 twice, [E], [N, K] and [M, K] float32."""
-    return _products_kernel(rows, columns, values, u, v, shapes=[u.shape, v.shape])
-
-
-@jax.custom_vjp
-def _products_adjoint(arguments, weights):
-    """Gradients of the weighted sum of the products with respect to values, u and v."""
-    values, u, v = arguments[2:]
-    return _adjoint_kernel(*arguments, *weights, shapes=[values.shape, u.shape, v.shape])
-
-
-def _products_adjoint_xla(arguments, weights):
-    products = functools.partial(xla.residual_products, *arguments[:2])
-    backward: Callable = jax.vjp(products, *arguments[2:])[1]
-    return backward(weights)
-
-
-def _products_adjoint_backward(saved, cotangents):
-    # A second derivative is rare (a Hessian times a vector), and XLA's serves it.
-    (rows, columns, *floats), weights = saved
-
-    def adjoint(floats, weights):
-        return _products_adjoint_xla((rows, columns, *floats), weights)
-
-    floats_grad, weights_grad = jax.vjp(adjoint, floats, weights)[1](cotangents)
-    return (None, None, *floats_grad), weights_grad
-
-
-residual_products.defvjp(
-    lambda *arguments: (residual_products(*arguments), arguments),
-    lambda arguments, weights: (None, None, *_products_adjoint(arguments, weights)),
-)
-_products_adjoint.defvjp(lambda *both: (_products_adjoint(*both), both), _products_adjoint_backward)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def row_normal_equations(rows, columns, values, v, num_rows):
-    """`cells.row_normal_equations` of a list: [E] int32 twice, [E], [M, K] float32, and N."""
-    rank = v.shape[1]
-    shapes = [(num_rows, rank, rank), (num_rows, rank)]
-    return _normal_equations_kernel(rows, columns, values, v, shapes=shapes)
-
-
-def _row_normal_equations_backward(num_rows, saved, weights):
-    values, v = saved[2:]
-    gram_weights, moment_weights = weights
-    gradients = _normal_equations_adjoint_kernel(
-        *saved,
-        gram_weights + gram_weights.swapaxes(1, 2),
-        moment_weights,
-        shapes=[values.shape, v.shape],
-    )
-    return None, None, *gradients
-
-
-row_normal_equations.defvjp(
-    lambda *arguments: (row_normal_equations(*arguments), arguments[:4]),
-    _row_normal_equations_backward,
-)
-
-
-@jax.custom_vjp
-def exchange(rows, columns, cells, row_table, column_table):
-    """`cells.exchange` of a list: [E] int32 twice, [E, C], [N, C] and [M, C] float32."""
-    shapes = [cells.shape, row_table.shape, column_table.shape]
-    return _exchange_kernel(rows, columns, cells, row_table, column_table, shapes=shapes)
-
-
-def _exchange_forward(rows, columns, *tables):
-    results = exchange(rows, columns, *tables)
-    return results, (rows, columns, results[0])
-
-
-def _exchange_backward(saved, weights):
-    shapes = [weight.shape for weight in weights]
-    return None, None, *_exchange_adjoint_kernel(*saved, *weights, shapes=shapes)
-
-
-exchange.defvjp(_exchange_forward, _exchange_backward)
-
-
-@jax.custom_vjp
-def predict(rows, columns, u, v):
-    """`cells.predict`: [E] int32 twice, [N, K] and [M, K] float32."""
-    return _predict_kernel(rows, columns, u, v, shapes=[rows.shape])[0]
-
-
-predict.defvjp(
-    lambda *arguments: (predict(*arguments), arguments),
-    lambda saved, weights: (
-        None,
-        None,
-        *_predict_adjoint_kernel(*saved, weights, shapes=[saved[2].shape, saved[3].shape]),
-    ),
-)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(9,))
 def descend(rows, columns, values, u0, v0, u_lam, v_lam, u_eta, v_eta, num_steps):
-    """`cells.descend` of a list: [E] int32 twice, then float32, and the number of steps."""
+    """`sums.descend` of a list: [E] int32 twice, then float32, and the number of steps."""
     arguments = (rows, columns, values, u0, v0, u_lam, v_lam, u_eta, v_eta)
     return tuple(_descend_path(arguments, num_steps, room=1)[:2])
 

@@ -1,7 +1,7 @@
-"""Sums over a list of cells, for every platform. `metamf_jax.sums` decides when they are used.
+"""Sums over a list of entries, for every platform. `metamf_jax.sums` decides when they are used.
 
 The functions are those of `sums.numba`, with the same arguments; its `descend` is left to the scan
-that it stands for (`map_estimation.descent`). Padding cells point one past the end: reading there
+that it stands for (`map_estimation.descent`). Padding entries point one past the end: reading there
 gives zero, and what is added there is dropped.
 """
 
@@ -17,7 +17,7 @@ def take(table: Array, index: Array) -> jax.Array:
 
 
 def pool(rows, columns, cells, shape):
-    """`cells.pool` of a list: [E] int32 twice, [E, C], (N, M)."""
+    """`sums.pool` of a list: [E] int32 twice, [E, C], (N, M)."""
     return (
         jax.ops.segment_sum(cells, rows, shape[0]),
         jax.ops.segment_sum(cells, columns, shape[1]),
@@ -25,24 +25,24 @@ def pool(rows, columns, cells, shape):
 
 
 def spread(rows, columns, row_table, column_table):
-    """`cells.spread` of a list: [E] int32 twice, [N, C] and [M, C]."""
+    """`sums.spread` of a list: [E] int32 twice, [N, C] and [M, C]."""
     return take(row_table, rows) + take(column_table, columns)
 
 
 def residual_products(rows, columns, values, u, v):
-    """`cells.residual_products` of a list: [E] int32 twice, [E], [N, K] and [M, K]."""
+    """`sums.residual_products` of a list: [E] int32 twice, [E], [N, K] and [M, K]."""
     values = jnp.where(rows < u.shape[0], values, 0)
-    u_cells, v_cells = take(u, rows), take(v, columns)
-    residuals = (values - (u_cells * v_cells).sum(axis=-1))[:, None]
+    u_entries, v_entries = take(u, rows), take(v, columns)
+    residuals = (values - (u_entries * v_entries).sum(axis=-1))[:, None]
     return (
-        jax.ops.segment_sum(residuals * v_cells, rows, u.shape[0]),
-        jax.ops.segment_sum(residuals * u_cells, columns, v.shape[0]),
+        jax.ops.segment_sum(residuals * v_entries, rows, u.shape[0]),
+        jax.ops.segment_sum(residuals * u_entries, columns, v.shape[0]),
     )
 
 
 def row_normal_equations(rows, columns, values, v, num_rows):
-    """`cells.row_normal_equations` of a list: [E] int32 twice, [E], [M, K], and N."""
-    # Outer products take K^2 floats a cell, so they are made for a chunk of cells at a time.
+    """`sums.row_normal_equations` of a list: [E] int32 twice, [E], [M, K], and N."""
+    # Outer products take K^2 floats an entry, so they are made for a chunk of entries at a time.
     rank = v.shape[-1]
     length = max(min(4096, rows.shape[0]), 1)
     padding = -rows.shape[0] % length
@@ -67,7 +67,7 @@ def row_normal_equations(rows, columns, values, v, num_rows):
 
 
 def exchange(rows, columns, cells, row_table, column_table):
-    """`cells.exchange` of a list: [E] int32 twice, [E, C], [N, C] and [M, C]."""
+    """`sums.exchange` of a list: [E] int32 twice, [E, C], [N, C] and [M, C]."""
     inside = (rows < row_table.shape[0])[:, None]
     active = jax.nn.relu(cells + spread(rows, columns, row_table, column_table))
     active = jnp.where(inside, active, 0)
@@ -76,5 +76,5 @@ def exchange(rows, columns, cells, row_table, column_table):
 
 
 def predict(rows, columns, u, v):
-    """`cells.predict`: [E] int32 twice, [N, K] and [M, K]."""
+    """`sums.predict`: [E] int32 twice, [N, K] and [M, K]."""
     return (take(u, rows) * take(v, columns)).sum(axis=-1)
