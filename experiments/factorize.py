@@ -27,9 +27,11 @@ from metamf_jax.factorization import (
     block_update,
     dsgd,
     methods,
+    sgd,
     solver,
     step_size,
     strata,
+    visits,
 )
 from metamf_jax.factorization import objective as objectives
 from metamf_jax.factorization.block_store import BlockStore
@@ -125,7 +127,7 @@ _STEP_SIZE = flags.DEFINE_string(
 )
 _SCHEDULE = flags.DEFINE_enum("schedule", "wor", strata.SCHEDULES, "Order of the strata.")
 _POINT_ORDER = flags.DEFINE_enum(
-    "point_order", "blocks", dsgd.POINT_ORDERS, "How far the order of points is drawn anew."
+    "point_order", "blocks", sgd.POINT_ORDERS, "How far the order of points is drawn anew."
 )
 _BLOCKS = flags.DEFINE_integer(
     "blocks", None, "Blocks per side, a multiple of --devices. Default: the devices.", lower_bound=1
@@ -259,8 +261,8 @@ def _read_store(
                 stream.shape,
                 config.blocks,
                 width,
-                dsgd.sides_rng(work),
-                dsgd.block_rng(work, 0),
+                visits.sides_rng(work),
+                visits.block_rng(work, 0),
                 made_from,
                 stream.ids,
                 (config.test_fraction, held_out),
@@ -308,10 +310,10 @@ def run(
         config.blocks,
         num_devices or 1,
         config.schedule,
-        config.point_order,
-        config.backend,
-        rule.per_row,
-        config.seed,
+        point_order=config.point_order,
+        backend=config.backend,
+        per_row=rule.per_row,
+        seed=config.seed,
     )
     if processes.count() > 1 and config.solver not in ("dsgd", "psgd"):
         raise ValueError(

@@ -30,7 +30,7 @@ from metamf_jax import parallel
 from metamf_jax.factorization import block_update
 from metamf_jax.factorization import objective as objectives
 from metamf_jax.factorization.objective import Objective, SideTerms
-from metamf_jax.factorization.solver import Solver
+from metamf_jax.factorization.solver import Solver, one_by_one
 from metamf_jax.parallel import REPLICATED, SPLIT
 from metamf_jax.ridge import ridge_solve
 from metamf_jax.types import Array, Entries, FactorPrior, Factors
@@ -386,7 +386,7 @@ def make_solver(
 
     return Solver(
         init=lambda factors: Factors(*map(np.asarray, factors)),
-        epoch=epoch,
+        epochs=one_by_one(epoch),
         objective=lambda factors: objectives.evaluate(
             objective, factors, device_entries, device_terms
         ),

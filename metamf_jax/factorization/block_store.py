@@ -93,6 +93,11 @@ class BlockStore:
         return self.u.size, self.v.size
 
     @property
+    def num_blocks(self) -> int:
+        """P."""
+        return len(self.offsets)
+
+    @property
     def num_points(self) -> int:
         """E, of all row blocks."""
         return self.manifest["values"]["count"]

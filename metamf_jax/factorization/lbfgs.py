@@ -14,7 +14,7 @@ import optax
 
 from metamf_jax.factorization import objective as objectives
 from metamf_jax.factorization.objective import Objective
-from metamf_jax.factorization.solver import Solver
+from metamf_jax.factorization.solver import Solver, one_by_one
 from metamf_jax.types import Entries, FactorPrior, Factors
 
 
@@ -85,7 +85,7 @@ def make_solver(
 
     return Solver(
         init=init,
-        epoch=epoch,
+        epochs=one_by_one(epoch),
         objective=lambda state: objectives.evaluate(objective, state.factors, entries, terms),
         factors=lambda state: Factors(*map(np.asarray, state.factors)),
     )

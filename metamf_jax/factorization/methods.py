@@ -58,7 +58,9 @@ def make_solver(
         case "lbfgs":
             return lbfgs.make_solver(objective, entries, prior)
         case "psgd":
-            return parameter_mixing.make_solver(objective, entries, config, prior, width)
+            return parameter_mixing.make_solver(
+                objective, entries, config, config.num_blocks, config.num_devices, prior, width
+            )
         case "sgd":
             config = dataclasses.replace(config, num_blocks=1, num_devices=1)
     return dsgd.make_solver(objective, entries, config, prior, width)

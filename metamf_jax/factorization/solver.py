@@ -25,21 +25,28 @@ class Solver(NamedTuple):
 
     Attributes:
       init: Factors -> state.
-      epoch: (state, epoch from 1, step size) -> state after it.
+      epochs: (state, epoch from 1, step size of each epoch to come) -> (state, how many epochs it
+        ran): one, or as many as the method runs at once; the bits are those of single ones.
       objective: state -> the objective, penalty included.
       factors: state -> Factors, in the order of the matrix's rows and columns.
       squared_error: state -> sum of (x - u . v)^2 over the points; None where the points are to be
         scored with the factors.
-      epochs: (state, epoch from 1, step size of each epoch) -> (state, how many it ran), where it
-        can run several at once, from one on; the state is that of as many calls of `epoch`.
     """
 
     init: Callable[[Factors], Any]
-    epoch: Callable[[Any, int, float], Any]
+    epochs: Callable[[Any, int, Sequence[float]], tuple[Any, int]]
     objective: Callable[[Any], float]
     factors: Callable[[Any], Factors]
     squared_error: Callable[[Any], float] | None = None
-    epochs: Callable[[Any, int, Sequence[float]], tuple[Any, int]] | None = None
+
+    def epoch(self, state: Any, epoch: int, step_size: float) -> Any:
+        """The state after one epoch, numbered from 1."""
+        return self.epochs(state, epoch, [step_size])[0]
+
+
+def one_by_one(epoch: Callable[[Any, int, float], Any]) -> Callable[..., tuple[Any, int]]:
+    """`Solver.epochs` of a method that runs one epoch at a time, (state, epoch, step) -> state."""
+    return lambda state, number, step_sizes: (epoch(state, number, step_sizes[0]), 1)
 
 
 class Progress(NamedTuple):
@@ -94,19 +101,16 @@ def advance(
     Raises:
       ValueError: the objective is no longer finite and the step size's rule does not recover.
     """
-    epoch = progress.epoch + 1
-    sizes = [progress.step_size]
+    first = progress.epoch + 1
     if until is None or step_size.reads_objective:
-        until = epoch
+        until = first
+    sizes = [progress.step_size]
+    for each in range(first, until):
+        sizes.append(step_size.after(each, sizes[-1], 0.0, 0.0))
     begin = time.perf_counter()
-    if solver.epochs is None or until == epoch:
-        state = solver.epoch(progress.state, epoch, progress.step_size)
-    else:
-        for each in range(epoch, until):
-            sizes.append(step_size.after(each, sizes[-1], 0.0, 0.0))
-        state, done = solver.epochs(progress.state, epoch, sizes)
-        epoch, sizes = progress.epoch + done, sizes[:done]
-    seconds = (time.perf_counter() - begin) / len(sizes)
+    state, done = solver.epochs(progress.state, first, sizes)
+    seconds = (time.perf_counter() - begin) / done
+    epoch, sizes = progress.epoch + done, sizes[:done]
     if epoch < until:
         value = step_size.after(epoch, sizes[-1], 0.0, 0.0)
         return progress._replace(state=state, epoch=epoch, step_size=value, seconds=seconds)
