@@ -26,18 +26,18 @@ from metamf_jax.factorization import (
     block_store,
     block_update,
     dsgd,
-    methods,
     sgd,
     solver,
+    solvers,
     step_size,
     strata,
     visits,
 )
 from metamf_jax.factorization import objective as objectives
 from metamf_jax.factorization.block_store import BlockStore
-from metamf_jax.factorization.dsgd import DsgdConfig
 from metamf_jax.factorization.factor_file import save_factors
 from metamf_jax.factorization.objective import Objective
+from metamf_jax.factorization.solvers import SOLVERS, SolverConfig
 from metamf_jax.runs.checkpoint import Checkpointer
 from metamf_jax.runs.run_log import open_run_log, read_metrics
 from metamf_jax.types import Entries, Factors
@@ -93,7 +93,9 @@ _SPLIT = flags.DEFINE_enum(
     "Test cells: drawn at random, the latest, or those of the official --fold (ml100k).",
 )
 _TEST_FRACTION = flags.DEFINE_float("test_fraction", 0.1, "Part of the cells held out, 0 to 0.9.")
-_SOLVER = flags.DEFINE_enum("solver", "dsgd", list(methods.SOLVERS), str(methods.SOLVERS))
+_SOLVER = flags.DEFINE_enum(
+    "solver", "dsgd", list(SOLVERS), str({name: kind.told for name, kind in SOLVERS.items()})
+)
 _LOSS = flags.DEFINE_enum(
     "loss", None, [*objectives.LOSSES, *objectives.ALIASES], "Loss, or a name for loss and penalty."
 )
@@ -238,7 +240,7 @@ def _read_table(config: Config, objective: Objective, data_dir: str | None) -> _
 
 
 def _read_store(
-    config: Config, objective: Objective, work: DsgdConfig, data_dir: str | None
+    config: Config, objective: Objective, work: SolverConfig, data_dir: str | None
 ) -> _Matrix:
     """Opens the block store; the first process builds it where there is none."""
     assert config.block_store is not None
@@ -300,13 +302,13 @@ def run(
         another configuration.
     """
     objective = Objective(config.loss, config.penalty, config.regularization, config.biases)
-    objectives.check_solver(objective, config.solver)
+    solvers.check_solver(objective, config.solver)
+    kind = SOLVERS[config.solver]
     rule = step_size.parse(config.step_size.replace(":auto", ""))
-    stepped = config.solver in methods.STEPPED
-    if not stepped:  # A bold driver would want the objective after every epoch.
+    if not kind.reads_step_size:  # A bold driver would want the objective after every epoch.
         rule = step_size.StepSize("constant")
     init, _ = _parse_init(config.init)
-    work = DsgdConfig(
+    work = SolverConfig(
         config.blocks,
         num_devices or 1,
         config.schedule,
@@ -315,14 +317,14 @@ def run(
         per_row=rule.per_row,
         seed=config.seed,
     )
-    if processes.count() > 1 and config.solver not in ("dsgd", "psgd"):
+    if processes.count() > 1 and not kind.several_processes:
         raise ValueError(
             f"the solver {config.solver!r} runs in one process, but there are"
             f" {processes.count()}; take --solver=dsgd or psgd, or start one process"
         )
     if config.block_store is None:
         matrix = _read_table(config, objective, data_dir)
-    elif config.solver == "dsgd" and config.split == "random" and config.test_input is None:
+    elif kind.from_store and config.split == "random" and config.test_input is None:
         matrix = _read_store(config, objective, work, data_dir)
     else:
         raise ValueError(
@@ -342,14 +344,14 @@ def run(
     if isinstance(train, BlockStore):
         method = dsgd.solve_blocks(objective, train, work, terms)
     else:
-        method = methods.make_solver(
+        method = solvers.make_solver(
             config.solver, objective, train, work, None, factors.u.shape[1]
         )
     log = open_run_log(workdir, "factorize", config)
-    if ":auto" in config.step_size and stepped:
+    if ":auto" in config.step_size and kind.reads_step_size:
         if processes.is_first():
             sample = train.sample(50_000) if isinstance(train, BlockStore) else train
-            rule = methods.choose_step_size(objective, sample, config.rank, rule, work, init, scale)
+            rule = solvers.choose_step_size(objective, sample, config.rank, rule, work, init, scale)
             log.print(f"step size {rule.value:g}, chosen on a sample")
         rule = dataclasses.replace(rule, value=processes.from_first(rule.value))
 
@@ -397,7 +399,7 @@ def run(
                 {
                     "objective": progress.objective,
                     **{name: value for name, value in errors.items() if value is not None},
-                    **({"step_size": used} if stepped else {}),
+                    **({"step_size": used} if kind.reads_step_size else {}),
                     "epoch_seconds": sum(seconds) / len(seconds),
                     "epochs": len(seconds),
                     "updates_per_second": matrix.num_points / max(min(seconds), 1e-9),
@@ -460,7 +462,7 @@ def main() -> None:
     chosen["loss"], chosen["penalty"] = objectives.resolve_names(chosen["loss"], chosen["penalty"])
     several = common.DEVICES.value or processes.count() > 1
     num_devices = len(parallel.devices()) if several else 1
-    if _SOLVER.value in ("lbfgs", "sgd"):
+    if not SOLVERS[_SOLVER.value].several_devices:
         num_devices = 1
     config = Config(
         dataset=dataset,

@@ -69,6 +69,16 @@ class DsgdConfig(SgdConfig):
             )
 
 
+def one_block(config: SgdConfig) -> DsgdConfig:
+    """Plain SGD."""
+    return DsgdConfig(
+        point_order=config.point_order,
+        backend=config.backend,
+        per_row=config.per_row,
+        seed=config.seed,
+    )
+
+
 class DsgdState(NamedTuple):
     """Factors in blocks, on their devices.
 
