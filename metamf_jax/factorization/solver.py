@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from metamf_jax.factorization.objective import Objective, Terms, with_bias_columns
+from metamf_jax.factorization.objective import Objective, SideTerms, Terms, with_bias_columns
 from metamf_jax.factorization.step_size import StepSize
 from metamf_jax.types import Entries, Factors
 
@@ -230,31 +230,45 @@ def initial_factors(
         values = np.asarray(entries.values, np.float64)
         moments = len(values), values.sum(), (values**2).sum()
         scale = default_scale(objective, entries.shape, moments, rank, init)
-    factors = []
-    for side, size, side_terms in zip("uv", entries.shape, terms, strict=True):
-        shape = size, rank
-        if init == "normal":
-            draw = rng.normal(size=shape)
-        else:
-            draw = rng.uniform(0 if init == "positive" else -1, 1, shape)
+    return Factors(
+        *(
+            _initial_side(objective, side, size, side_terms, rank, rng, init, scale)
+            for side, size, side_terms in zip("uv", entries.shape, terms, strict=True)
+        )
+    )
+
+
+def _initial_side(
+    objective: Objective,
+    side: str,
+    size: int,
+    terms: SideTerms,
+    rank: int,
+    rng: np.random.Generator,
+    init: str,
+    scale: float,
+) -> np.ndarray:
+    if init == "normal":
+        draw = rng.normal(size=(size, rank))
+    else:
+        draw = rng.uniform(0 if init == "positive" else -1, 1, (size, rank))
+    if objective.record.non_negative:
+        draw = np.abs(draw)
+    draw = (scale * draw).astype(np.float32)
+    # Nothing but the prior would ever pull a row without points from where it starts.
+    draw[terms.count == 0] = 0
+    if objective.biases:
+        draw = with_bias_columns(draw, side)
+    mean = terms.mean
+    if mean is not None:
+        if mean.shape != draw.shape:
+            raise ValueError(
+                f"expected prior means of rank {rank}, got shape {mean.shape} for {draw.shape}"
+            )
+        draw[:, :rank] += mean[:, :rank]
         if objective.record.non_negative:
-            draw = np.abs(draw)
-        draw = (scale * draw).astype(np.float32)
-        # Nothing but the prior would ever pull a row without points from where it starts.
-        draw[side_terms.count == 0] = 0
-        if objective.biases:
-            draw = with_bias_columns(draw, side)
-        mean = side_terms.mean
-        if mean is not None:
-            if mean.shape != draw.shape:
-                raise ValueError(
-                    f"expected prior means of rank {rank}, got shape {mean.shape} for {draw.shape}"
-                )
-            draw[:, :rank] += mean[:, :rank]
-            if objective.record.non_negative:
-                draw = np.maximum(draw, 0)
-        factors.append(draw)
-    return Factors(*factors)
+            draw = np.maximum(draw, 0)
+    return draw
 
 
 def default_scale(
