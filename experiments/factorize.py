@@ -6,13 +6,15 @@ the last bit the same; parameter mixing lags behind.
     python -m experiments.factorize --dataset=ml1m --data_dir=DIR --solver=dsgd --blocks=8 \
         --devices=2 --workdir=runs/factorize
 
+    python -m experiments.factorize --flagfile=experiments/flagfiles/factorize_ml100k.txt \
+        --data_dir=DIR --workdir=runs/best
+
 The workdir receives the factors with the names of rows and columns (``factors.safetensors``) and
 ``summary.json``; started again, a run that was cut short goes on from its last epoch.
 """
 
 import dataclasses
 import os
-import pathlib
 from typing import Any, NamedTuple
 
 import jax
@@ -26,18 +28,21 @@ from metamf_jax.factorization import (
     block_store,
     block_update,
     dsgd,
-    methods,
+    sgd,
     solver,
+    solvers,
     step_size,
     strata,
+    visits,
 )
 from metamf_jax.factorization import objective as objectives
 from metamf_jax.factorization.block_store import BlockStore
-from metamf_jax.factorization.dsgd import DsgdConfig
 from metamf_jax.factorization.factor_file import save_factors
 from metamf_jax.factorization.objective import Objective
+from metamf_jax.factorization.solver import Progress
+from metamf_jax.factorization.solvers import SOLVERS, SolverConfig
 from metamf_jax.runs.checkpoint import Checkpointer
-from metamf_jax.runs.run_log import open_run_log, read_metrics
+from metamf_jax.runs.run_log import RunLog, open_run_log, read_metrics
 from metamf_jax.types import Entries, Factors
 
 # What a preset sets where no flag does.
@@ -54,6 +59,7 @@ _PRESETS = {
         "step_size": "bold_driver:0.02",
     },
     # Sizes tuned on a tenth of MovieLens-1M's training cells; penalty and start on another split.
+    # Those of MovieLens-100K are in `flagfiles/factorize_ml100k.txt`.
     "best": {
         "rank": 128,
         "epochs": 24,
@@ -64,11 +70,6 @@ _PRESETS = {
         "step_size": "adagrad:0.05",
     },
 }
-# What `best` sets otherwise for a data set: tuned on a tenth of the training cells of fold u1,
-# among which are test cells of the other folds.
-_BEST = {
-    "ml100k": {"rank": 64, "regularization": 0.8, "init": "positive:0.131"},
-}
 _DEFAULTS = {
     "loss": "squared",
     "penalty": None,
@@ -77,6 +78,9 @@ _DEFAULTS = {
     "init": "uniform",
     "step_size": "bold_driver:auto",
 }
+
+# Of `--als_solver=cg`.
+_CONJUGATE_STEPS = 3
 
 _DATASET = shared_flags.dataset()
 _INPUT = shared_flags.input_table()
@@ -91,7 +95,9 @@ _SPLIT = flags.DEFINE_enum(
     "Test cells: drawn at random, the latest, or those of the official --fold (ml100k).",
 )
 _TEST_FRACTION = flags.DEFINE_float("test_fraction", 0.1, "Part of the cells held out, 0 to 0.9.")
-_SOLVER = flags.DEFINE_enum("solver", "dsgd", list(methods.SOLVERS), str(methods.SOLVERS))
+_SOLVER = flags.DEFINE_enum(
+    "solver", "dsgd", list(SOLVERS), str({name: kind.told for name, kind in SOLVERS.items()})
+)
 _LOSS = flags.DEFINE_enum(
     "loss", None, [*objectives.LOSSES, *objectives.ALIASES], "Loss, or a name for loss and penalty."
 )
@@ -125,7 +131,7 @@ _STEP_SIZE = flags.DEFINE_string(
 )
 _SCHEDULE = flags.DEFINE_enum("schedule", "wor", strata.SCHEDULES, "Order of the strata.")
 _POINT_ORDER = flags.DEFINE_enum(
-    "point_order", "blocks", dsgd.POINT_ORDERS, "How far the order of points is drawn anew."
+    "point_order", "blocks", sgd.POINT_ORDERS, "How far the order of points is drawn anew."
 )
 _BLOCKS = flags.DEFINE_integer(
     "blocks", None, "Blocks per side, a multiple of --devices. Default: the devices.", lower_bound=1
@@ -135,6 +141,12 @@ _BLOCK_STORE = flags.DEFINE_string(
     None,
     "Folder of the matrix cut into blocks on disk; made if missing. Training then holds the points"
     " of two strata at a time. --dataset may be synthetic:ROWSxCOLUMNSxCELLS_PER_ROW.",
+)
+_ALS_SOLVER = flags.DEFINE_string(
+    "als_solver",
+    None,
+    "How --solver=als solves a row: cholesky (the default), exactly, or cg[:STEPS], by so many (3)"
+    " steps of conjugate gradients from the factors before, through XLA.",
 )
 _BACKEND = flags.DEFINE_enum("backend", "auto", block_update.BACKENDS, "How blocks are updated.")
 
@@ -167,6 +179,7 @@ class Config:
     blocks: int = 1
     backend: str = "auto"
     block_store: str | None = None
+    als_solver: str | None = None
     seed: int = 0
 
 
@@ -186,6 +199,17 @@ def _parse_init(text: str) -> tuple[str, float | None]:
         return name, float(scale) if scale else None
     except ValueError:
         raise ValueError(f"expected an init as NAME[:SCALE], got {text!r}") from None
+
+
+def _conjugate_steps(text: str | None) -> int:
+    """Of --als_solver; 0 for Cholesky."""
+    if text in (None, "cholesky"):
+        return 0
+    name, _, steps = text.partition(":")
+    steps = steps or str(_CONJUGATE_STEPS)
+    if name != "cg" or not steps.isdecimal() or int(steps) == 0:
+        raise ValueError(f"expected an ALS solver as cholesky or cg[:STEPS], got {text!r}")
+    return int(steps)
 
 
 class _Matrix(NamedTuple):
@@ -212,6 +236,14 @@ class _Matrix(NamedTuple):
         train = self.train
         return train.num_points if isinstance(train, BlockStore) else len(train.values)
 
+    @property
+    def in_memory(self) -> Entries:
+        """The points; none of a store's."""
+        if not isinstance(self.train, BlockStore):
+            return self.train
+        nothing = np.zeros(0, np.int32)
+        return Entries(nothing, nothing, np.zeros(0, np.float32), self.train.shape)
+
 
 def _read_table(config: Config, objective: Objective, data_dir: str | None) -> _Matrix:
     table = sources.load(config.dataset, data_dir, config.seed)
@@ -236,7 +268,7 @@ def _read_table(config: Config, objective: Objective, data_dir: str | None) -> _
 
 
 def _read_store(
-    config: Config, objective: Objective, work: DsgdConfig, data_dir: str | None
+    config: Config, objective: Objective, work: SolverConfig, data_dir: str | None
 ) -> _Matrix:
     """Opens the block store; the first process builds it where there is none."""
     assert config.block_store is not None
@@ -259,8 +291,8 @@ def _read_store(
                 stream.shape,
                 config.blocks,
                 width,
-                dsgd.sides_rng(work),
-                dsgd.block_rng(work, 0),
+                visits.sides_rng(work),
+                visits.block_rng(work, 0),
                 made_from,
                 stream.ids,
                 (config.test_fraction, held_out),
@@ -282,6 +314,159 @@ def _read_store(
     return _Matrix(store, terms, mean, scale, store.test, store.ids())
 
 
+def _read_matrix(
+    config: Config, objective: Objective, work: SolverConfig, data_dir: str | None
+) -> _Matrix:
+    if config.block_store is None:
+        return _read_table(config, objective, data_dir)
+    from_store = SOLVERS[config.solver].from_store
+    if from_store and config.split == "random" and config.test_input is None:
+        return _read_store(config, objective, work, data_dir)
+    raise ValueError(
+        "a block store serves --solver=dsgd with the random split, got"
+        f" {config.solver!r}, split {config.split!r} and test input {config.test_input}"
+    )
+
+
+class _Job(NamedTuple):
+    """What stays the same from epoch to epoch."""
+
+    config: Config
+    objective: Objective
+    matrix: _Matrix
+    method: solver.Solver
+    rule: step_size.StepSize
+    log: RunLog
+
+    @property
+    def kind(self) -> solvers.Kind:
+        return SOLVERS[self.config.solver]
+
+
+def _rule(config: Config) -> step_size.StepSize:
+    """The rule for the step size, of which `auto` is chosen later."""
+    rule = step_size.parse(config.step_size.replace(":auto", ""))
+    if not SOLVERS[config.solver].reads_step_size:
+        # A bold driver would want the objective after every epoch.
+        return step_size.StepSize("constant")
+    return rule
+
+
+def _with_value(job: _Job, work: SolverConfig) -> _Job:
+    """Chooses the first step size on a sample, where the flags say `auto`."""
+    config, matrix, rule = job.config, job.matrix, job.rule
+    if ":auto" not in config.step_size or not job.kind.reads_step_size:
+        return job
+    if processes.is_first():
+        train = matrix.train
+        sample = train.sample(50_000) if isinstance(train, BlockStore) else train
+        init, _ = _parse_init(config.init)
+        rule = solvers.choose_step_size(
+            job.objective, sample, config.rank, rule, work, init, matrix.scale
+        )
+        job.log.print(f"step size {rule.value:g}, chosen on a sample")
+    value = processes.from_first(rule.value)
+    return job._replace(rule=dataclasses.replace(rule, value=value))
+
+
+def _errors(job: _Job, state: Any) -> tuple[float | None, float | None]:
+    """RMSE of the training points and, in the first process, of the test cells."""
+    method, matrix = job.method, job.matrix
+    factors = method.factors(state)
+    if method.squared_error is not None:
+        training = float(np.sqrt(method.squared_error(state) / matrix.num_points))
+    else:
+        training = _rmse(factors, matrix.in_memory)
+    if not processes.is_first():
+        return training, None
+    return training, _rmse(solver.add_mean(job.objective, factors, matrix.mean), matrix.test)
+
+
+def _restored(checkpointer: Checkpointer, progress: Progress) -> Progress:
+    """Where a run that was cut short stands, or the start."""
+    restored = checkpointer.restore(progress)
+    if restored is None:
+        return progress
+    return restored._replace(
+        epoch=int(restored.epoch),
+        step_size=float(restored.step_size),
+        objective=float(restored.objective),
+        finite_objective=float(restored.finite_objective),
+        seconds=float(restored.seconds),
+    )
+
+
+def _train(job: _Job, progress: Progress, checkpointer: Checkpointer) -> Progress:
+    """Runs the epochs that are left, with an evaluation and a checkpoint every few."""
+    config, rule, log = job.config, job.rule, job.log
+    every = config.evaluate_every or config.epochs
+    before, seconds = progress.finite_objective, []
+    with common.until_checkpoint() as leave_if_asked:
+        while progress.epoch < config.epochs:
+            used, done = progress.step_size, progress.epoch
+            due = min(done - done % every + every, config.epochs)
+            progress = solver.advance(job.method, rule, progress, due)
+            seconds += [progress.seconds] * (progress.epoch - done)
+            log.advance(progress.epoch - done)
+            if progress.epoch < due:
+                continue
+            if not rule.reads_objective:
+                used = rule.after(progress.epoch - 1, used, 0.0, 0.0)
+            log.metrics(progress.epoch, _metrics(job, progress, used, seconds))
+            checkpointer.save(progress.epoch, progress)
+            leave_if_asked()
+            fall = before - progress.objective
+            before, seconds = progress.finite_objective, []
+            if config.early_stopping is not None and 0 <= fall < config.early_stopping * (
+                progress.objective + fall
+            ):
+                break
+    return progress
+
+
+def _metrics(
+    job: _Job, progress: Progress, step_size_used: float, seconds: list[float]
+) -> dict[str, float]:
+    """A line of ``metrics.jsonl``; `seconds` are those of the epochs since the last."""
+    errors = dict(zip(("train_rmse", "test_rmse"), _errors(job, progress.state), strict=True))
+    return {
+        "objective": progress.objective,
+        **{name: value for name, value in errors.items() if value is not None},
+        **({"step_size": step_size_used} if job.kind.reads_step_size else {}),
+        "epoch_seconds": sum(seconds) / len(seconds),
+        "epochs": len(seconds),
+        "updates_per_second": job.matrix.num_points / max(min(seconds), 1e-9),
+    }
+
+
+def _finish(job: _Job, progress: Progress) -> dict[str, Any]:
+    """Writes factors and summary."""
+    matrix, workdir = job.matrix, job.log.workdir
+    train_rmse, test_rmse = _errors(job, progress.state)
+    factors = solver.add_mean(job.objective, job.method.factors(progress.state), matrix.mean)
+    path = workdir / "factors.safetensors"
+    if processes.is_first():
+        save_factors(path, factors, *matrix.ids)
+    lines = read_metrics(workdir) if processes.is_first() else []
+    tests = [line["test_rmse"] for line in lines if "test_rmse" in line]
+    results = {
+        "objective": progress.finite_objective,
+        "train_rmse": train_rmse,
+        "test_rmse": test_rmse,
+        "best_test_rmse": min(tests, default=None),
+        "epochs": progress.epoch,
+        "seconds_training": sum(line["epoch_seconds"] * line["epochs"] for line in lines),
+        # The first epoch compiles.
+        "updates_per_second": max((line["updates_per_second"] for line in lines), default=None),
+    }
+    job.log.print(
+        f"objective {results['objective']:.6g}, RMSE {train_rmse:.4f} in training"
+        + ("" if test_rmse is None else f", {test_rmse:.4f} on the test cells")
+        + f"; wrote {path} and summary.json"
+    )
+    return job.log.finish(results)
+
+
 def run(
     config: Config,
     workdir: str | os.PathLike,
@@ -298,144 +483,52 @@ def run(
         another configuration.
     """
     objective = Objective(config.loss, config.penalty, config.regularization, config.biases)
-    objectives.check_solver(objective, config.solver)
-    rule = step_size.parse(config.step_size.replace(":auto", ""))
-    stepped = config.solver in methods.STEPPED
-    if not stepped:  # A bold driver would want the objective after every epoch.
-        rule = step_size.StepSize("constant")
+    solvers.check_solver(objective, config.solver)
+    rule = _rule(config)
     init, _ = _parse_init(config.init)
-    work = DsgdConfig(
+    work = SolverConfig(
         config.blocks,
         num_devices or 1,
         config.schedule,
-        config.point_order,
-        config.backend,
-        rule.per_row,
-        config.seed,
+        _conjugate_steps(config.als_solver),
+        point_order=config.point_order,
+        backend=config.backend,
+        per_row=rule.per_row,
+        seed=config.seed,
     )
-    if processes.count() > 1 and config.solver not in ("dsgd", "psgd"):
+    if processes.count() > 1 and not SOLVERS[config.solver].several_processes:
         raise ValueError(
             f"the solver {config.solver!r} runs in one process, but there are"
             f" {processes.count()}; take --solver=dsgd or psgd, or start one process"
         )
-    if config.block_store is None:
-        matrix = _read_table(config, objective, data_dir)
-    elif config.solver == "dsgd" and config.split == "random" and config.test_input is None:
-        matrix = _read_store(config, objective, work, data_dir)
-    else:
-        raise ValueError(
-            "a block store serves --solver=dsgd with the random split, got"
-            f" {config.solver!r}, split {config.split!r} and test input {config.test_input}"
-        )
-    train, terms, mean, scale, test, ids = matrix
-    nothing = np.zeros(0, np.int32)
-    whole = (
-        Entries(nothing, nothing, np.zeros(0, np.float32), train.shape)
-        if isinstance(train, BlockStore)
-        else train
-    )
+    matrix = _read_matrix(config, objective, work, data_dir)
     factors = solver.initial_factors(
-        objective, whole, terms, config.rank, np.random.default_rng(config.seed), init, scale
+        objective,
+        matrix.in_memory,
+        matrix.terms,
+        config.rank,
+        np.random.default_rng(config.seed),
+        init,
+        matrix.scale,
     )
-    if isinstance(train, BlockStore):
-        method = dsgd.solve_blocks(objective, train, work, terms)
+    if isinstance(matrix.train, BlockStore):
+        method = dsgd.solve_blocks(objective, matrix.train, work, matrix.terms)
     else:
-        method = methods.make_solver(
-            config.solver, objective, train, work, None, factors.u.shape[1]
-        )
+        width = factors.u.shape[1]
+        method = solvers.make_solver(config.solver, objective, matrix.train, work, None, width)
     log = open_run_log(workdir, "factorize", config)
-    if ":auto" in config.step_size and stepped:
-        if processes.is_first():
-            sample = train.sample(50_000) if isinstance(train, BlockStore) else train
-            rule = methods.choose_step_size(objective, sample, config.rank, rule, work, init, scale)
-            log.print(f"step size {rule.value:g}, chosen on a sample")
-        rule = dataclasses.replace(rule, value=processes.from_first(rule.value))
-
-    def errors_of(state):
-        """RMSE of the training points and, in the first process, of the test cells."""
-        factors = method.factors(state)
-        if method.squared_error is not None:
-            training = float(np.sqrt(method.squared_error(state) / matrix.num_points))
-        else:
-            training = _rmse(factors, whole)
-        if not processes.is_first():
-            return training, None
-        return training, _rmse(solver.add_mean(objective, factors, mean), test)
-
-    progress = solver.start(method, factors, rule)
+    job = _with_value(_Job(config, objective, matrix, method, rule, log), work)
+    progress = solver.start(method, factors, job.rule)
     del factors
     checkpointer = Checkpointer(workdir, log.print)
-    restored = checkpointer.restore(progress)
-    if restored is not None:
-        progress = restored._replace(
-            epoch=int(restored.epoch),
-            step_size=float(restored.step_size),
-            objective=float(restored.objective),
-            finite_objective=float(restored.finite_objective),
-            seconds=float(restored.seconds),
-        )
+    progress = _restored(checkpointer, progress)
     log.resume_at(progress.epoch)
     log.start_progress(config.epochs, progress.epoch, "epoch")
-    every = config.evaluate_every or config.epochs
-    before, seconds = progress.finite_objective, []
-    with common.until_checkpoint() as leave_if_asked:
-        while progress.epoch < config.epochs:
-            used, done = progress.step_size, progress.epoch
-            due = min(done - done % every + every, config.epochs)
-            progress = solver.advance(method, rule, progress, due)
-            seconds += [progress.seconds] * (progress.epoch - done)
-            log.advance(progress.epoch - done)
-            if progress.epoch < due:
-                continue
-            if not rule.reads_objective:
-                used = rule.after(progress.epoch - 1, used, 0.0, 0.0)
-            errors = dict(zip(("train_rmse", "test_rmse"), errors_of(progress.state), strict=True))
-            log.metrics(
-                progress.epoch,
-                {
-                    "objective": progress.objective,
-                    **{name: value for name, value in errors.items() if value is not None},
-                    **({"step_size": used} if stepped else {}),
-                    "epoch_seconds": sum(seconds) / len(seconds),
-                    "epochs": len(seconds),
-                    "updates_per_second": matrix.num_points / max(min(seconds), 1e-9),
-                },
-            )
-            checkpointer.save(progress.epoch, progress)
-            leave_if_asked()
-            fall = before - progress.objective
-            before, seconds = progress.finite_objective, []
-            if config.early_stopping is not None and 0 <= fall < config.early_stopping * (
-                progress.objective + fall
-            ):
-                break
-
-    train_rmse, test_rmse = errors_of(progress.state)
-    factors = solver.add_mean(objective, method.factors(progress.state), mean)
-    path = pathlib.Path(workdir) / "factors.safetensors"
-    if processes.is_first():
-        save_factors(path, factors, *ids)
-    lines = read_metrics(workdir) if processes.is_first() else []
-    tests = [line["test_rmse"] for line in lines if "test_rmse" in line]
-    results = {
-        "objective": progress.finite_objective,
-        "train_rmse": train_rmse,
-        "test_rmse": test_rmse,
-        "best_test_rmse": min(tests, default=None),
-        "epochs": progress.epoch,
-        "seconds_training": sum(line["epoch_seconds"] * line["epochs"] for line in lines),
-        # The first epoch compiles.
-        "updates_per_second": max((line["updates_per_second"] for line in lines), default=None),
-    }
-    log.print(
-        f"objective {results['objective']:.6g}, RMSE {train_rmse:.4f} in training"
-        + ("" if test_rmse is None else f", {test_rmse:.4f} on the test cells")
-        + f"; wrote {path} and summary.json"
-    )
-    return log.finish(results)
+    return _finish(job, _train(job, progress, checkpointer))
 
 
-def main() -> None:
+def _chosen() -> dict[str, Any]:
+    """What the preset sets, and flags change; loss and penalty by their own names."""
     given = {
         "loss": _LOSS.value,
         "penalty": _PENALTY.value,
@@ -446,22 +539,23 @@ def main() -> None:
         "init": _INIT.value,
         "step_size": _STEP_SIZE.value,
     }
-    dataset = _INPUT.value or _DATASET.value
     chosen = {**_DEFAULTS, **_PRESETS[common.PRESET.value]}
-    if common.PRESET.value == "best":
-        chosen.update(_BEST.get(dataset, {}))
     chosen.update((name, value) for name, value in given.items() if value is not None)
     if chosen["loss"] in objectives.ALIASES and given["penalty"] is None:
         chosen["penalty"] = None  # The alias names its own, whatever the preset's is.
     if chosen["penalty"] is None and chosen["loss"] not in objectives.ALIASES:
         chosen["penalty"] = "weighted_l2"
     chosen["loss"], chosen["penalty"] = objectives.resolve_names(chosen["loss"], chosen["penalty"])
+    return chosen
+
+
+def main() -> None:
     several = common.DEVICES.value or processes.count() > 1
     num_devices = len(parallel.devices()) if several else 1
-    if _SOLVER.value in ("lbfgs", "sgd"):
+    if not SOLVERS[_SOLVER.value].several_devices:
         num_devices = 1
     config = Config(
-        dataset=dataset,
+        dataset=_INPUT.value or _DATASET.value,
         test_input=_TEST_INPUT.value,
         split=_SPLIT.value,
         fold=_FOLD.value,
@@ -474,8 +568,9 @@ def main() -> None:
         blocks=_BLOCKS.value or num_devices,
         backend=_BACKEND.value,
         block_store=_BLOCK_STORE.value,
+        als_solver=_ALS_SOLVER.value,
         seed=common.SEED.value,
-        **chosen,
+        **_chosen(),
     )
     if common.WORKDIR.value is None:
         raise ValueError("--workdir is needed: the folder for the run's files")

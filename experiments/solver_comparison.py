@@ -30,10 +30,11 @@ from absl import flags
 from experiments import common, shared_flags, splits
 from metamf_jax import parallel, plotting
 from metamf_jax.data import sources
-from metamf_jax.factorization import methods, prediction, solver, step_size
 from metamf_jax.factorization import objective as objectives
-from metamf_jax.factorization.dsgd import DsgdConfig
+from metamf_jax.factorization import prediction, solver, solvers, step_size
 from metamf_jax.factorization.objective import Objective
+from metamf_jax.factorization.sgd import SgdConfig
+from metamf_jax.factorization.solvers import SOLVERS, SolverConfig
 from metamf_jax.plotting import Panel
 from metamf_jax.runs.files import write_text
 from metamf_jax.runs.run_log import RunLog
@@ -57,13 +58,7 @@ _PRESETS = {
     "paper": {"rank": 50, "epochs": 30, "ranks": (10, 25, 50, 100, 200)},
     "best": {"rank": 64, "epochs": 60, "ranks": (8, 16, 32, 64, 128, 256)},
 }
-_TITLES = {
-    "sgd": "SGD",
-    "als": "ALS",
-    "psgd": "parameter mixing",
-    "dsgd": "DSGD",
-    "lbfgs": "L-BFGS",
-}
+_TITLES = {name: kind.title for name, kind in SOLVERS.items()}
 _FIELDS = ("curve", "epoch", "seconds", "objective", "test_rmse", "step_size")
 # Epochs whose time tells how long one takes; the first compiles, and comes before.
 _TIMED_EPOCHS = 5
@@ -103,7 +98,7 @@ class Curve:
     """One run: a solver on (part of) the matrix.
 
     Attributes:
-      solver: a key of `methods.SOLVERS`.
+      solver: a key of `solvers.SOLVERS`.
       workers: devices; for parameter mixing also shards.
       rank: K.
       loss: as in `Config.losses`.
@@ -155,7 +150,7 @@ def choose_step_size(rank: int, loss: str, train: Entries, config: Config) -> st
     objective = objective_of(loss, config)
     entries, _ = solver.centre(objective, train)
     rule = step_size.StepSize("bold_driver")
-    return methods.choose_step_size(objective, entries, rank, rule, DsgdConfig(seed=config.seed))
+    return solvers.choose_step_size(objective, entries, rank, rule, SgdConfig(seed=config.seed))
 
 
 def fit(
@@ -171,12 +166,13 @@ def fit(
     objectives.check_values(objective, entries)
     entries, mean = solver.centre(objective, entries)
     # All of them share one P, so that the blocks, and with them the factors, are the same.
-    blocks = curve.workers if curve.solver == "psgd" else math.lcm(*config.workers)
-    work = DsgdConfig(blocks, curve.workers, seed=config.seed)
+    sharded = SOLVERS[curve.solver].sharded
+    blocks = curve.workers if sharded else math.lcm(*config.workers)
+    work = SolverConfig(blocks, curve.workers, seed=config.seed)
     terms = objectives.make_terms(objective, entries)
     rng = np.random.default_rng(config.seed)
     start = solver.initial_factors(objective, entries, terms, curve.rank, rng)
-    method = methods.make_solver(curve.solver, objective, entries, work, width=curve.rank)
+    method = solvers.make_solver(curve.solver, objective, entries, work, width=curve.rank)
     method.epoch(method.init(start), 1, rule.first())
     cells = np.asarray(test.rows), np.asarray(test.columns)
     lines, seconds = [], 0.0
@@ -283,13 +279,12 @@ def _errors(curves, x="epoch", x_label="epoch"):
 
 def _solvers(runs, config, cells):
     most = max(config.workers)
-    names = {
-        name: f"{title}, {_workers_named(most)}" if name in ("psgd", "dsgd") else title
-        for name, title in _TITLES.items()
-    }
-    curves = {
-        title: runs(name, most if name in ("psgd", "dsgd") else 1) for name, title in names.items()
-    }
+    curves = {}
+    for name, title in _TITLES.items():
+        if SOLVERS[name].several_processes:
+            curves[f"{title}, {_workers_named(most)}"] = runs(name, most)
+        else:
+            curves[title] = runs(name, 1)
     panels = [*_convergence(curves, cells), _errors(curves, "seconds", "seconds of training")]
     ends = {title: lines[-1]["objective"] for title, lines in curves.items()}
     return panels, {"objective_at_the_end": ends}

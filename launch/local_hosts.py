@@ -10,13 +10,14 @@ all of them were asked to or one: this program then exits with 75 too.
 """
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, NamedTuple
 
 from absl import app, flags
@@ -30,6 +31,11 @@ PR_SET_PDEATHSIG = 1
 ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 os.execvp(sys.argv[1], sys.argv[1:])
 """
+# A message of Gloo, which ends in a line feed, and the words that it is written in.
+_GLOO_BEGINNING = b"[Gloo] Rank "
+_GLOO_REST = re.compile(
+    rb"(?:\d+| is connected to | peer ranks\. |Expected number of connected peer ranks is : |\s)*"
+)
 # An interrupted run may first write a checkpoint.
 _INTERRUPT_GRACE_SECONDS = 60.0
 
@@ -142,11 +148,25 @@ def start(
     return children
 
 
+def without_gloo(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Leaves out what Gloo tells of every connection it makes; it cannot be told not to.
+
+    Where it makes several at once, in threads, its words and numbers come mixed: a line may hold
+    the beginnings of two messages, and a later one nothing but the number that ends one of them.
+    """
+    begun = 0
+    for line in lines:
+        beginnings = line.count(_GLOO_BEGINNING)
+        if beginnings or (begun and _GLOO_REST.fullmatch(line)):
+            begun += beginnings - 1
+        else:
+            yield line
+
+
 def _show(pipe: IO[bytes], prefix: str | None) -> None:
     with pipe:
-        for line in pipe:
-            # Gloo tells of every connection it makes, and cannot be told not to.
-            if prefix is not None and not line.startswith(b"[Gloo] Rank"):
+        for line in without_gloo(pipe):
+            if prefix is not None:
                 sys.stdout.write(prefix + line.decode(errors="replace"))
                 sys.stdout.flush()
 

@@ -8,6 +8,7 @@ import pytest
 from absl.testing import parameterized
 
 from metamf_jax.factorization import als, lbfgs, solver
+from metamf_jax.factorization.als import AlsConfig
 from metamf_jax.factorization.objective import Objective, full_gradient, make_terms
 from metamf_jax.factorization.step_size import StepSize
 from metamf_jax.types import Entries, FactorPrior
@@ -85,10 +86,10 @@ class AlsTest(parameterized.TestCase):
             expected[2] = terms.u.mean[2]
         tolerance = 2e-3 if steps else 1e-4
         for backend in backends:
-            half_step = als.make_half_step(
-                objective, "u", points, entries.shape, u.shape[1], steps, 1, backend
+            prepared = als.prepare_half_step(
+                objective, "u", points, entries.shape, u.shape[1], AlsConfig(steps, 1, backend)
             )
-            solved = half_step(u, v, terms.u)
+            solved = als.half_step(prepared, u, v, terms.u)
             np.testing.assert_allclose(solved, expected, rtol=tolerance, atol=tolerance)
 
     def test_columns_are_the_rows_of_the_transposed_matrix(self):
@@ -101,8 +102,9 @@ class AlsTest(parameterized.TestCase):
         mirrored = terms.v._replace(mean=terms.v.mean[:, swap])
         expected = _solved_rows(objective, transposed, mirrored, v[:, swap], u[:, swap])
         points = entries.columns, entries.rows, entries.values
-        half_step = als.make_half_step(objective, "v", points, (M, N), v.shape[1], 0, 1, "xla")
-        solved = np.asarray(half_step(v, u, terms.v))
+        config = AlsConfig(backend="xla")
+        prepared = als.prepare_half_step(objective, "v", points, (M, N), v.shape[1], config)
+        solved = als.half_step(prepared, v, u, terms.v)
         np.testing.assert_allclose(solved[:, swap], expected, rtol=1e-4, atol=1e-4)
 
     @parameterized.parameters(("squared", "none"), ("squared_all", "weighted_l2"))
@@ -147,10 +149,9 @@ class AlsTest(parameterized.TestCase):
         found = []
         for num_devices in (1, 5):
             points = entries.rows, entries.columns, entries.values
-            half_step = als.make_half_step(
-                objective, "u", points, entries.shape, width, 0, num_devices, "numba"
-            )
-            found.append(half_step(u, v, terms.u))
+            config = AlsConfig(num_devices=num_devices, backend="numba")
+            prepared = als.prepare_half_step(objective, "u", points, entries.shape, width, config)
+            found.append(als.half_step(prepared, u, v, terms.u))
         np.testing.assert_allclose(found[0], expected, rtol=1e-3, atol=1e-3)
         np.testing.assert_array_equal(*found)
 

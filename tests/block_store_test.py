@@ -8,7 +8,7 @@ import pytest
 
 from experiments import factorize
 from metamf_jax.data import entry_streams
-from metamf_jax.factorization import block_store, blocks, dsgd, solver
+from metamf_jax.factorization import block_store, blocks, dsgd, solver, visits
 from metamf_jax.factorization.dsgd import DsgdConfig
 from metamf_jax.factorization.objective import Objective, make_terms
 from metamf_jax.factorization.step_size import StepSize
@@ -34,7 +34,7 @@ def _chunks(entries, size=300):
 
 
 def _build(folder, entries, **more):
-    rngs = dsgd.sides_rng(CONFIG), dsgd.block_rng(CONFIG, 0)
+    rngs = visits.sides_rng(CONFIG), visits.block_rng(CONFIG, 0)
     block_store.build_store(folder, _chunks(entries), entries.shape, 2, K, *rngs, MADE_FROM, **more)
     return block_store.open_store(folder, MADE_FROM)
 

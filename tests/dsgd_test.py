@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
-from metamf_jax.factorization import dsgd, solver, strata
+from metamf_jax.factorization import dsgd, solver, visits
 from metamf_jax.factorization import objective as objectives
 from metamf_jax.factorization.dsgd import DsgdConfig
 from metamf_jax.factorization.objective import Objective, make_terms
+from metamf_jax.factorization.points_source import shuffled_points
 from metamf_jax.factorization.step_size import StepSize
 from metamf_jax.types import Entries, FactorPrior
 from tests import numpy_reference
@@ -48,14 +49,14 @@ def _problem(objective, prior=None):
 
 def _serial_epoch(entries, config, terms, objective, factors, squares, epoch, step, rng):
     """An epoch in NumPy, the blocks of each stratum in random order."""
-    cut = dsgd.cut_matrix(entries, config, factors[0].shape[1])
-    visits = dsgd.draw_visits(cut, config, epoch)
-    points = dsgd.shuffled_points(cut, config, visits.shuffle)
+    cut = visits.cut_matrix(entries, config, config.num_blocks, factors[0].shape[1])
+    drawn = visits.draw_visits(cut, config, epoch, config.schedule)
+    points = shuffled_points(cut, config, drawn.shuffle)
     numbers = [np.empty(side.shape, int) for side in (cut.u, cut.v)]
     for number, side in zip(numbers, (cut.u, cut.v), strict=True):
         number[side.block, side.place] = np.arange(len(side.block))
     seen = 0
-    for s, stratum in enumerate(visits.schedule):
+    for s, stratum in enumerate(drawn.schedule):
         sums = [numpy_reference.cell_sum(objective, f) for f in factors]
         for i in rng.permutation(len(stratum)):
             order = [
@@ -64,7 +65,7 @@ def _serial_epoch(entries, config, terms, objective, factors, squares, epoch, st
                     numbers[1][stratum[i], points.columns[i, t]],
                     points.values[i, t],
                 )
-                for first, last in zip(visits.first[i, s], visits.last[i, s], strict=True)
+                for first, last in zip(drawn.first[i, s], drawn.last[i, s], strict=True)
                 for t in range(first, last)
             ]
             seen += len(order)
@@ -179,7 +180,6 @@ class DsgdTest(parameterized.TestCase):
         single = method.init(start)
         for epoch, size in enumerate(sizes, 1):
             single = method.epoch(single, epoch, size)
-        assert method.epochs is not None
         # The points are shuffled before the ninth.
         state, done = method.epochs(method.init(start), 1, sizes[: at_once[0]])
         counts = [done]
@@ -204,30 +204,6 @@ class DsgdTest(parameterized.TestCase):
         assert np.isfinite(factors.u).all()
         with pytest.raises(ValueError, match="the steps diverged at step size 10000"):
             solver.fit(method, start, StepSize("constant", 1e4), 40)
-
-    @parameterized.product(num_devices=[1, 2, 4, 8], name=list(strata.SCHEDULES))
-    def test_travel_brings_every_block_where_it_is_wanted(self, num_devices, name):
-        rng = np.random.default_rng(0)
-        held = rng.permutation(P)
-        schedule = strata.make_schedule(name, P, rng)
-        travel = dsgd.plan_travel(schedule, held, num_devices)
-        per_device = P // num_devices
-        for s in range(P):
-            new = held.copy()
-            for hop in range(1, num_devices):
-                for j in range(travel.rounds[s, hop - 1]):
-                    for here in range(num_devices):
-                        there = (here + hop) % num_devices
-                        to = travel.receive[there, s, hop - 1, j]
-                        if to < per_device:
-                            leaving = travel.send[here, s, hop - 1, j]
-                            new[there * per_device + to] = held[here * per_device + leaving]
-            held = new
-            np.testing.assert_array_equal(held, travel.held[:, s])
-            home = np.arange(P) // per_device * per_device
-            np.testing.assert_array_equal(held[home + travel.slots[:, s]], schedule[s])
-        if name == "seq" and num_devices > 1:
-            assert (travel.rounds[1:, 1:-1] == 0).all()
 
     def test_mistakes(self):
         with pytest.raises(ValueError, match="multiple of the 4 devices, got 6"):

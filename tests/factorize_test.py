@@ -1,6 +1,7 @@
 """The factorization binary: results, files, resuming, every solver, mistakes."""
 
 import dataclasses
+import pathlib
 
 import numpy as np
 import pytest
@@ -50,6 +51,15 @@ class TestFactorize:
         np.testing.assert_array_equal(row_ids, np.arange(60))
         np.testing.assert_array_equal(column_ids, np.arange(40))
 
+    def test_als_by_conjugate_gradients_ends_where_the_exact_one_does(self, tmp_path):
+        reached = []
+        for als_solver in (None, "cg:6"):
+            config = dataclasses.replace(CONFIG, solver="als", epochs=6, als_solver=als_solver)
+            reached.append(factorize.run(config, tmp_path / str(als_solver))["results"])
+        exact, by_gradients = reached
+        assert by_gradients["objective"] != exact["objective"]
+        np.testing.assert_allclose(by_gradients["objective"], exact["objective"], rtol=1e-3)
+
     @pytest.mark.parametrize("solver", ["als", "lbfgs", "psgd"])
     def test_solvers(self, solver, tmp_path):
         config = dataclasses.replace(CONFIG, solver=solver, biases=True)
@@ -75,6 +85,9 @@ class TestFactorize:
             ({"split": "time"}, "has no times to split by"),
             ({"split": "official"}, "only ml100k has official splits"),
             ({"init": "uniform:x"}, "an init as NAME"),
+            ({"als_solver": "cg:0"}, r"an ALS solver as cholesky or cg\[:STEPS\], got 'cg:0'"),
+            ({"als_solver": "lu"}, "an ALS solver as cholesky"),
+            ({"als_solver": "cg", "backend": "numba"}, "run through the backend 'xla' alone"),
             ({"step_size": "constant:1e6"}, "the steps diverged at step size 1e"),
         ],
     )
@@ -106,6 +119,21 @@ class TestFactorize:
         # Never seen in training: the prior mean, and with it the mean of all values.
         mean = np.mean([1 + (n + m) % 5 for n, m in cells])
         np.testing.assert_allclose(factors.u[-1], [0, 0, mean], rtol=1e-6)
+
+
+def test_what_was_tuned_for_a_data_set_is_a_file_of_flags(monkeypatch, tmp_path):
+    configs = []
+    monkeypatch.setattr(factorize, "run", lambda config, *arguments: configs.append(config))
+    root = pathlib.Path(__file__).parents[1] / "experiments" / "flagfiles"
+    for arguments in (
+        (f"--flagfile={root / 'factorize_ml100k.txt'}", "--fold=u2"),
+        ("--preset=best", "--dataset=ml100k"),
+    ):
+        launch(factorize, *arguments, f"--workdir={tmp_path}")
+    tuned, best = configs
+    assert (tuned.dataset, tuned.rank, tuned.regularization) == ("ml100k", 64, 0.8)
+    assert (tuned.init, tuned.fold, tuned.epochs) == ("positive:0.131", "u2", 24)
+    assert (best.dataset, best.rank, best.regularization) == ("ml100k", 128, 0.95)
 
 
 CELLS = "user,item,rating\n" + "".join(f"u{n},i{n % 3},{1 + n % 5}\n" for n in range(12))

@@ -134,3 +134,17 @@ def test_no_process_is_left_when_the_launcher_is_killed():
     launcher.communicate()
     while any(map(_is_running, pids)):
         time.sleep(0.05)
+
+
+def test_gloo_is_left_out_also_where_its_threads_write_at_once():
+    ends = b" peer ranks. Expected number of connected peer ranks is : "
+    lines = [
+        b"3\n",
+        b"[Gloo] Rank 1 is connected to 3" + ends + b"3\n",
+        b"step 1\n",
+        b"[Gloo] Rank [Gloo] Rank 11 is connected to 3 is connected to 3" + ends + ends + b"3\n",
+        b"step 2\n",
+        b"3\n",
+        b"3\n",
+    ]
+    assert list(local_hosts.without_gloo(lines)) == [b"3\n", b"step 1\n", b"step 2\n", b"3\n"]

@@ -3,9 +3,10 @@
 import numpy as np
 from absl.testing import parameterized
 
-from metamf_jax.factorization import als, dsgd, parameter_mixing, solver
+from metamf_jax.factorization import als, dsgd, parameter_mixing, solver, visits
 from metamf_jax.factorization.dsgd import DsgdConfig
 from metamf_jax.factorization.objective import Objective, evaluate, make_terms
+from metamf_jax.factorization.sgd import SgdConfig
 from metamf_jax.factorization.step_size import StepSize
 from metamf_jax.types import Entries, Factors
 from tests import numpy_reference
@@ -31,16 +32,15 @@ class ParameterMixingTest(parameterized.TestCase):
         objective = Objective("squared", "l2", 0.3)
         entries = _low_rank()
         terms, start = _start(objective, entries)
-        config = DsgdConfig(4, 2, seed=5)
-        method = parameter_mixing.make_solver(objective, entries, config, width=K)
+        config = SgdConfig(seed=5)
+        method = parameter_mixing.make_solver(objective, entries, config, 4, 2, width=K)
         got = method.factors(method.epoch(method.init(start), 1, 0.05))
         owner = np.random.default_rng(5).permutation(len(entries.values)) % 4
-        one = DsgdConfig(seed=5)
         mean = [np.zeros(f.shape) for f in start]
         for w in range(4):
             mine = owner == w
             shard = Entries(entries.rows[mine], entries.columns[mine], entries.values[mine], (N, M))
-            cut = dsgd.cut_matrix(shard, one, K)
+            cut = visits.cut_matrix(shard, config, 1, K)
             assert cut.offsets.shape == (1, 1, 2)  # One sub-block: the points in the order cut.
             row, column = np.argsort(cut.u.place), np.argsort(cut.v.place)
             points = zip(
@@ -64,8 +64,9 @@ class ParameterMixingTest(parameterized.TestCase):
         terms, start = _start(objective, entries)
         reached = []
         for devices in (1, 4):
-            config = DsgdConfig(8, devices)
-            method = parameter_mixing.make_solver(objective, entries, config, width=K)
+            method = parameter_mixing.make_solver(
+                objective, entries, SgdConfig(), 8, devices, width=K
+            )
             factors, end = solver.fit(method, start, StepSize("bold_driver", 0.05), 3)
             reached.append((*factors, end.objective, method.squared_error(end.state)))
         for one, four in zip(*reached, strict=True):
@@ -83,7 +84,7 @@ class ParameterMixingTest(parameterized.TestCase):
         entries = Entries(*ids, rng.normal(size=2047).astype("f"), (4000, 4000))
         objective = Objective("squared", "l2", 0.1)
         _, start = _start(objective, entries)
-        method = parameter_mixing.make_solver(objective, entries, DsgdConfig(2), width=32)
+        method = parameter_mixing.make_solver(objective, entries, SgdConfig(), 2, width=32)
         before = method.init(start)
         after = method.epoch(before, 1, 0.05)
         assert method.objective(after) < method.objective(before)
@@ -94,12 +95,14 @@ class ParameterMixingTest(parameterized.TestCase):
         _, start = _start(objective, entries)
         als_end = solver.fit(als.make_solver(objective, entries), start, StepSize(), 200)[1]
         reached = {}
-        for name, module, workers in (
-            ("sgd", dsgd, 1),
-            ("dsgd", dsgd, 6),
-            ("mixing", parameter_mixing, 6),
+        for name, method in (
+            ("sgd", dsgd.make_solver(objective, entries, DsgdConfig(1), width=K)),
+            ("dsgd", dsgd.make_solver(objective, entries, DsgdConfig(6), width=K)),
+            (
+                "mixing",
+                parameter_mixing.make_solver(objective, entries, SgdConfig(), 6, width=K),
+            ),
         ):
-            method = module.make_solver(objective, entries, DsgdConfig(workers), width=K)
             reached[name] = [
                 solver.fit(method, start, StepSize("bold_driver", 0.05), epochs)[1].objective
                 for epochs in (10, 80)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from metamf_jax import sums
-from metamf_jax.imputation import row_solver_numba
 from metamf_jax.imputation.row_solver import Problem, Rows, Solution
+from metamf_jax.kernels import posterior_rows
 from metamf_jax.meta_learning.padding import pad_dense, stack_entries
 from metamf_jax.types import Entries
 
@@ -95,11 +95,11 @@ def test_threads_change_no_bit():
     for threads in (1, 3):
         with (
             sums.using_backend("numba"),
-            mock.patch.object(row_solver_numba, "_threads", lambda count=threads: count),
-            mock.patch.object(row_solver_numba, "_CELLS_A_PART", 50),
+            mock.patch.object(posterior_rows, "_threads", lambda count=threads: count),
+            mock.patch.object(posterior_rows, "_CELLS_A_PART", 50),
         ):
             rows = Rows(entries)
-            parts = row_solver_numba.sort(
+            parts = posterior_rows.sort(
                 entries.rows, entries.columns, entries.values, rows.counts
             ).parts
             found.append((len(parts) - 1, rows.solve(asked)))

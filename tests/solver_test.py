@@ -16,7 +16,7 @@ def _given(objectives):
     factors = Factors(np.zeros((1, 1), "f"), np.zeros((1, 1), "f"))
     return Solver(
         init=lambda factors: (0,),
-        epoch=lambda state, epoch, step_size: (*state, epoch),
+        epochs=lambda state, epoch, step_sizes: ((*state, epoch), 1),
         objective=lambda state: objectives[state[-1]],
         factors=lambda state: factors,
     ), factors
@@ -67,7 +67,7 @@ def test_several_epochs_are_run_up_to_the_next_evaluation():
     progress = solver.advance(method, rule, progress, 4)
     assert (progress.state, progress.epoch, progress.step_size) == ((0, 1, 2, 3, 4), 4, 1 / 5)
     assert progress.objective == progress.finite_objective == 7
-    assert asked == [[1, 1 / 2, 1 / 3, 1 / 4]]
+    assert asked == [[1, 1 / 2, 1 / 3, 1 / 4], [1 / 4]]
     # A rule that reads the objective sees it after every epoch.
     rule = StepSize("bold_driver", 1.0)
     with_driver = solver.advance(method, rule, solver.start(method, start, rule), 4)

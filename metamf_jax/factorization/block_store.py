@@ -26,7 +26,7 @@ import os
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -46,6 +46,11 @@ from metamf_jax.types import Entries
 
 _FORMAT = "metamf_jax block store"
 _VERSION = 1
+
+# Of held-out cells, as they come.
+_RAW_TEST = "raw-test"
+
+_REMEDY = "delete it to have it built again, or give another folder"
 
 
 class DuplicateCell(ValueError):
@@ -91,6 +96,11 @@ class BlockStore:
     def shape(self) -> tuple[int, int]:
         """(N, M)."""
         return self.u.size, self.v.size
+
+    @property
+    def num_blocks(self) -> int:
+        """P."""
+        return len(self.offsets)
 
     @property
     def num_points(self) -> int:
@@ -213,52 +223,24 @@ def build_store(
       ValueError: a cell outside the matrix, or not finite; more blocks than rows or columns; no
         cell at all; or the folder is there.
     """
-    sides = u, v = deal_sides(shape, num_blocks, rng)
-    values_seen = _ValueSums()
-    counts = [np.zeros(size, np.int32) for size in shape]
-    with folder_written_aside(folder) as aside, contextlib.ExitStack() as files:
-        raw = [aside / f"raw-{i:05}" for i in range(num_blocks)]
-        streams = [files.enter_context(path.open("wb")) for path in raw]
-        test_raw = files.enter_context((aside / "raw-test").open("wb"))
-        begin = 0
-        for chunk in chunks:
-            cells = _checked(chunk, shape, begin)
-            begin += len(cells)
-            if held_out is not None:
-                out = held_out[1].random(len(cells)) < held_out[0]
-                cells[out].tofile(test_raw)
-                cells = cells[~out]
-            rows, columns, bits = cells.T
-            values_seen.add(bits.copy().view(np.float32))
-            for count, numbers in zip(counts, (rows, columns), strict=True):
-                count += np.bincount(numbers, minlength=len(count))
-            block = u.block[rows]
-            order = np.argsort(block.astype(np.min_scalar_type(num_blocks)), kind="stable")
-            ends = np.bincount(block, minlength=num_blocks).cumsum()
-            for stream, part in zip(streams, np.split(order, ends[:-1]), strict=True):
-                cells[part].tofile(stream)
-        files.close()
-        if values_seen.count == 0:
+    sides = deal_sides(shape, num_blocks, rng)
+    with folder_written_aside(folder) as aside:
+        seen = _deal_out(aside, chunks, shape, sides[0], held_out)
+        if seen.values.count == 0:
             raise ValueError(f"{folder}: expected at least one cell to train on, got none")
-
         cuts = 1, 1
         if width is not None:
-            cuts = cuts_for_cache(shape, num_blocks, width, values_seen.count)
-        offsets = np.empty((num_blocks, num_blocks, math.prod(cuts) + 1), np.int32)
-        for i in range(num_blocks):
-            rows, columns, bits = np.fromfile(raw[i], np.int32).reshape(-1, 3).T
-            _refuse_duplicates(rows, columns, shape[1])
-            points = BlockPoints(u.place[rows], v.place[columns], bits.copy())
-            points, offsets[i] = cut_row_block(i, sides, points, v.block[columns], cuts, block_rng)
-            np.save(aside / _points_name(i), np.stack(points))
-            raw[i].unlink()
-        test = np.fromfile(aside / "raw-test", np.int32).reshape(-1, 3).T
-        (aside / "raw-test").unlink()
+            cuts = cuts_for_cache(shape, num_blocks, width, seen.values.count)
+        offsets = np.stack(
+            [_sort_row_block(aside, i, sides, cuts, block_rng) for i in range(num_blocks)]
+        )
+        test = np.fromfile(aside / _RAW_TEST, np.int32).reshape(-1, 3).T
+        (aside / _RAW_TEST).unlink()
         arrays = {
-            "row_rank": u.block + u.place * num_blocks,
-            "column_rank": v.block + v.place * num_blocks,
-            "row_count": counts[0],
-            "column_count": counts[1],
+            "row_rank": sides[0].block + sides[0].place * num_blocks,
+            "column_rank": sides[1].block + sides[1].place * num_blocks,
+            "row_count": seen.rows,
+            "column_count": seen.columns,
             "offsets": offsets,
             "test": np.ascontiguousarray(test),
         }
@@ -271,7 +253,7 @@ def build_store(
             "version": _VERSION,
             "shape": list(shape),
             "num_blocks": num_blocks,
-            "values": values_seen.sums(),
+            "values": seen.values.sums(),
             "made_from": made_from,
             "files": {
                 path.name: {"bytes": path.stat().st_size, "crc32": _checksum(path)}
@@ -279,6 +261,67 @@ def build_store(
             },
         }
         write_text(aside / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+
+
+class _Seen(NamedTuple):
+    """What is known of the cells to train on: their values, and numbers a row and column."""
+
+    values: "_ValueSums"
+    rows: np.ndarray
+    columns: np.ndarray
+
+
+def _raw_name(i: int) -> str:
+    return f"raw-{i:05}"
+
+
+def _deal_out(
+    folder: Path,
+    chunks: Iterable[Entries],
+    shape: tuple[int, int],
+    u: Side,
+    held_out: tuple[float, np.random.Generator] | None,
+) -> _Seen:
+    """Writes the cells as they come to a raw file for each row block, and those held out to one."""
+    num_blocks = u.shape[0]
+    seen = _Seen(_ValueSums(), *(np.zeros(size, np.int32) for size in shape))
+    with contextlib.ExitStack() as files:
+        raw = [folder / _raw_name(i) for i in range(num_blocks)]
+        streams = [files.enter_context(path.open("wb")) for path in raw]
+        test_stream = files.enter_context((folder / _RAW_TEST).open("wb"))
+        begin = 0
+        for chunk in chunks:
+            cells = _checked(chunk, shape, begin)
+            begin += len(cells)
+            if held_out is not None:
+                out = held_out[1].random(len(cells)) < held_out[0]
+                cells[out].tofile(test_stream)
+                cells = cells[~out]
+            rows, columns, bits = cells.T
+            seen.values.add(bits.copy().view(np.float32))
+            for count, numbers in ((seen.rows, rows), (seen.columns, columns)):
+                count += np.bincount(numbers, minlength=len(count))
+            block = u.block[rows]
+            order = np.argsort(block.astype(np.min_scalar_type(num_blocks)), kind="stable")
+            ends = np.bincount(block, minlength=num_blocks).cumsum()
+            for stream, part in zip(streams, np.split(order, ends[:-1]), strict=True):
+                cells[part].tofile(stream)
+    return seen
+
+
+def _sort_row_block(
+    folder: Path, i: int, sides: tuple[Side, Side], cuts: tuple[int, int], block_rng: BlockRng
+) -> np.ndarray:
+    """Turns the raw file of a row block into that of its points; offsets [P, Q + 1] into these."""
+    u, v = sides
+    raw = folder / _raw_name(i)
+    rows, columns, bits = np.fromfile(raw, np.int32).reshape(-1, 3).T
+    _refuse_duplicates(rows, columns, v.size)
+    points = BlockPoints(u.place[rows], v.place[columns], bits.copy())
+    points, offsets = cut_row_block(i, sides, points, v.block[columns], cuts, block_rng)
+    np.save(folder / _points_name(i), np.stack(points))
+    raw.unlink()
+    return offsets
 
 
 def _checked(chunk: Entries, shape: tuple[int, int], begin: int) -> np.ndarray:
@@ -349,43 +392,11 @@ def open_store(
       ValueError: it is no store, of another version, damaged, or made from something else.
     """
     folder = Path(folder)
-    remedy = "delete it to have it built again, or give another folder"
-    path = folder / "manifest.json"
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        kind = manifest["format"], manifest["version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{folder} is no block store: {path} cannot be read ({error!r}); give another folder"
-        ) from None
-    if kind != (_FORMAT, _VERSION):
-        raise ValueError(
-            f"{folder}: expected a {_FORMAT} of version {_VERSION}, got {kind[0]!r} of version"
-            f" {kind[1]!r}; {remedy}"
-        )
-    if made_from is not None and made_from != manifest["made_from"]:
-        there = manifest["made_from"]
-        differences = [
-            f"{name}: {there.get(name)!r} there, {made_from.get(name)!r} now"
-            for name in sorted(made_from.keys() | there.keys())
-            if there.get(name) != made_from.get(name)
-        ]
-        raise ValueError(
-            f"{folder} is a block store of something else ({'; '.join(differences)}); {remedy}"
-        )
+    manifest = _read_manifest(folder, made_from)
     num_blocks = manifest["num_blocks"]
     own = range(num_blocks) if own is None else own
     skipped = {_points_name(i) for i in range(num_blocks) if i not in own}
-    for name, expected in manifest["files"].items():
-        file = folder / name
-        size = file.stat().st_size if file.exists() else None
-        if size != expected["bytes"]:
-            raise ValueError(
-                f"{file}: expected {expected['bytes']} bytes, got"
-                f" {'no file' if size is None else size}: the store is damaged; {remedy}"
-            )
-        if name not in skipped and _checksum(file) != expected["crc32"]:
-            raise ValueError(f"{file}: its checksum differs: the store is damaged; {remedy}")
+    _check_files(folder, manifest["files"], skipped)
 
     def array(name):
         return np.load(folder / f"{name}.npy")
@@ -403,3 +414,44 @@ def open_store(
         Entries(rows, columns, bits.view(np.float32), shape),
         manifest,
     )
+
+
+def _read_manifest(folder: Path, made_from: dict[str, Any] | None) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        kind = manifest["format"], manifest["version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder} is no block store: {path} cannot be read ({error!r}); give another folder"
+        ) from None
+    if kind != (_FORMAT, _VERSION):
+        raise ValueError(
+            f"{folder}: expected a {_FORMAT} of version {_VERSION}, got {kind[0]!r} of version"
+            f" {kind[1]!r}; {_REMEDY}"
+        )
+    if made_from is not None and made_from != manifest["made_from"]:
+        there = manifest["made_from"]
+        differences = [
+            f"{name}: {there.get(name)!r} there, {made_from.get(name)!r} now"
+            for name in sorted(made_from.keys() | there.keys())
+            if there.get(name) != made_from.get(name)
+        ]
+        raise ValueError(
+            f"{folder} is a block store of something else ({'; '.join(differences)}); {_REMEDY}"
+        )
+    return manifest
+
+
+def _check_files(folder: Path, files: dict[str, Any], skipped: set[str]) -> None:
+    """Refuses files of another size, or, but for those skipped, of another checksum."""
+    for name, expected in files.items():
+        file = folder / name
+        size = file.stat().st_size if file.exists() else None
+        if size != expected["bytes"]:
+            raise ValueError(
+                f"{file}: expected {expected['bytes']} bytes, got"
+                f" {'no file' if size is None else size}: the store is damaged; {_REMEDY}"
+            )
+        if name not in skipped and _checksum(file) != expected["crc32"]:
+            raise ValueError(f"{file}: its checksum differs: the store is damaged; {_REMEDY}")

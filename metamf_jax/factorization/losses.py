@@ -89,6 +89,8 @@ class Loss:
       domain: the values it takes, or None for any that are finite.
       centred: whether the matrix is centred first; the others read the values as they are.
       non_negative: whether the factors are bound to be at least zero.
+      quadratic: whether it is a quadratic function of ``u . v``, so that least squares solve it.
+      smooth: whether it has a gradient everywhere, and no bounds.
       start: (shape, moments of the values, K) -> root mean square of the factors to start from.
     """
 
@@ -99,6 +101,8 @@ class Loss:
     domain: Domain | None = None
     centred: bool = False
     non_negative: bool = False
+    quadratic: bool = False
+    smooth: bool = False
     start: Callable[[tuple[int, int], tuple[int, float, float], int], float] = _spread_of_tenth
 
 
@@ -107,6 +111,8 @@ _SQUARED: Final = Loss(
     point=lambda value, fitted: (value - fitted) ** 2,
     half_slope=lambda value, fitted: fitted - value,
     centred=True,
+    quadratic=True,
+    smooth=True,
 )
 
 _SQUARED_ALL: Final = Loss(
@@ -118,6 +124,8 @@ _SQUARED_ALL: Final = Loss(
         # Sums of products rather than a dot: full float32 on every platform.
         half_gradient=lambda factor, opposite: (opposite * factor[None, :]).sum(axis=-1),
     ),
+    quadratic=True,
+    smooth=True,
 )
 
 _ABSOLUTE: Final = Loss(
@@ -136,6 +144,7 @@ _LOGISTIC: Final = Loss(
         allows=lambda values: np.abs(values) == 1,
         refuses=lambda least, are_labels: "" if are_labels else "there are other values",
     ),
+    smooth=True,
 )
 
 

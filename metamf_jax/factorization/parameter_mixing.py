@@ -13,21 +13,26 @@ McDonald, Hall, Mann: Distributed training strategies for the structured percept
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from metamf_jax import parallel
-from metamf_jax.factorization import block_update, dsgd, sgd
+from metamf_jax.factorization import block_objective, block_update, visits
 from metamf_jax.factorization import objective as objectives
+from metamf_jax.factorization.block_objective import SQUARED_ERROR
 from metamf_jax.factorization.block_update import Points, SideBlocks, Work
-from metamf_jax.factorization.dsgd import DsgdConfig
-from metamf_jax.factorization.objective import Objective
-from metamf_jax.factorization.solver import Solver
+from metamf_jax.factorization.blocks import Blocks
+from metamf_jax.factorization.objective import Objective, Terms
+from metamf_jax.factorization.points_source import LastShuffle, shuffled_points
+from metamf_jax.factorization.sgd import SgdConfig
+from metamf_jax.factorization.solver import Solver, one_by_one
 from metamf_jax.parallel import REPLICATED, SPLIT
-from metamf_jax.types import Entries, FactorPrior, Factors
+from metamf_jax.types import Array, Entries, FactorPrior, Factors
 
 
 class MixingState(NamedTuple):
@@ -44,166 +49,286 @@ class MixingState(NamedTuple):
     shuffle: int
 
 
+class Shard(NamedTuple):
+    """One worker's points.
+
+    Attributes:
+      cut: as one block; all shards have their rows and columns in the same places.
+      config: what the order of its points is drawn from; its seed is the worker's own.
+    """
+
+    cut: Blocks
+    config: SgdConfig
+
+
+def deal_shards(entries: Entries, config: SgdConfig, num_workers: int, width: int) -> list[Shard]:
+    """Deals the points out to the workers at random.
+
+    Args:
+      entries: the points.
+      config: their order and the seed of all.
+      num_workers: W.
+      width: columns of the factors to come, which size the sub-blocks.
+
+    Raises:
+      ValueError: more workers than points.
+    """
+    rows, columns, values = (np.asarray(x) for x in (entries.rows, entries.columns, entries.values))
+    if num_workers > len(values):
+        raise ValueError(
+            f"expected at most as many workers as points, {len(values)}, got {num_workers}"
+        )
+    owner = np.random.default_rng(config.seed).permutation(len(values)) % num_workers
+    # As many sub-blocks in all shards, of which some have a point less.
+    size = -(-len(values) // num_workers)
+    shards = []
+    for w in range(num_workers):
+        mine = owner == w
+        own = Entries(rows[mine], columns[mine], values[mine], entries.shape)
+        # One seed for all, so that all shards permute rows and columns alike.
+        cut = visits.cut_matrix(own, config, 1, width, num_points=size)
+        seed = config.seed * num_workers + w
+        shards.append(Shard(cut, dataclasses.replace(config, seed=seed)))
+    return shards
+
+
+def stacked_points(shards: list[Shard], shuffle: int) -> Points:
+    """The shards' points in the order of a shuffle, [W, L] each, padded with zeros."""
+    longest = max(shard.cut.points.values.shape[1] for shard in shards)
+    each = [
+        [
+            np.pad(x[0], (0, longest - x.shape[1]))
+            for x in shuffled_points(shard.cut, shard.config, shuffle)
+        ]
+        for shard in shards
+    ]
+    return Points(*(np.stack(x) for x in zip(*each, strict=True)))
+
+
+# What each device runs, for B of the workers.
+
+
+def run_epoch(
+    objective: Objective,
+    config: SgdConfig,
+    num_workers: int,
+    u: SideBlocks,
+    v: SideBlocks,
+    points: Points,
+    first: Array,
+    last: Array,
+    step_size: Array,
+) -> tuple[SideBlocks, ...]:
+    """Every worker runs SGD over its points, on its copies; then the factors are averaged.
+
+    Args:
+      objective: the objective.
+      config: its backend chosen.
+      num_workers: W.
+      u: B copies of all rows.
+      v: B copies of all columns.
+      points: of the B shards.
+      first: [B, Q], see `block_update.Work`.
+      last: [B, Q].
+      step_size: scalar.
+    """
+    free = objectives.trainable(objective, u.factors.shape[2])
+    sums = tuple(objectives.cell_sums(objective, side.factors[0]) for side in (u, v))
+    if sums[0] is not None:
+        u, v = (
+            block_update.step_without_points(objective, u, sums[1], free[0], step_size),
+            block_update.step_without_points(objective, v, sums[0], free[1], step_size),
+        )
+    moved = parallel.as_varying(
+        block_update.block_update(
+            config.backend,
+            objective,
+            config.per_row,
+            step_size,
+            u,
+            v,
+            points,
+            _own_work(first, last),
+            sums,
+        )
+    )
+    return tuple(side._replace(factors=_mean_of(side.factors, num_workers)) for side in moved)
+
+
+def _own_work(first: Array, last: Array) -> Work:
+    """Copy b meets copy b."""
+    return Work(first, last, parallel.as_varying(jnp.arange(len(first), dtype=jnp.int32)))
+
+
+def _mean_of(copies: Array, num_workers: int) -> Array:
+    """[B, R, K] -> [B, R, K], all of them the mean over the copies of all devices."""
+    # Every device averages a part of the rows. A mean over the copies in XLA's own way, of all
+    # rows on each of 8 devices, took 180 ms on two cores at 6040 rows of rank 32, and this 5.
+    parts = parallel.deal_out(copies)
+    mean = objectives.sum_in_order(jnp.moveaxis(parts, 0, -1)) / num_workers
+    return jnp.broadcast_to(parallel.gather(mean)[: copies.shape[1]], copies.shape)
+
+
+def losses_of_shards(
+    config: SgdConfig,
+    objective: Objective,
+    u: SideBlocks,
+    v: SideBlocks,
+    points: Points,
+    first: Array,
+    last: Array,
+) -> Array:
+    """[B], sums over shards of the points' losses."""
+    work = _own_work(first, last)
+    factors = u.factors, v.factors
+    losses = block_update.block_losses(config.backend, objective, *factors, points, work)
+    return parallel.as_varying(losses)
+
+
+class Programs(NamedTuple):
+    """The functions above, compiled once for all devices; `losses` by the loss's name."""
+
+    run_epoch: Callable
+    losses: dict[str, Callable]
+    penalties: Callable
+
+
+def make_programs(
+    objective: Objective, config: SgdConfig, num_workers: int, mesh: Mesh
+) -> Programs:
+    """Binds the functions above to a mesh; nothing is compiled before the first call."""
+    sides_and_points = (SPLIT,) * 5
+    return Programs(
+        parallel.sharded(
+            mesh,
+            functools.partial(run_epoch, objective, config, num_workers),
+            (*sides_and_points, REPLICATED),
+            (SPLIT, SPLIT),
+        ),
+        {
+            each.loss: parallel.sharded(
+                mesh, functools.partial(losses_of_shards, config, each), sides_and_points, SPLIT
+            )
+            for each in (objective, SQUARED_ERROR)
+        },
+        parallel.sharded(
+            mesh,
+            functools.partial(block_objective.penalties_and_sums, objective),
+            (SPLIT, SPLIT),
+            SPLIT,
+        ),
+    )
+
+
+class Setup(NamedTuple):
+    """What stays the same from epoch to epoch.
+
+    Attributes:
+      mesh: the devices.
+      shards: a worker's points each.
+      terms: of the objective.
+      points: of all shards, by the number of the shuffle.
+      programs: what the devices run.
+    """
+
+    mesh: Mesh
+    shards: list[Shard]
+    terms: Terms
+    points: LastShuffle
+    programs: Programs
+
+
+def init(setup: Setup, factors: Factors) -> MixingState:
+    """Gives every worker a copy."""
+    cut, workers = setup.shards[0].cut, len(setup.shards)
+    sides = (
+        block_objective.side_blocks(cut.u, factors.u, setup.terms.u),
+        block_objective.side_blocks(cut.v, factors.v, setup.terms.v),
+    )
+    u, v = jax.tree.map(lambda x: np.repeat(x, workers, axis=0), sides)
+    return MixingState(parallel.split(setup.mesh, u), parallel.split(setup.mesh, v), 0)
+
+
+def epoch(setup: Setup, state: MixingState, number: int, step_size: float) -> MixingState:
+    """One epoch of all workers, numbered from 1."""
+    drawn = [visits.draw_visits(shard.cut, shard.config, number) for shard in setup.shards]
+    shuffle = drawn[0].shuffle
+    u, v = setup.programs.run_epoch(
+        state.u,
+        state.v,
+        setup.points(shuffle),
+        np.concatenate([visit.first[:, 0] for visit in drawn]),
+        np.concatenate([visit.last[:, 0] for visit in drawn]),
+        np.float32(step_size),
+    )
+    return MixingState(u, v, shuffle)
+
+
+def losses_by_shard(setup: Setup, state: MixingState, objective: Objective) -> np.ndarray:
+    """Sums over shards of the points' losses, [W]; `objective` names the loss."""
+    # A shard's sub-blocks are neighbours: one visit for all.
+    ends = np.stack([shard.cut.offsets[0, 0, [0, -1]] for shard in setup.shards])
+    program = setup.programs.losses[objective.loss]
+    points = setup.points(int(state.shuffle))
+    return parallel.to_host(program(state.u, state.v, points, ends[:, :1], ends[:, 1:]))
+
+
+def objective_of(setup: Setup, state: MixingState, losses: np.ndarray) -> float:
+    """The objective of the first copy, from the points' losses under it."""
+    penalties, cell_sums = parallel.to_host(setup.programs.penalties(state.u, state.v))
+    return objectives.total(
+        losses,
+        np.concatenate([side[0] for side in penalties]),
+        *(None if sums is None else sums[:1] for sums in cell_sums),
+    )
+
+
+def factors_of(setup: Setup, state: MixingState) -> Factors:
+    """The first copy, in the order of the matrix's rows and columns."""
+    u, v = parallel.to_host((state.u.factors, state.v.factors))
+    cut = setup.shards[0].cut
+    return Factors(cut.u.join(u[:1]), cut.v.join(v[:1]))
+
+
 def make_solver(
     objective: Objective,
     entries: Entries,
-    config: DsgdConfig,
+    config: SgdConfig,
+    num_workers: int = 1,
+    num_devices: int = 1,
     prior: FactorPrior | None = None,
     width: int = 32,
 ) -> Solver:
-    """Parameter mixing as a solver, with the arguments of `dsgd.make_solver`.
+    """Parameter mixing as a solver.
 
-    ``config.num_blocks`` is the number of workers W, a multiple of ``num_devices``; the schedule is
-    not read.
+    Args:
+      objective: any loss and penalty.
+      entries: the points.
+      config: how a worker visits its points.
+      num_workers: W, a multiple of `num_devices`.
+      num_devices: D.
+      prior: see `objective.make_terms`.
+      width: columns of the factors to come, which size the sub-blocks; any other width works too.
 
     Raises:
       ValueError: bad values, more workers than points, or fewer devices than asked for.
     """
     objectives.check_values(objective, entries)
-    backend = block_update.choose_backend(config.backend)
-    workers = config.num_blocks
-    if workers > len(entries.values):
-        raise ValueError(
-            f"expected at most as many workers as points, {len(entries.values)}, got {workers}"
-        )
-    mesh = parallel.make_mesh(config.num_devices)
-    owner = np.random.default_rng(config.seed).permutation(len(entries.values)) % workers
-    # One seed for all, so that all shards permute rows and columns alike.
-    one = dataclasses.replace(config, num_blocks=1, num_devices=1)
-
-    def shard(w):
-        mine = owner == w
-        arrays = (np.asarray(x) for x in (entries.rows, entries.columns, entries.values))
-        rows, columns, values = (x[mine] for x in arrays)
-        return Entries(rows, columns, values, entries.shape)
-
-    # As many sub-blocks in all shards, of which some have a point less.
-    size = -(-len(entries.values) // workers)
-    cuts = [dsgd.cut_matrix(shard(w), one, width, num_points=size) for w in range(workers)]
-    configs = [dataclasses.replace(one, seed=config.seed * workers + w) for w in range(workers)]
-    terms = objectives.make_terms(objective, entries, prior)
-    row_side, column_side = cuts[0].u, cuts[0].v
-    longest = max(cut.points.values.shape[1] for cut in cuts)
-    points_of_shuffle: dict[int, Points] = {}
-
-    def points_of(shuffle):
-        if shuffle not in points_of_shuffle:
-            points_of_shuffle.clear()
-            shards = [
-                [np.pad(x[0], (0, longest - x.shape[1])) for x in points]
-                for points in map(dsgd.shuffled_points, cuts, configs, [shuffle] * workers)
-            ]
-            stacked = Points(*(np.stack(x) for x in zip(*shards, strict=True)))
-            points_of_shuffle[shuffle] = parallel.split(mesh, stacked)
-        return points_of_shuffle[shuffle]
-
-    def init(factors):
-        def copies(side, factor, side_terms):
-            x = SideBlocks(
-                side.split(factor),
-                np.ones(side.shape, np.float32),
-                jax.tree.map(side.split, side_terms),
-            )
-            return jax.tree.map(lambda x: np.repeat(x, workers, axis=0), x)
-
-        u = copies(row_side, factors.u, terms.u)
-        v = copies(column_side, factors.v, terms.v)
-        return MixingState(parallel.split(mesh, u), parallel.split(mesh, v), 0)
-
-    def mean_of(copies):
-        # Every device averages a part of the rows. A mean over the copies in XLA's own way, of all
-        # rows on each of 8 devices, took 180 ms on two cores at 6040 rows of rank 32, and this 5.
-        parts = parallel.deal_out(copies)
-        mean = objectives.sum_in_order(jnp.moveaxis(parts, 0, -1)) / workers
-        return jnp.broadcast_to(parallel.gather(mean)[: copies.shape[1]], copies.shape)
-
-    def work_of(first, last):
-        return Work(first, last, parallel.as_varying(jnp.arange(len(first), dtype=jnp.int32)))
-
-    def run_epoch(u, v, points, first, last, step_size):
-        masks = objectives.trainable(objective, u.factors.shape[2])
-        sums = tuple(objectives.cell_sums(objective, side.factors[0]) for side in (u, v))
-
-        def without_points(side, opposite, mask):
-            def one_copy(copy):
-                return sgd.step_without_points(
-                    objective, step_size, copy.factors, copy.terms, opposite, mask
-                )
-
-            return side._replace(factors=jax.lax.map(one_copy, side))
-
-        if sums[0] is not None:
-            u, v = without_points(u, sums[1], masks[0]), without_points(v, sums[0], masks[1])
-        work = work_of(first, last)
-        moved = parallel.as_varying(
-            block_update.block_update(
-                backend, objective, config.per_row, step_size, u, v, points, work, sums
-            )
-        )
-        return tuple(side._replace(factors=mean_of(side.factors)) for side in moved)
-
-    def run_losses(loss, u, v, points, first, last):
-        work = work_of(first, last)
-        losses = block_update.block_losses(backend, loss, u.factors, v.factors, points, work)
-        return parallel.as_varying(losses)
-
-    epoch_program = parallel.sharded(
+    config = dataclasses.replace(config, backend=block_update.choose_backend(config.backend))
+    shards = deal_shards(entries, config, num_workers, width)
+    mesh = parallel.make_mesh(num_devices)
+    setup = Setup(
         mesh,
-        run_epoch,
-        (SPLIT, SPLIT, SPLIT, SPLIT, SPLIT, REPLICATED),
-        (SPLIT, SPLIT),
+        shards,
+        objectives.make_terms(objective, entries, prior),
+        LastShuffle(lambda shuffle: parallel.split(mesh, stacked_points(shards, shuffle))),
+        make_programs(objective, config, num_workers, mesh),
     )
-
-    squared = Objective("squared", "none")
-    losses_programs = {
-        loss.loss: parallel.sharded(
-            mesh,
-            functools.partial(run_losses, loss),
-            (SPLIT, SPLIT, SPLIT, SPLIT, SPLIT),
-            SPLIT,
-        )
-        for loss in (objective, squared)
-    }
-    penalties_program = parallel.sharded(
-        mesh, functools.partial(dsgd.penalties_and_sums, objective), (SPLIT, SPLIT), SPLIT
+    losses = block_objective.remember_last(functools.partial(losses_by_shard, setup))
+    return Solver(
+        init=functools.partial(init, setup),
+        epochs=one_by_one(functools.partial(epoch, setup)),
+        objective=lambda state: objective_of(setup, state, losses(state, objective)),
+        factors=functools.partial(factors_of, setup),
+        squared_error=lambda state: float(losses(state, SQUARED_ERROR).sum(dtype=np.float64)),
     )
-
-    def epoch(state, epoch, step_size):
-        visits = [dsgd.draw_visits(cut, one, epoch) for cut, one in zip(cuts, configs, strict=True)]
-        shuffle = visits[0].shuffle
-        u, v = epoch_program(
-            state.u,
-            state.v,
-            points_of(shuffle),
-            np.concatenate([visit.first[:, 0] for visit in visits]),
-            np.concatenate([visit.last[:, 0] for visit in visits]),
-            np.float32(step_size),
-        )
-        return MixingState(u, v, shuffle)
-
-    @dsgd.remember_last
-    def losses_of(state, loss):
-        """[W], sums over shards of the points' losses."""
-        # A shard's sub-blocks are neighbours: one visit for all.
-        ends = np.stack([cut.offsets[0, 0, [0, -1]] for cut in cuts])
-        program = losses_programs[loss]
-        points = points_of(int(state.shuffle))
-        return parallel.to_host(program(state.u, state.v, points, ends[:, :1], ends[:, 1:]))
-
-    def objective_of(state):
-        penalties, cell_sums = parallel.to_host(penalties_program(state.u, state.v))
-        # Of the first copy.
-        return objectives.total(
-            losses_of(state, objective.loss),
-            np.concatenate([side[0] for side in penalties]),
-            *(None if sums is None else sums[:1] for sums in cell_sums),
-        )
-
-    def squared_error(state):
-        return float(losses_of(state, squared.loss).sum(dtype=np.float64))
-
-    def factors_of(state):
-        u, v = parallel.to_host((state.u.factors, state.v.factors))
-        return Factors(row_side.join(u[:1]), column_side.join(v[:1]))
-
-    return Solver(init, epoch, objective_of, factors_of, squared_error)

@@ -15,7 +15,8 @@ Rows and columns without points take the whole of it in one step at its start.
 `run_in_order` is what the faster backends of `block_update` must equal.
 """
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,33 @@ import jax.numpy as jnp
 from metamf_jax.factorization import objective as objectives
 from metamf_jax.factorization.objective import CellSums, Objective, SideTerms, Terms
 from metamf_jax.types import Array, Factors
+
+POINT_ORDERS: Final = ("blocks", "full")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SgdConfig:
+    """What all that runs SGD over blocks of points reads.
+
+    Attributes:
+      point_order: `blocks` visits cache-sized sub-blocks in a fresh random order every epoch, and
+        shuffles inside them every 8th, or every 64th where a block has many; `full` puts all points
+        of a block into a fresh random order every epoch, which takes longer than the updates.
+      backend: one of `block_update.BACKENDS`.
+      per_row: whether AdaGrad scales the steps, see `step_size.StepSize.per_row`.
+      seed: of the permutation, the strata and the order of points.
+    """
+
+    point_order: str = "blocks"
+    backend: str = "auto"
+    per_row: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.point_order not in POINT_ORDERS:
+            raise ValueError(
+                f"expected a point order among {', '.join(POINT_ORDERS)}, got {self.point_order!r}"
+            )
 
 
 class Squares(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from metamf_jax.factorization.objective import Objective, Terms, with_bias_columns
+from metamf_jax.factorization.objective import Objective, SideTerms, Terms, with_bias_columns
 from metamf_jax.factorization.step_size import StepSize
 from metamf_jax.types import Entries, Factors
 
@@ -25,21 +25,28 @@ class Solver(NamedTuple):
 
     Attributes:
       init: Factors -> state.
-      epoch: (state, epoch from 1, step size) -> state after it.
+      epochs: (state, epoch from 1, step size of each epoch to come) -> (state, how many epochs it
+        ran): one, or as many as the method runs at once; the bits are those of single ones.
       objective: state -> the objective, penalty included.
       factors: state -> Factors, in the order of the matrix's rows and columns.
       squared_error: state -> sum of (x - u . v)^2 over the points; None where the points are to be
         scored with the factors.
-      epochs: (state, epoch from 1, step size of each epoch) -> (state, how many it ran), where it
-        can run several at once, from one on; the state is that of as many calls of `epoch`.
     """
 
     init: Callable[[Factors], Any]
-    epoch: Callable[[Any, int, float], Any]
+    epochs: Callable[[Any, int, Sequence[float]], tuple[Any, int]]
     objective: Callable[[Any], float]
     factors: Callable[[Any], Factors]
     squared_error: Callable[[Any], float] | None = None
-    epochs: Callable[[Any, int, Sequence[float]], tuple[Any, int]] | None = None
+
+    def epoch(self, state: Any, epoch: int, step_size: float) -> Any:
+        """The state after one epoch, numbered from 1."""
+        return self.epochs(state, epoch, [step_size])[0]
+
+
+def one_by_one(epoch: Callable[[Any, int, float], Any]) -> Callable[..., tuple[Any, int]]:
+    """`Solver.epochs` of a method that runs one epoch at a time, (state, epoch, step) -> state."""
+    return lambda state, number, step_sizes: (epoch(state, number, step_sizes[0]), 1)
 
 
 class Progress(NamedTuple):
@@ -94,19 +101,16 @@ def advance(
     Raises:
       ValueError: the objective is no longer finite and the step size's rule does not recover.
     """
-    epoch = progress.epoch + 1
-    sizes = [progress.step_size]
+    first = progress.epoch + 1
     if until is None or step_size.reads_objective:
-        until = epoch
+        until = first
+    sizes = [progress.step_size]
+    for each in range(first, until):
+        sizes.append(step_size.after(each, sizes[-1], 0.0, 0.0))
     begin = time.perf_counter()
-    if solver.epochs is None or until == epoch:
-        state = solver.epoch(progress.state, epoch, progress.step_size)
-    else:
-        for each in range(epoch, until):
-            sizes.append(step_size.after(each, sizes[-1], 0.0, 0.0))
-        state, done = solver.epochs(progress.state, epoch, sizes)
-        epoch, sizes = progress.epoch + done, sizes[:done]
-    seconds = (time.perf_counter() - begin) / len(sizes)
+    state, done = solver.epochs(progress.state, first, sizes)
+    seconds = (time.perf_counter() - begin) / done
+    epoch, sizes = progress.epoch + done, sizes[:done]
     if epoch < until:
         value = step_size.after(epoch, sizes[-1], 0.0, 0.0)
         return progress._replace(state=state, epoch=epoch, step_size=value, seconds=seconds)
@@ -226,31 +230,45 @@ def initial_factors(
         values = np.asarray(entries.values, np.float64)
         moments = len(values), values.sum(), (values**2).sum()
         scale = default_scale(objective, entries.shape, moments, rank, init)
-    factors = []
-    for side, size, side_terms in zip("uv", entries.shape, terms, strict=True):
-        shape = size, rank
-        if init == "normal":
-            draw = rng.normal(size=shape)
-        else:
-            draw = rng.uniform(0 if init == "positive" else -1, 1, shape)
+    return Factors(
+        *(
+            _initial_side(objective, side, size, side_terms, rank, rng, init, scale)
+            for side, size, side_terms in zip("uv", entries.shape, terms, strict=True)
+        )
+    )
+
+
+def _initial_side(
+    objective: Objective,
+    side: str,
+    size: int,
+    terms: SideTerms,
+    rank: int,
+    rng: np.random.Generator,
+    init: str,
+    scale: float,
+) -> np.ndarray:
+    if init == "normal":
+        draw = rng.normal(size=(size, rank))
+    else:
+        draw = rng.uniform(0 if init == "positive" else -1, 1, (size, rank))
+    if objective.record.non_negative:
+        draw = np.abs(draw)
+    draw = (scale * draw).astype(np.float32)
+    # Nothing but the prior would ever pull a row without points from where it starts.
+    draw[terms.count == 0] = 0
+    if objective.biases:
+        draw = with_bias_columns(draw, side)
+    mean = terms.mean
+    if mean is not None:
+        if mean.shape != draw.shape:
+            raise ValueError(
+                f"expected prior means of rank {rank}, got shape {mean.shape} for {draw.shape}"
+            )
+        draw[:, :rank] += mean[:, :rank]
         if objective.record.non_negative:
-            draw = np.abs(draw)
-        draw = (scale * draw).astype(np.float32)
-        # Nothing but the prior would ever pull a row without points from where it starts.
-        draw[side_terms.count == 0] = 0
-        if objective.biases:
-            draw = with_bias_columns(draw, side)
-        mean = side_terms.mean
-        if mean is not None:
-            if mean.shape != draw.shape:
-                raise ValueError(
-                    f"expected prior means of rank {rank}, got shape {mean.shape} for {draw.shape}"
-                )
-            draw[:, :rank] += mean[:, :rank]
-            if objective.record.non_negative:
-                draw = np.maximum(draw, 0)
-        factors.append(draw)
-    return Factors(*factors)
+            draw = np.maximum(draw, 0)
+    return draw
 
 
 def default_scale(

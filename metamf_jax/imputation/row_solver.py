@@ -12,9 +12,9 @@ of whose covariance the diagonal is kept. Without spread its mean is the exact h
 alternating least squares.
 
 `Rows` is a matrix prepared for this. On the CPU, where Numba is installed, a compiled kernel solves
-row after row in threads (`row_solver_numba`): XLA's batched matrices of a million cells pass
-through memory, and it runs compiled operations one after the other (jax 0.10). Elsewhere it is
-`solve`, through XLA.
+row after row in threads (`posterior_rows`): XLA's batched matrices of a million cells pass through
+memory, and it runs compiled operations one after the other (jax 0.10). Elsewhere it is `solve`,
+through XLA.
 """
 
 from typing import NamedTuple
@@ -144,17 +144,17 @@ class Rows:
         num_rows = observations.shape[0]
         self.counts = np.bincount(rows, minlength=num_rows + 1)[:num_rows]
         if sums.kernels_run_here():
-            from metamf_jax.imputation import row_solver_numba
+            from metamf_jax.kernels import posterior_rows
 
-            self._sorted = row_solver_numba.sort(rows, columns, values, self.counts)
+            self._sorted = posterior_rows.sort(rows, columns, values, self.counts)
 
     def solve(self, problem: Problem) -> Solution:
         """Solves all rows; NumPy arrays, the same to rounding by every backend."""
         if self._sorted is None:
             return jax.tree.map(np.asarray, _solve_compiled(self._observations, problem))
-        from metamf_jax.imputation import row_solver_numba
+        from metamf_jax.kernels import posterior_rows
 
-        return Solution(*row_solver_numba.solve(self._sorted, problem))
+        return Solution(*posterior_rows.solve(self._sorted, problem))
 
 
 _solve_compiled = jax.jit(solve)

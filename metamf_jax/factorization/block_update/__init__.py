@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 import jax
 
+from metamf_jax.factorization import sgd
 from metamf_jax.factorization.objective import CellSums, Objective, SideTerms
 from metamf_jax.kernels import ffi
 from metamf_jax.types import Array
@@ -110,6 +111,31 @@ def block_update(
       u and v with new factors and squares.
     """
     return _module(backend).block_update(objective, per_row, step_size, u, v, points, work, sums)
+
+
+def step_without_points(
+    objective: Objective,
+    side: SideBlocks,
+    opposite: CellSums,
+    trainable: Array,
+    step_size: Array,
+) -> SideBlocks:
+    """`sgd.step_without_points` of B blocks of one side, one after the other; XLA's alone.
+
+    Args:
+      objective: with an all-cell term.
+      side: the blocks.
+      opposite: `objective.cell_sums` of the whole other side.
+      trainable: bool [K], the columns that may move.
+      step_size: float32 scalar.
+    """
+
+    def one_block(block):
+        return sgd.step_without_points(
+            objective, step_size, block.factors, block.terms, opposite, trainable
+        )
+
+    return side._replace(factors=jax.lax.map(one_block, side))
 
 
 def block_losses(

@@ -1,7 +1,7 @@
-"""ALS's ridge regressions on the CPU: normal equations and Cholesky of a row in one go.
+"""Ridge regressions of rows on the CPU: normal equations and Cholesky of a row in one go.
 
-A row's K x K matrix is summed, factorized and forgotten while it lies in the cache
-(`kernels.cholesky`). `als` decides when this is used.
+A row's K x K matrix is summed, factorized and forgotten while it lies in the cache (`cholesky`).
+`factorization.als` decides when this is used.
 """
 
 import numpy as np

@@ -1,7 +1,8 @@
-"""Posteriors of rows on the CPU, a row at a time, in threads. `row_solver` decides when it is used.
+"""Posteriors of rows on the CPU, a row at a time, in threads.
 
 A row's K x K matrix is summed, factorized, inverted and forgotten while it lies in the cache
-(`kernels.cholesky`). Rows do not depend on each other, so the results do not depend on the threads.
+(`cholesky`). `imputation.row_solver` has the equation, and decides when this is used. Rows do not
+depend on each other, so the results do not depend on the threads.
 """
 
 # Numba calls an intrinsic without its first parameter, the typing context.
