@@ -15,6 +15,7 @@ from experiments import common, shared_flags
 from metamf_jax import cli
 from metamf_jax.data import tables
 from metamf_jax.imputation import impute
+from metamf_jax.imputation.prior import load_prior
 
 _INPUT = shared_flags.input_table()
 _OUTPUT = shared_flags.output()
@@ -29,7 +30,7 @@ def run(checkpoint: str, input_path: str, output_path: str, pairs_path: str | No
       ValueError: a file cannot be read, or the answer would be too large.
       FileNotFoundError: a file is missing.
     """
-    prior = impute.load_prior(checkpoint)
+    prior = load_prior(checkpoint)
     found = tables.detect(input_path)
     table = tables.read_table(input_path, dtype=np.float64)
     print(cli.describe(input_path, found, table))

@@ -14,7 +14,7 @@ from experiments import common, train
 from metamf_jax import plotting
 from metamf_jax.baselines import SIMPLE, make_method, tuning
 from metamf_jax.data import sources
-from metamf_jax.imputation import impute
+from metamf_jax.imputation.prior import load_prior
 from metamf_jax.meta_learning import meta_loss, training
 from metamf_jax.meta_learning.episodes import EpisodeConfig, EpisodeSource, cell_counts, split_parts
 from metamf_jax.metrics import mean_and_standard_error
@@ -26,7 +26,7 @@ _MATRICES = 100
 def run(config: train.Config, workdir: pathlib.Path, data_dir: str | None) -> None:
     """Trains in ``workdir``, or reuses the run that is there, then scores other sizes."""
     train.run(config, workdir, data_dir)
-    prior = impute.load_prior(workdir)
+    prior = load_prior(workdir)
     model = meta_loss.make_model(prior.config)
     evaluate = training.make_evaluate(
         lambda params, episode: meta_loss.episode_loss(model, params, episode)

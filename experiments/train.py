@@ -22,7 +22,7 @@ from experiments import common, presets, protocol, shared_flags
 from metamf_jax import plotting, processes
 from metamf_jax.baselines import SIMPLE, make_method, tuning
 from metamf_jax.data import sources
-from metamf_jax.imputation.impute import LearnedPrior, metadata
+from metamf_jax.imputation.prior import FILE, LearnedPrior, TrainedOn, metadata
 from metamf_jax.meta_learning import meta_loss, padding, training
 from metamf_jax.meta_learning.episodes import EpisodeConfig, cell_counts
 from metamf_jax.metrics import mean_and_standard_error
@@ -98,9 +98,7 @@ def run(
     state = checkpointer.restore(state) or state
     log.resume_at(int(state.step))
     values = table.entries.values
-    learned = LearnedPrior(
-        config.model,
-        params,
+    trained_on = TrainedOn(
         parts.standardization,
         (float(values.min()), float(values.max())),
         (config.episodes.rows[1], config.episodes.columns[1]),
@@ -110,9 +108,8 @@ def run(
         step = int(state.step)
         log.metrics(step, metrics)
         if step == int(state.best_step) and processes.is_first():
-            save_params(
-                pathlib.Path(workdir) / "model.safetensors", state.best_params, metadata(learned)
-            )
+            learned = LearnedPrior(config.model, state.best_params, trained_on)
+            save_params(pathlib.Path(workdir) / FILE, learned.params, metadata(learned))
         checkpointer.save(step, state)
         leave_if_asked()
 

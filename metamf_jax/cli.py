@@ -220,7 +220,8 @@ def _impute(flags: argparse.Namespace) -> None:
     import numpy as np
 
     from metamf_jax.data import tables
-    from metamf_jax.imputation import completion, pretrained
+    from metamf_jax.imputation import completion
+    from metamf_jax.imputation.prior import load_prior
     from metamf_jax.runs import compilation_cache
 
     if flags.top is not None and flags.top < 1:
@@ -252,7 +253,7 @@ def _impute(flags: argparse.Namespace) -> None:
             print(f"  {time.monotonic() - started:.1f} s: {stage}", file=sys.stderr, flush=True)
 
     completed = completion.complete(
-        pretrained.load(flags.weights),
+        load_prior(flags.weights),
         table.entries,
         way=None if flags.standardize == "auto" else flags.standardize,
         missing=flags.missing,

@@ -8,10 +8,10 @@ import pytest
 
 from metamf_jax import sums
 from metamf_jax.data import synthetic
-from metamf_jax.imputation import completion, held_out, pretrained, scaling
+from metamf_jax.imputation import completion, held_out, prior, scaling
 from metamf_jax.types import Entries
 
-PRIOR = pretrained.load("general")
+PRIOR = prior.load_prior("general")
 
 
 def select(entries, which):
@@ -345,16 +345,16 @@ def test_a_cell_that_counts_three_times_is_three_cells():
 
 def test_weights_of_another_kind(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
-        pretrained.load(tmp_path / "none.safetensors")
+        prior.load_prior(tmp_path / "none.safetensors")
     (tmp_path / "text.safetensors").write_text("no weights")
     with pytest.raises(ValueError, match="does not hold parameters"):
-        pretrained.load(tmp_path / "text.safetensors")
+        prior.load_prior(tmp_path / "text.safetensors")
 
 
 def test_the_package_carries_small_weights_and_their_card():
-    assert "general" in pretrained.names()
-    assert (pretrained.FOLDER / "README.md").exists()
-    sizes = [path.stat().st_size for path in pretrained.FOLDER.glob("*.safetensors")]
+    assert "general" in prior.prior_names()
+    assert (prior.FOLDER / "README.md").exists()
+    sizes = [path.stat().st_size for path in prior.FOLDER.glob("*.safetensors")]
     assert sum(sizes) < 5e6
 
 

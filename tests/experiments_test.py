@@ -221,7 +221,7 @@ def another_architecture(workdir, folder):
 @pytest.mark.parametrize(
     ("text", "more", "message"),
     [
-        (PAIRS, ["--checkpoint=nowhere"], "nowhere/model.safetensors does not exist"),
+        (PAIRS, ["--checkpoint=nowhere"], "or a .safetensors file of one, got 'nowhere'"),
         (PAIRS, another_architecture, "holds another architecture"),
         (PAIRS, ["--input=gone.csv"], "gone.csv"),
         (PAIRS.replace("3", "three"), [], "in.csv, line 6: "),
@@ -259,6 +259,6 @@ def test_a_process_ends_with_one_line_and_no_traceback(tmp_path):
         text=True,
     )
     assert ended.returncode == 1
-    assert ended.stderr.startswith("error: nowhere/model.safetensors does not exist")
+    assert ended.stderr.startswith("error: expected weights by name")
     assert ended.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []

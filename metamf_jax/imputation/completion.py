@@ -38,9 +38,9 @@ from metamf_jax.imputation import (
     zero_shot,
 )
 from metamf_jax.imputation.answers import ANSWERS, OF_FACTORS, Cells, Columns
-from metamf_jax.imputation.fitting import GeneralPrior
 from metamf_jax.imputation.held_out import Check
 from metamf_jax.imputation.posterior import Side
+from metamf_jax.imputation.prior import LearnedPrior
 from metamf_jax.imputation.row_solver import Rows
 from metamf_jax.imputation.scaling import Scaling
 from metamf_jax.types import Entries, PaddedMatrices
@@ -77,7 +77,7 @@ class Completion:
       check: what was found on held-out cells.
     """
 
-    prior: GeneralPrior
+    prior: LearnedPrior
     shape: tuple[int, int]
     transposed: bool
     row_places: np.ndarray
@@ -98,7 +98,7 @@ class Completion:
 
 
 def complete(
-    prior: GeneralPrior,
+    prior: LearnedPrior,
     entries: Entries,
     *,
     way: str | None = None,

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from metamf_jax.imputation import completion, pretrained
+from metamf_jax.imputation import completion
+from metamf_jax.imputation.prior import load_prior
 from metamf_jax.imputation.scaling import WAYS
 from metamf_jax.types import Entries
 
@@ -43,8 +44,8 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     reasons that have nothing to do with their own values.
 
     Args:
-      weights: the learned prior: a name of `metamf_jax.imputation.pretrained.names()`, or the path
-        of a .safetensors file of ``experiments.pretrain``.
+      weights: the learned prior, a name or a path as `metamf_jax.imputation.prior.load_prior` takes
+        it.
       standardize: ``auto``, ``matrix`` (one unit for all cells), ``columns`` (each its own) or
         ``rows`` (each its own, as of a sensor with its readings in a row).
       missing: why cells are missing: ``at_random``, for whatever else is observed, or ``by_value``,
@@ -99,7 +100,7 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             raise ValueError(
                 f"missing must be {' or '.join(completion.MISSING)}, got {self.missing!r}"
             )
-        prior = pretrained.load(self.weights)
+        prior = load_prior(self.weights)
         self.completion_ = completion.complete(
             prior,
             self._entries(X),

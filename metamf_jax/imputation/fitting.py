@@ -12,22 +12,15 @@ from metamf_jax.imputation import answers, held_out, posterior, row_gaussian, sc
 from metamf_jax.imputation.answers import ANSWERS, OF_FACTORS, Columns
 from metamf_jax.imputation.held_out import Check, HeldOut
 from metamf_jax.imputation.posterior import Posterior
+from metamf_jax.imputation.prior import LearnedPrior
 from metamf_jax.imputation.row_gaussian import Completed, RowGaussian
 from metamf_jax.imputation.row_solver import Rows
 from metamf_jax.imputation.scaling import Scaling
-from metamf_jax.meta_learning.meta_loss import MetaParams, ModelConfig
 from metamf_jax.meta_learning.padding import bucket_size, pad_dense, stack_entries
 from metamf_jax.types import Entries
 
 # Cells, observed or not, of a matrix that is kept dense.
 _MOST_DENSE = 2**15
-
-
-class GeneralPrior(NamedTuple):
-    """A learned prior for matrices in standardised units: see `imputation.pretrained`."""
-
-    config: ModelConfig
-    params: MetaParams
 
 
 def bucket(size: int, least: int) -> int:
@@ -86,7 +79,7 @@ class Fit(NamedTuple):
 
 
 def fit(
-    prior: GeneralPrior,
+    prior: LearnedPrior,
     entries: Entries,
     way: str,
     by_rows: bool,
@@ -182,7 +175,7 @@ def _answers_at(fitted: Fitted, scale: Scaling, rows, columns) -> tuple[np.ndarr
 
 
 def _fit_all(
-    prior: GeneralPrior, whole: Entries, parts: list[Entries], by_rows: bool
+    prior: LearnedPrior, whole: Entries, parts: list[Entries], by_rows: bool
 ) -> list[Fitted]:
     """Fits a matrix and parts of it, all standardised; the parts first, to start the whole from."""
     matrices = [*parts, whole]

@@ -1,35 +1,15 @@
 """Imputes a matrix never seen from priors that were meta-learned on others."""
 
 import dataclasses
-import os
-import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from metamf_jax.imputation.model_file import another_version, read_model
+from metamf_jax.imputation.prior import LearnedPrior
 from metamf_jax.meta_learning import episodes, meta_loss
 from metamf_jax.meta_learning.episodes import Standardization
 from metamf_jax.types import Entries, Factors
-
-
-class LearnedPrior(NamedTuple):
-    """What a meta-training run leaves for imputation.
-
-    Attributes:
-      config: the model's configuration.
-      params: its learned parameters.
-      standardization: of the values that it was trained on.
-      value_range: their least and greatest.
-      sides: most rows and columns of a training episode.
-    """
-
-    config: meta_loss.ModelConfig
-    params: meta_loss.MetaParams
-    standardization: Standardization
-    value_range: tuple[float, float]
-    sides: tuple[int, int]
 
 
 class Imputation(NamedTuple):
@@ -48,37 +28,6 @@ class Imputation(NamedTuple):
     solver: str
 
 
-def metadata(prior: LearnedPrior) -> dict[str, Any]:
-    """What `load_prior` needs besides the parameters, for the header of their file."""
-    return {
-        "model": dataclasses.asdict(prior.config),
-        "standardization": prior.standardization._asdict(),
-        "value_range": list(prior.value_range),
-        "sides": list(prior.sides),
-    }
-
-
-def load_prior(workdir: str | os.PathLike) -> LearnedPrior:
-    """Reads the priors that a run of ``experiments.train`` left in its workdir.
-
-    Raises:
-      ValueError: there are none, or the file holds another architecture.
-    """
-    path = pathlib.Path(workdir) / "model.safetensors"
-    config, params, held = read_model(path)
-    try:
-        standardization = Standardization(**held["standardization"])
-        low, high = held["value_range"]
-        rows, columns = held["sides"]
-        if not all(type(side) is int for side in (rows, columns)):
-            raise ValueError(f"expected two sides, got {held['sides']}")
-        if not np.isfinite([low, high, *standardization]).all() or standardization.deviation <= 0:
-            raise ValueError("expected a finite scale")
-    except (KeyError, TypeError, ValueError) as error:
-        raise another_version(path, error) from error
-    return LearnedPrior(config, params, standardization, (low, high), (rows, columns))
-
-
 def impute(prior: LearnedPrior, entries: Entries) -> Imputation:
     """Finds the factors of a matrix from its observed cells.
 
@@ -88,7 +37,7 @@ def impute(prior: LearnedPrior, entries: Entries) -> Imputation:
     diverge on large matrices.
 
     Args:
-      prior: from `load_prior`.
+      prior: of a run of ``experiments.train``.
       entries: [E] observed cells, NumPy arrays.
 
     Raises:
@@ -97,12 +46,16 @@ def impute(prior: LearnedPrior, entries: Entries) -> Imputation:
     """
     if not len(entries.rows):
         raise ValueError("the matrix has no observed cell: nothing to impute from")
-    low, high = prior.value_range
+    assert prior.trained_on is not None
+    low, high = prior.trained_on.value_range
     values = np.asarray(entries.values)
     own_scale = bool(values.min() < low or values.max() > high)
-    standardization = episodes.fit_standardization(values) if own_scale else prior.standardization
+    standardization = (
+        episodes.fit_standardization(values) if own_scale else prior.trained_on.standardization
+    )
     config = prior.config
-    larger = entries.shape[0] > prior.sides[0] or entries.shape[1] > prior.sides[1]
+    sides = prior.trained_on.sides
+    larger = entries.shape[0] > sides[0] or entries.shape[1] > sides[1]
     if larger and config.inner.step_form == "plain":
         config = dataclasses.replace(
             config, inner=dataclasses.replace(config.inner, step_form="ridge")
