@@ -220,7 +220,7 @@ def _impute(flags: argparse.Namespace) -> None:
     import numpy as np
 
     from metamf_jax.data import tables
-    from metamf_jax.imputation import completion
+    from metamf_jax.imputation import completion, pipeline
     from metamf_jax.imputation.prior import load_prior
     from metamf_jax.runs import compilation_cache
 
@@ -252,10 +252,10 @@ def _impute(flags: argparse.Namespace) -> None:
         if len(table.entries.rows) >= _LONG:
             print(f"  {time.monotonic() - started:.1f} s: {stage}", file=sys.stderr, flush=True)
 
-    completed = completion.complete(
+    completed = pipeline.complete(
         load_prior(flags.weights),
         table.entries,
-        way=None if flags.standardize == "auto" else flags.standardize,
+        standardize=None if flags.standardize == "auto" else flags.standardize,
         missing=flags.missing,
         seed=flags.seed,
         progress=progress,
@@ -263,14 +263,16 @@ def _impute(flags: argparse.Namespace) -> None:
     check = completed.check
     if not check.cells:
         print("too few observed cells to hold some out: the error is not known")
-    elif completed.way == "matrix":
+    elif completed.standardized_by == "matrix":
         print(
             f"held-out error on {check.cells} of the observed cells: {check.rmse:.4g} (root mean "
             f"square), {check.bias_rmse:.4g} by row and column effects alone"
         )
     else:
         side, ids = (
-            ("column", table.column_ids) if completed.way == "columns" else ("row", table.row_ids)
+            ("column", table.column_ids)
+            if completed.standardized_by == "columns"
+            else ("row", table.row_ids)
         )
         print(
             f"held-out error on {check.cells} of the observed cells: {check.relative:.4g} of a "
@@ -287,7 +289,7 @@ def _impute(flags: argparse.Namespace) -> None:
         "columns": "each column in its own unit",
         "rows": "each row in its own unit",
     }
-    print(f"standardised with {unit[completed.way]}; weights {flags.weights}")
+    print(f"standardised with {unit[completed.standardized_by]}; weights {flags.weights}")
     answers = Answers(
         lambda rows, columns: completion.predict(completed, rows, columns),
         lambda first, last: completion.predict_rows(completed, first, last),

@@ -31,8 +31,8 @@ from absl import flags
 from experiments import common, shared_flags
 from metamf_jax.baselines import bias, iterative, knn, mf, soft_impute
 from metamf_jax.data import jester, movielens
-from metamf_jax.imputation import completion, held_out, scaling
-from metamf_jax.imputation.answers import ANSWERS
+from metamf_jax.imputation import completion, held_out, pipeline, scaling
+from metamf_jax.imputation.candidates import CANDIDATES
 from metamf_jax.imputation.prior import LearnedPrior, load_prior
 from metamf_jax.meta_learning import padding
 from metamf_jax.meta_learning.meta_loss import make_model
@@ -311,11 +311,11 @@ _SOFT_IMPUTE = _of_jax(soft_impute)
 
 
 def ablations(prior: LearnedPrior) -> dict[str, tuple[LearnedPrior, list[str]]]:
-    """Ours without one of its parts: the prior, and the answers that may have a weight."""
+    """Ours without one of its parts: the prior, and the candidates that may have a weight."""
     params = make_model(prior.config).init(jax.random.key(0))
 
     def without(*parts: str) -> list[str]:
-        return [answer for answer in ANSWERS if answer not in parts]
+        return [name for name in CANDIDATES if name not in parts]
 
     return {
         "no learned prior": (prior._replace(params=params), without("learned")),
@@ -378,7 +378,7 @@ def _measure(prior: LearnedPrior, task: Task, config: Config) -> dict[str, float
     units = task.units[columns]
     squares, seconds = {}, {}
     started = time.perf_counter()
-    completed = completion.complete(prior, task.train, seed=config.seed)
+    completed = pipeline.complete(prior, task.train, seed=config.seed)
     values, errors = completion.predict(completed, rows, columns)
     seconds["metamf"] = time.perf_counter() - started
     squares["metamf"] = ((values - task.test.values) / units) ** 2
@@ -386,7 +386,7 @@ def _measure(prior: LearnedPrior, task: Task, config: Config) -> dict[str, float
     way = "columns" if task.kind == "table" else "matrix"
     for name, (with_prior, allowed) in ablations(prior).items() if config.ablation else ():
         started = time.perf_counter()
-        completed = completion.complete(with_prior, task.train, allowed=allowed, seed=config.seed)
+        completed = pipeline.complete(with_prior, task.train, allowed=allowed, seed=config.seed)
         predicted = completion.predict(completed, rows, columns)[0]
         seconds[name] = time.perf_counter() - started
         squares[name] = ((predicted - task.test.values) / units) ** 2

@@ -1,4 +1,4 @@
-"""`MetaMFImputer`, the scikit-learn shell around `metamf_jax.imputation.completion`."""
+"""`MetaMFImputer`, the scikit-learn shell around `metamf_jax.imputation.pipeline`."""
 
 import numbers
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from metamf_jax.imputation import completion
+from metamf_jax.imputation import completion, fold_in, pipeline
 from metamf_jax.imputation.prior import load_prior
-from metamf_jax.imputation.scaling import WAYS
+from metamf_jax.imputation.scaling import STANDARDIZATIONS
 from metamf_jax.types import Entries
 
 try:
@@ -18,7 +18,7 @@ try:
 except ImportError as error:
     raise ImportError(
         "MetaMFImputer needs scikit-learn: pip install 'metamf_jax[baselines]'. The command "
-        "`metamf impute` and metamf_jax.imputation.completion do without it"
+        "`metamf impute` and metamf_jax.imputation.pipeline do without it"
     ) from error
 
 # A dense answer of more cells would fill the memory: 10^8 take 0.8 GB.
@@ -37,7 +37,7 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
     Further rows are folded in by `transform`. The columns are those of `fit`, as everywhere in
     scikit-learn; a further one is folded in, without a fit, by
-    `metamf_jax.imputation.completion.fold_in_columns`. To `predict`, row and column numbers beyond
+    `metamf_jax.imputation.fold_in.fold_in_columns`. To `predict`, row and column numbers beyond
     those of `fit` stand for rows and columns of which nothing is known.
 
     Error bars are measured on held-out observed cells, so they hold for cells that are missing for
@@ -56,8 +56,8 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         other columns it made 11 worse and 2 better (``experiments/RESULTS.md``).
       missing_values: what stands for a missing value in dense input, NaN or a number. In sparse
         input the entries that are not stored are missing.
-      random_state: seed of the held-out check on observed cells, which weights the answers and
-        scales the error bars; an integer, None (0), or a ``numpy.random.RandomState``.
+      random_state: seed of the held-out check on observed cells, which weights the candidates
+        and scales the error bars; an integer, None (0), or a ``numpy.random.RandomState``.
 
     Attributes:
       completion_: the fitted `metamf_jax.imputation.completion.Completion`.
@@ -91,20 +91,20 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         Raises:
           ValueError: X has no observed cell, an infinite one, or text.
         """
-        if self.standardize not in ("auto", *WAYS):
+        if self.standardize not in ("auto", *STANDARDIZATIONS):
             raise ValueError(
-                f"standardize must be auto, {', '.join(WAYS[:-1])} or {WAYS[-1]}, got "
-                f"{self.standardize!r}"
+                f"standardize must be auto, {', '.join(STANDARDIZATIONS[:-1])} or "
+                f"{STANDARDIZATIONS[-1]}, got {self.standardize!r}"
             )
-        if self.missing not in completion.MISSING:
+        if self.missing not in pipeline.MISSING:
             raise ValueError(
-                f"missing must be {' or '.join(completion.MISSING)}, got {self.missing!r}"
+                f"missing must be {' or '.join(pipeline.MISSING)}, got {self.missing!r}"
             )
         prior = load_prior(self.weights)
-        self.completion_ = completion.complete(
+        self.completion_ = pipeline.complete(
             prior,
             self._entries(X),
-            way=None if self.standardize == "auto" else self.standardize,
+            standardize=None if self.standardize == "auto" else self.standardize,
             missing=self.missing,
             seed=self._seed(),
         )
@@ -125,7 +125,7 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
           The completed matrix [N', M], of X's floating dtype; or (matrix, standard errors).
         """
         values, observed = self._checked(X)
-        fitted, errors = completion.fold_in(self.completion_, values, observed)
+        fitted, errors = fold_in.fold_in_rows(self.completion_, values, observed)
         completed = np.where(observed, values, fitted).astype(values.dtype)
         if return_std:
             return completed, np.where(observed, 0, errors).astype(values.dtype)
@@ -152,7 +152,7 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
                 "predict of a sparse matrix would be dense: use transform or predict(rows, columns)"
             )
         values, observed = self._checked(rows)
-        fitted, errors = completion.fold_in(self.completion_, values, observed)
+        fitted, errors = fold_in.fold_in_rows(self.completion_, values, observed)
         fitted, errors = fitted.astype(values.dtype), errors.astype(values.dtype)
         return (fitted, errors) if return_std else fitted
 

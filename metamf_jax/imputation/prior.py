@@ -49,6 +49,19 @@ class LearnedPrior(NamedTuple):
     params: MetaParams
     trained_on: TrainedOn | None = None
 
+    def config_for(self, shape: tuple[int, int]) -> ModelConfig:
+        """The configuration for a matrix of this shape.
+
+        Plain gradient steps diverge on matrices larger than those that their size was learned on;
+        there exact ridge sweeps take their place.
+        """
+        config = self.config
+        if self.trained_on is None or config.inner.step_form != "plain" or not config.inner.pull:
+            return config
+        larger = any(size > side for size, side in zip(shape, self.trained_on.sides, strict=True))
+        inner = dataclasses.replace(config.inner, step_form="ridge")
+        return dataclasses.replace(config, inner=inner) if larger else config
+
 
 def prior_names() -> list[str]:
     """The names of the priors in the package; `weights/README.md` is their model card."""
