@@ -58,8 +58,8 @@ def run(config: train.Config, workdir: pathlib.Path, data_dir: str | None) -> No
     plotting.error_by_group(path, [f"{rows} x {columns}" for rows, columns in _SIDES], table)
     print(f"\nplots: {workdir / 'plots'}")
     print(
-        "impute a table of your own:\n  source .venv/bin/activate && python -m experiments.impute "
-        f"--checkpoint={workdir} --input=FILE.csv --output=completed.csv"
+        "impute a table of your own:\n  source .venv/bin/activate && metamf impute FILE.csv "
+        f"--weights={workdir} --output=completed.csv"
     )
 
 

@@ -6,7 +6,7 @@ error than the mean, the bias model and matrix factorization of each matrix alon
 
     python -m experiments.train --dataset=ml100k --data_dir=DIR --preset=paper --workdir=runs/ml100k
 
-The README has the expected numbers. `experiments.impute` uses what this leaves in the workdir.
+The README has the expected numbers. ``metamf impute --weights=WORKDIR`` uses what this leaves.
 """
 
 import dataclasses

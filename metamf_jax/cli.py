@@ -340,8 +340,9 @@ def _parser() -> argparse.ArgumentParser:
     impute.add_argument(
         "--weights",
         default="general",
-        metavar="NAME",
-        help="learned prior: a name, or a .safetensors file (default: %(default)s)",
+        metavar="PRIOR",
+        help="learned prior: a name, or the workdir of a run of experiments.train or pretrain, or "
+        "its .safetensors file (default: %(default)s)",
     )
     impute.add_argument(
         "--standardize",

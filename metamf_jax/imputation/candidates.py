@@ -127,7 +127,7 @@ def row_half(weights: Mapping[str, float], rows: RowState, columns: ColumnState)
     terms = _row_terms(rows, columns, completed)
     weigh = _term_weights(weights, columns.on_bias)
     base = sum(weigh[name] * term.base for name, term in terms.items())
-    blocks = [np.broadcast_to(base, len(rows.u))[:, None]]
+    blocks: list[Array] = [np.broadcast_to(base, len(rows.u))[:, None]]
     for half in dict.fromkeys(term.half for term in terms.values()):
         shared = [weigh[name] * term.rows for name, term in terms.items() if term.half == half]
         blocks.append(sum(shared[1:], shared[0]))

@@ -1,6 +1,7 @@
 """`MetaMFImputer`, the scikit-learn shell around `metamf_jax.imputation.pipeline`."""
 
 import numbers
+import os
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,7 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     def __init__(
         self,
         *,
-        weights: str = "general",
+        weights: str | os.PathLike = "general",
         standardize: str = "auto",
         missing: str = "at_random",
         missing_values: float = np.nan,

@@ -170,7 +170,7 @@ def _predict_held_out(
     """What each part, fitted, says of the cells that it is without; None if nothing can be said."""
     found, left_over = [], []
     for part, numbers, scale, one in zip(parts, held, scales, fitted, strict=True):
-        rows, columns = entries.rows[numbers], entries.columns[numbers]
+        rows, columns = (np.asarray(x)[numbers] for x in (entries.rows, entries.columns))
         found.append(_predict_each(one, scale, rows, columns))
         left_over.append(np.bincount(part.columns, minlength=entries.shape[1])[columns])
     # Nothing is known of the unit of a column all of whose cells are held out.

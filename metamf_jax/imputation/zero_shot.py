@@ -24,7 +24,7 @@ from metamf_jax.types import Array, FactorPrior, Factors
 # A prior of this precision leaves a factor where it is.
 _CERTAIN = 1e12
 # Of an encoder without a bias model: near what validation chooses on rating data.
-_SHRINKAGE, _SWEEPS = Shrinkage(*np.float32([3, 4, 3])), 4
+_SHRINKAGE, _SWEEPS = (3.0, 4.0, 3.0), 4
 
 
 class Encoded(NamedTuple):
@@ -72,13 +72,17 @@ def encode(config: ModelConfig, params: MetaParams, observations: sums.Observati
     """
     prior, effects, context = make_encoder(config.encoder).encode(params.encoder, observations)
     if effects is None:
-        effects = bias_model.fit_effects(observations, _SHRINKAGE, _SWEEPS)
+        effects = bias_model.fit_effects(observations, _shrinkage(observations), _SWEEPS)
         context = context._replace(effects=effects)
     if _by_ridge(config):
         return Encoded(effects, prior, context, jnp.zeros((0, config.encoder.rank)))
     residuals = bias_model.residuals(observations, _base_of(config, effects))
     v = map_estimate(residuals, prior, jnp.exp(params.log_step_size), config.inner).v
     return Encoded(effects, prior, context, v)
+
+
+def _shrinkage(observations: sums.Observations) -> Shrinkage:
+    return Shrinkage(*jnp.asarray(_SHRINKAGE, sums.observed_values(observations).dtype))
 
 
 def _base_of(config: ModelConfig, effects: Effects) -> Effects:
@@ -140,7 +144,7 @@ def fold_in(
     prior, effects, _ = encode(params.encoder, observations, context)
     if effects is None:
         assert context.effects is not None
-        effects = bias_model.fold_in_rows(observations, context.effects, _SHRINKAGE)
+        effects = bias_model.fold_in_rows(observations, context.effects, _shrinkage(observations))
     base = _base_of(config, effects)
     ones = jnp.ones(v.shape[1], v.dtype)
     problem = _problem(v, base.columns, base.mean + base.rows, prior, ones)
