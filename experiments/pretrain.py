@@ -22,6 +22,7 @@ from absl import flags
 from experiments import common, shared_flags
 from metamf_jax.data.families import draw_matrix
 from metamf_jax.imputation import scaling
+from metamf_jax.imputation.prior import FILE, LearnedPrior, metadata
 from metamf_jax.meta_learning import meta_loss, padding, training
 from metamf_jax.meta_learning.encoder import EncoderConfig
 from metamf_jax.meta_learning.map_estimation import MapConfig
@@ -191,12 +192,13 @@ def run(
     checkpointer = Checkpointer(workdir)
     state = checkpointer.restore(state) or state
     log.resume_at(int(state.step))
-    paths = [pathlib.Path(workdir) / "model.safetensors", *([output] if output else [])]
+    paths = [pathlib.Path(workdir) / FILE, *([output] if output else [])]
 
     def on_evaluation(state: training.MetaState, metrics: dict[str, float]) -> None:
         log.metrics(int(state.step), metrics)
+        learned = LearnedPrior(config.model, state.best_params)
         for path in paths:
-            save_params(path, state.best_params, {"model": dataclasses.asdict(config.model)})
+            save_params(path, learned.params, metadata(learned))
         checkpointer.save(int(state.step), state)
 
     log.start_progress(config.training.max_steps, int(state.step), "step")

@@ -14,7 +14,7 @@ from experiments import common, train
 from metamf_jax import plotting, processes
 from metamf_jax.baselines import SIMPLE, make_method, tuning
 from metamf_jax.data import sources
-from metamf_jax.imputation import impute
+from metamf_jax.imputation.prior import load_prior
 from metamf_jax.meta_learning import meta_loss, training
 from metamf_jax.meta_learning.episodes import (
     EpisodeConfig,
@@ -36,7 +36,7 @@ def run(config: train.Config, workdir: pathlib.Path, data_dir: str | None) -> No
     train.run(config, workdir, data_dir)
     if not processes.is_first():
         return
-    prior = impute.load_prior(workdir)
+    prior = load_prior(workdir)
     model = meta_loss.make_model(prior.config)
     evaluate = training.make_evaluate(
         lambda params, episode: meta_loss.episode_loss(model, params, episode)
@@ -68,8 +68,8 @@ def run(config: train.Config, workdir: pathlib.Path, data_dir: str | None) -> No
     plotting.error_by_group(path, [f"{rows} x {columns}" for rows, columns in _SIDES], table)
     print(f"\nplots: {workdir / 'plots'}")
     print(
-        "impute a table of your own:\n  source .venv/bin/activate && python -m experiments.impute "
-        f"--checkpoint={workdir} --input=FILE.csv --output=completed.csv"
+        "impute a table of your own:\n  source .venv/bin/activate && metamf impute FILE.csv "
+        f"--weights={workdir} --output=completed.csv"
     )
 
 

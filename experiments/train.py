@@ -6,7 +6,7 @@ error than the mean, the bias model and matrix factorization of each matrix alon
 
     python -m experiments.train --dataset=ml100k --data_dir=DIR --preset=paper --workdir=runs/ml100k
 
-The README has the expected numbers. `experiments.impute` uses what this leaves in the workdir.
+The README has the expected numbers. ``metamf impute --weights=WORKDIR`` uses what this leaves.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from experiments import common, presets, protocol, shared_flags
 from metamf_jax import plotting, processes
 from metamf_jax.baselines import SIMPLE, make_method, tuning
 from metamf_jax.data import sources
-from metamf_jax.imputation.impute import LearnedPrior, metadata
+from metamf_jax.imputation.prior import FILE, LearnedPrior, TrainedOn, metadata
 from metamf_jax.meta_learning import meta_loss, padding, training
 from metamf_jax.meta_learning.episodes import entry_counts
 from metamf_jax.meta_learning.meta_loss import Episode
@@ -70,14 +70,13 @@ def run(
     log = open_run_log(workdir, "train", config)
     model = meta_loss.make_model(config.model)
     loss = functools.partial(meta_loss.episode_loss, model)
-    learned = LearnedPrior(
-        config.model,
-        model.init(jax.random.key(config.seed)),
+    trained_on = TrainedOn(
         split.parts.standardization,
         (float(entries.values.min()), float(entries.values.max())),
         (config.episodes.rows[1], config.episodes.columns[1]),
     )
-    state = _meta_train(config, loss, learned, split, log)
+    params = model.init(jax.random.key(config.seed))
+    state = _meta_train(config, loss, params, trained_on, split, log)
     steps = {"best_step": int(state.best_step), "steps": int(state.step)}
     if not processes.is_first():
         return log.finish(steps)
@@ -115,15 +114,16 @@ def run(
 def _meta_train(
     config: Config,
     loss: meta_loss.EpisodeLoss,
-    learned: LearnedPrior,
+    params: meta_loss.MetaParams,
+    trained_on: TrainedOn,
     split: protocol.Split,
     log: RunLog,
 ) -> training.MetaState:
-    """Meta-trains from the newest checkpoint, or else from ``learned.params``, to the end.
+    """Meta-trains from the newest checkpoint, or else from `params`, to the end.
 
     Leaves a checkpoint and, of the parameters kept, ``model.safetensors`` at each validation.
     """
-    state = training.init_state(learned.params, training.make_optimizer(config.training))
+    state = training.init_state(params, training.make_optimizer(config.training))
     checkpointer = Checkpointer(log.workdir, log.print)
     state = checkpointer.restore(state) or state
     log.resume_at(int(state.step))
@@ -132,7 +132,8 @@ def _meta_train(
         step = int(state.step)
         log.metrics(step, metrics)
         if step == int(state.best_step) and processes.is_first():
-            save_params(log.workdir / "model.safetensors", state.best_params, metadata(learned))
+            learned = LearnedPrior(config.model, state.best_params, trained_on)
+            save_params(log.workdir / FILE, learned.params, metadata(learned))
         checkpointer.save(step, state)
         leave_if_asked()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 # NumPy, JAX and the readers are imported when a command runs: `metamf --help` answers at once.
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from metamf_jax.data.tables.format import TableFormat
+    from metamf_jax.imputation.completion import Completion
     from metamf_jax.types import Table
 
 # Above it the answer would fill the memory: 10^8 cells take 2 GB as three columns.
@@ -48,16 +49,18 @@ column; a matrix by the same matrix without blanks.
 """
 
 
-class Answers(NamedTuple):
-    """Where imputed values come from.
+class Input(NamedTuple):
+    """A table as it was read.
 
     Attributes:
-      cells: ``cells(rows [P], columns [P]) -> (values [P], errors [P])``.
-      rows: ``rows(first, last) -> (values, errors)`` of all cells of these rows, [last - first, M].
+      path: its file; a matrix's is written again with its blanks filled.
+      found: how it was laid out.
+      table: in float64.
     """
 
-    cells: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-    rows: Callable[[int, int], tuple[np.ndarray, np.ndarray]]
+    path: str
+    found: TableFormat
+    table: Table
 
 
 def describe(path: str, found: TableFormat, table: Table) -> str:
@@ -85,12 +88,10 @@ def require_few_cells(path: str, table: Table) -> None:
         )
 
 
-def write_answers(
+def write_imputed(
     output: str,
-    answers: Answers,
-    table: Table,
-    found: TableFormat,
-    path: str,
+    completed: Completion,
+    given: Input,
     *,
     pairs: tuple[np.ndarray, np.ndarray] | None = None,
     top: int | None = None,
@@ -100,9 +101,8 @@ def write_answers(
 
     Args:
       output: the file.
-      answers: the values.
-      table, found: what was read, in float64, and how it was laid out.
-      path: the file that was read; a matrix's is written again with its blanks filled.
+      completed: the completed table.
+      given: the table.
       pairs: row ids and column ids of the cells to write, in this order; None for all missing.
       top: only so many missing cells of each row, the highest first.
       std: whether to write errors too: a column, or for a matrix a file of its own, whose name ends
@@ -112,76 +112,110 @@ def write_answers(
       ValueError: ``pairs`` names a row or column that the table does not have, or a file cannot be
         written.
     """
+    from metamf_jax.imputation import completion
+
+    if given.found.dense and pairs is None and top is None:
+        return _write_matrix(output, completed, given, std)
+    if pairs is not None:
+        rows, columns = _places(pairs, given.table)
+        values, errors = completion.predict(completed, rows, columns)
+    else:
+        rows, columns, values, errors = _missing_cells(completed, given.table, top)
+    _write_pairs(output, given, (rows, columns), values, errors if std else None)
+    return len(values)
+
+
+def _write_matrix(output: str, completed: Completion, given: Input, std: bool) -> int:
+    """The same matrix without blanks, and beside it the errors of what was imputed."""
+    import numpy as np
+
+    from metamf_jax.data.tables import digits, fill, write
+    from metamf_jax.imputation import completion
+
+    table = given.table
+    values, errors = completion.predict_rows(completed, 0, table.entries.shape[0])
+    fill.write_filled(output, given.path, given.found, table, values)
+    if std:
+        errors[table.entries.rows, table.entries.columns] = 0
+        errors = digits.significant(errors)
+        write.write_dense(
+            _beside(output), errors, table.row_ids, table.column_ids, like=given.found
+        )
+    return int(np.prod(table.entries.shape)) - len(table.entries.rows)
+
+
+def _places(pairs: tuple[np.ndarray, np.ndarray], table: Table) -> list[np.ndarray]:
+    """Row and column numbers of pairs of ids."""
     import numpy as np
 
     from metamf_jax.data import tables
-    from metamf_jax.data.tables import digits, fill
-    from metamf_jax.data.tables import write as write_tables
+
+    places = []
+    for kind, ids, known in zip(
+        ("row", "column"), pairs, (table.row_ids, table.column_ids), strict=True
+    ):
+        places.append(tables.positions(ids, known))
+        unknown = np.flatnonzero(places[-1] < 0)
+        if len(unknown):
+            raise ValueError(
+                f"--pairs asks for {kind} {ids[unknown].tolist()[0]!r} (its cell {unknown[0] + 1}),"
+                f" which the input does not have; {len(unknown)} cells have such a {kind}. "
+                "Remove them"
+            )
+    return places
+
+
+def _missing_cells(completed: Completion, table: Table, top: int | None) -> tuple[np.ndarray, ...]:
+    """Rows, columns, values and errors of all missing cells, or of the highest of each row."""
+    import numpy as np
+
+    from metamf_jax.imputation import completion
 
     num_rows, num_columns = table.entries.shape
+    observed = np.zeros((num_rows, num_columns), bool)
+    observed[table.entries.rows, table.entries.columns] = True
+    parts = []
+    step = max(1, 2**22 // num_columns)
+    for first in range(0, num_rows, step):
+        seen = observed[first : first + step]
+        values, errors = completion.predict_rows(completed, first, first + step)
+        if top is None:
+            rows, columns = np.nonzero(~seen)
+        else:
+            ranked = np.argsort(np.where(seen, np.inf, -values), axis=1)[:, :top]
+            rows, columns = np.repeat(np.arange(len(seen)), ranked.shape[1]), ranked.ravel()
+            kept = ~seen[rows, columns]
+            rows, columns = rows[kept], columns[kept]
+        parts.append((rows + first, columns, values[rows, columns], errors[rows, columns]))
+    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+
+
+def _write_pairs(
+    output: str,
+    given: Input,
+    places: tuple[np.ndarray, np.ndarray],
+    values: np.ndarray,
+    errors: np.ndarray | None,
+) -> None:
+    """A line for each cell, under the names of the input's columns."""
+    from metamf_jax.data.tables import digits, fill, write
+
+    path, found, table = given
     header = found.header if not found.dense else None
     row, column, value = (
         (header[role] for role in found.roles[:3]) if header else ("row", "column", "value")
     )
-    names = row, column, value
-
-    def write(row_ids, column_ids, places, values, errors):
-        extra = {"error": digits.significant(errors)} if std else None
-        own = fill.column_digits(path, found, table)
-        values = fill.rounded_cells(values, places, own)
-        write_tables.write_pairs(
-            output,
-            row_ids,
-            column_ids,
-            fill.typed_values(path, found, values),
-            extra=extra,
-            names=names,
-            scientific=any(column.significant is not None for column in own),
-        )
-        return len(values)
-
-    if pairs is not None:
-        row_ids, column_ids = pairs
-        places = (
-            tables.positions(row_ids, table.row_ids),
-            tables.positions(column_ids, table.column_ids),
-        )
-        for kind, where, ids in zip(("row", "column"), places, pairs, strict=True):
-            unknown = np.flatnonzero(where < 0)
-            if len(unknown):
-                raise ValueError(
-                    f"--pairs asks for {kind} {ids[unknown].tolist()[0]!r} (its cell "
-                    f"{unknown[0] + 1}), "
-                    f"which the input does not have; {len(unknown)} cells have such a {kind}. "
-                    "Remove them"
-                )
-        return write(row_ids, column_ids, places[1], *answers.cells(*places))
-    observed = np.zeros((num_rows, num_columns), bool)
-    observed[table.entries.rows, table.entries.columns] = True
-    if found.dense and top is None:
-        values, errors = answers.rows(0, num_rows)
-        fill.write_filled(output, path, found, table, values)
-        if std:
-            beside = _beside(output)
-            errors = digits.significant(np.where(observed, 0, errors))
-            write_tables.write_dense(beside, errors, table.row_ids, table.column_ids, like=found)
-        return int((~observed).sum())
-    parts = []
-    step = max(1, 2**22 // num_columns)
-    for first in range(0, num_rows, step):
-        last = min(first + step, num_rows)
-        values, errors = answers.rows(first, last)
-        if top is None:
-            rows, columns = np.nonzero(~observed[first:last])
-        else:
-            ranked = np.argsort(np.where(observed[first:last], np.inf, -values), axis=1)[:, :top]
-            rows = np.repeat(np.arange(last - first), ranked.shape[1])
-            columns = ranked.ravel()
-            kept = ~observed[first:last][rows, columns]
-            rows, columns = rows[kept], columns[kept]
-        parts.append((rows + first, columns, values[rows, columns], errors[rows, columns]))
-    rows, columns, values, errors = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return write(table.row_ids[rows], table.column_ids[columns], columns, values, errors)
+    own = fill.column_digits(path, found, table)
+    values = fill.rounded_cells(values, places[1], own)
+    write.write_pairs(
+        output,
+        table.row_ids[places[0]],
+        table.column_ids[places[1]],
+        fill.typed_values(path, found, values),
+        extra=None if errors is None else {"error": digits.significant(errors)},
+        names=(row, column, value),
+        scientific=any(column.significant is not None for column in own),
+    )
 
 
 def with_unknown(table: Table, pairs: tuple[np.ndarray, np.ndarray]) -> Table:
@@ -217,10 +251,7 @@ def _beside(output: str) -> str:
 
 
 def _impute(flags: argparse.Namespace) -> None:
-    import numpy as np
-
-    from metamf_jax.data import tables
-    from metamf_jax.imputation import completion, pretrained
+    from metamf_jax.imputation import completion
     from metamf_jax.runs import compilation_cache
 
     if flags.top is not None and flags.top < 1:
@@ -230,47 +261,80 @@ def _impute(flags: argparse.Namespace) -> None:
             "--top and --pairs exclude each other: one picks cells, the other lists them"
         )
     started = time.monotonic()
+    given, pairs = _read(flags)
+    compilation_cache.use(None)
+    completed = _complete(flags, given.table, started)
+    _tell(completed, given.table, flags.weights)
+    count = write_imputed(flags.output, completed, given, pairs=pairs, top=flags.top, std=flags.std)
+    print(f"wrote {count} imputed cells to {flags.output}")
+    if flags.std and given.found.dense and pairs is None and flags.top is None:
+        print(f"wrote their standard errors to {_beside(flags.output)}")
+    if flags.plot:
+        from metamf_jax import plotting
+
+        def rows(first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+            return completion.predict_rows(completed, first, last)
+
+        plotting.completed_matrix(flags.plot, given.table.entries, rows)
+        print(f"wrote {flags.plot}")
+
+
+def _read(flags: argparse.Namespace) -> tuple[Input, tuple[np.ndarray, np.ndarray] | None]:
+    """The table, with the rows and columns that pairs name besides, and the pairs."""
+    import numpy as np
+
+    from metamf_jax.data import tables
+
     found = tables.detect(flags.input, layout=flags.layout)
     table = tables.read_table(flags.input, layout=flags.layout, dtype=np.float64)
     print(describe(flags.input, found, table), flush=True)
-    pairs = tables.read_pairs(flags.pairs) if flags.pairs else None
-    if pairs is None:
+    if not flags.pairs:
         require_few_cells(flags.input, table)
-    else:
-        known = table.entries.shape
-        table = with_unknown(table, pairs)
-        new = np.subtract(table.entries.shape, known)
-        if new.any():
-            print(
-                f"{flags.pairs} names {new[0]} rows and {new[1]} columns without an observed cell:"
-                " answered from the others"
-            )
-    compilation_cache.use(None)
+        return Input(flags.input, found, table), None
+    pairs = tables.read_pairs(flags.pairs)
+    known = table.entries.shape
+    table = with_unknown(table, pairs)
+    new = np.subtract(table.entries.shape, known)
+    if new.any():
+        print(
+            f"{flags.pairs} names {new[0]} rows and {new[1]} columns without an observed cell:"
+            " answered from the others"
+        )
+    return Input(flags.input, found, table), pairs
+
+
+def _complete(flags: argparse.Namespace, table: Table, started: float) -> Completion:
+    from metamf_jax.imputation import pipeline
+    from metamf_jax.imputation.prior import load_prior
 
     def progress(stage: str) -> None:
         if len(table.entries.rows) >= _LONG:
             print(f"  {time.monotonic() - started:.1f} s: {stage}", file=sys.stderr, flush=True)
 
-    completed = completion.complete(
-        pretrained.load(flags.weights),
+    return pipeline.complete(
+        load_prior(flags.weights),
         table.entries,
-        way=None if flags.standardize == "auto" else flags.standardize,
+        standardize=None if flags.standardize == "auto" else flags.standardize,
         missing=flags.missing,
         seed=flags.seed,
         progress=progress,
     )
-    check = completed.check
+
+
+def _tell(completed: Completion, table: Table, weights: str) -> None:
+    """Prints the error to expect, and how values were standardised."""
+    import numpy as np
+
+    check, by = completed.check, completed.standardized_by
     if not check.cells:
         print("too few observed cells to hold some out: the error is not known")
-    elif completed.way == "matrix":
+    elif by == "matrix":
         print(
             f"held-out error on {check.cells} of the observed cells: {check.rmse:.4g} (root mean "
             f"square), {check.bias_rmse:.4g} by row and column effects alone"
         )
     else:
-        side, ids = (
-            ("column", table.column_ids) if completed.way == "columns" else ("row", table.row_ids)
-        )
+        side, ids = by.removesuffix("s"), table.column_ids if by == "columns" else table.row_ids
         print(
             f"held-out error on {check.cells} of the observed cells: {check.relative:.4g} of a "
             f"{side}'s deviation (root mean square), {check.mean_relative:.4g} by the {side}s' "
@@ -286,22 +350,7 @@ def _impute(flags: argparse.Namespace) -> None:
         "columns": "each column in its own unit",
         "rows": "each row in its own unit",
     }
-    print(f"standardised with {unit[completed.way]}; weights {flags.weights}")
-    answers = Answers(
-        lambda rows, columns: completion.predict(completed, rows, columns),
-        lambda first, last: completion.predict_rows(completed, first, last),
-    )
-    count = write_answers(
-        flags.output, answers, table, found, flags.input, pairs=pairs, top=flags.top, std=flags.std
-    )
-    print(f"wrote {count} imputed cells to {flags.output}")
-    if flags.std and found.dense and pairs is None and flags.top is None:
-        print(f"wrote their standard errors to {_beside(flags.output)}")
-    if flags.plot:
-        from metamf_jax import plotting
-
-        plotting.completed_matrix(flags.plot, table.entries, answers.rows)
-        print(f"wrote {flags.plot}")
+    print(f"standardised with {unit[by]}; weights {weights}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -337,8 +386,9 @@ def _parser() -> argparse.ArgumentParser:
     impute.add_argument(
         "--weights",
         default="general",
-        metavar="NAME",
-        help="learned prior: a name, or a .safetensors file (default: %(default)s)",
+        metavar="PRIOR",
+        help="learned prior: a name, or the workdir of a run of experiments.train or pretrain, or "
+        "its .safetensors file (default: %(default)s)",
     )
     impute.add_argument(
         "--standardize",

@@ -1,7 +1,9 @@
 """The types that travel through the package. No logic.
 
-Sizes: ``N`` rows, ``M`` columns, ``E`` observed entries (padding included), ``K`` rank,
-``B`` matrices in a batch. Any of these types may carry leading batch axes on every array.
+A cell is any place of a matrix; an entry is an observed cell: row, column and value.
+
+Sizes: ``N`` rows, ``M`` columns, ``E`` entries (padding included), ``K`` rank, ``B`` matrices in a
+batch. Any of these types may carry leading batch axes on every array.
 """
 
 import dataclasses

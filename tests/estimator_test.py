@@ -164,7 +164,7 @@ def test_unknown_options():
 def test_the_package_imports_without_scikit_learn():
     code = (
         "import sys; sys.modules['sklearn'] = None\n"
-        "import metamf_jax, metamf_jax.imputation.completion\n"
+        "import metamf_jax, metamf_jax.imputation.pipeline\n"
         "try:\n    metamf_jax.MetaMFImputer\n"
         "except ImportError as error:\n    assert 'pip install' in str(error), error\n"
         "else:\n    raise SystemExit('expected an ImportError')\n"

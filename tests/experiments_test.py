@@ -14,9 +14,9 @@ import pytest
 import safetensors.numpy
 from absl.testing import flagsaver
 
-from experiments import common, factorize, figures, impute, presets, quickstart, train
+from experiments import common, factorize, figures, predict, presets, quickstart, train
 from experiments.robustness import torture
-from metamf_jax import parallel, processes
+from metamf_jax import cli, parallel, processes
 from metamf_jax.runs import run_log
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -145,15 +145,10 @@ MISSING = [("bob", "jam"), ("cid", "tea"), ("cid", "egg")]
 DENSE = "user,tea,jam,egg\nann,4,5,4.5\nbob,2,,3\ncid,,1,\n"
 
 
-def impute_text(trained, folder, text, *more):
+def impute_text(weights, folder, text, *more):
     (folder / "in.csv").write_text(text)
-    return launch(
-        impute,
-        f"--checkpoint={trained[0]}",
-        f"--input={folder / 'in.csv'}",
-        f"--output={folder / 'out.csv'}",
-        *more,
-    )
+    files = [str(folder / "in.csv"), f"--output={folder / 'out.csv'}"]
+    return cli.main(["impute", *files, f"--weights={weights}", *more])
 
 
 def table_of(path):
@@ -161,29 +156,25 @@ def table_of(path):
         return list(csv.reader(file))
 
 
-def test_impute_pairs_dense_and_listed_pairs(trained, tmp_path):
-    ended = impute_text(trained, tmp_path, PAIRS)
-    assert ended.code == 0, ended.err
-    assert "3 rows, 3 columns, 6 observed cells (66.67%)" in ended.out
+def test_what_train_leaves_imputes_pairs_dense_and_listed_pairs(trained, tmp_path):
+    workdir, _ = trained
+    assert impute_text(workdir, tmp_path, PAIRS) == 0
     lines = table_of(tmp_path / "out.csv")
     # One line for each missing cell.
     values = {(row, column): float(value) for row, column, value in lines[1:]}
     assert sorted(values) == sorted(MISSING)
-    assert all(np.isfinite(value) for value in values.values())
     assert len(set(values.values())) == 3
 
     asked = [("cid", "egg"), ("ann", "tea"), ("bob", "jam")]
     (tmp_path / "pairs.csv").write_text("".join(f"{row},{column}\n" for row, column in asked))
-    ended = impute_text(trained, tmp_path, PAIRS, f"--pairs={tmp_path / 'pairs.csv'}")
-    assert ended.code == 0, ended.err
+    assert impute_text(workdir, tmp_path, PAIRS, f"--pairs={tmp_path / 'pairs.csv'}") == 0
     listed = table_of(tmp_path / "out.csv")
     assert [(row, column) for row, column, _ in listed[1:]] == asked
     for row, column, value in listed[1:]:
         if (row, column) in values:
             np.testing.assert_allclose(float(value), values[row, column], rtol=1e-5)
 
-    ended = impute_text(trained, tmp_path, DENSE)
-    assert ended.code == 0, ended.err
+    assert impute_text(workdir / "model.safetensors", tmp_path, DENSE) == 0
     completed = table_of(tmp_path / "out.csv")
     assert [line[0] for line in completed] == ["user", "ann", "bob", "cid"]
     assert completed[0] == ["user", "tea", "jam", "egg"]
@@ -197,14 +188,6 @@ def test_impute_pairs_dense_and_listed_pairs(trained, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", "out.csv", "pairs.csv"]
 
 
-def test_values_out_of_the_trained_range_are_on_their_own_scale(trained, tmp_path):
-    far = PAIRS.replace(",4\n", ",4000\n").replace(",1\n", ",1000\n").replace(",5\n", ",5000\n")
-    ended = impute_text(trained, tmp_path, far)
-    assert ended.code == 0, ended.err
-    assert "standardised on their own scale" in ended.out
-    assert len(table_of(tmp_path / "out.csv")) == 4
-
-
 def another_architecture(workdir, folder):
     """A copy of the run's parameters with one shape changed."""
     path = workdir / "model.safetensors"
@@ -215,33 +198,21 @@ def another_architecture(workdir, folder):
         header = file.metadata()
     (folder / "run").mkdir()
     safetensors.numpy.save_file(arrays, folder / "run" / "model.safetensors", metadata=header)
-    return f"--checkpoint={folder / 'run'}"
+    return folder / "run"
 
 
-@pytest.mark.parametrize(
-    ("text", "more", "message"),
-    [
-        (PAIRS, ["--checkpoint=nowhere"], "nowhere/model.safetensors does not exist"),
-        (PAIRS, another_architecture, "holds another architecture"),
-        (PAIRS, ["--input=gone.csv"], "gone.csv"),
-        (PAIRS.replace("3", "three"), [], "in.csv, line 6: "),
-        ("", [], "in.csv"),
-        (PAIRS, ["--output=out.xyz"], "out.xyz"),
-        (PAIRS, ["--pairs=unknown.csv"], "--pairs asks for row 'dan' (its cell 2)"),
-        (PAIRS, ["--pairs=gone.csv"], "gone.csv"),
-        ("a,x,70\nb,y,70\n", [], "values equal 70.0"),
-    ],
-)
-def test_mistakes_in_imputation(trained, text, more, message, tmp_path, monkeypatch):
+def test_weights_that_are_none(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "unknown.csv").write_text("ann,tea\ndan,tea\nann,soap\n")
-    more = [more(trained[0], tmp_path)] if callable(more) else more
-    ended = impute_text(trained, tmp_path, text, *more)
-    assert ended.code == 1
-    assert ended.err.startswith("error: ")
-    assert message in ended.err
-    assert ended.err.count("\n") == 1
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith("out")]
+    for weights, message in (
+        (another_architecture(trained[0], tmp_path), "holds another architecture"),
+        (tmp_path, "model.safetensors does not exist"),
+        ("nowhere", "or a .safetensors file of one, got 'nowhere'"),
+    ):
+        assert impute_text(weights, tmp_path, PAIRS) == 1
+        err = capsys.readouterr().err
+        assert message in err
+        assert err.count("\n") == 1
+        assert not (tmp_path / "out.csv").exists()
 
 
 def test_a_program_of_one_process_refuses_to_be_several(tmp_path, monkeypatch):
@@ -269,13 +240,13 @@ def test_quickstart_prints_in_the_first_process_alone(tmp_path, monkeypatch, cap
 
 
 def test_a_needed_flag_is_named():
-    ended = launch(impute, "--input=in.csv")
+    ended = launch(predict, "--output=out.csv")
     assert ended.code == 1
-    assert ended.err.startswith("error: --checkpoint is needed: Workdir of a run")
+    assert ended.err.startswith("error: --factors is needed: ")
 
 
 def test_a_process_ends_with_one_line_and_no_traceback(tmp_path):
-    command = [sys.executable, "-m", "experiments.impute", "--checkpoint=nowhere", "--input=x.csv"]
+    command = [sys.executable, "-m", "experiments.predict", "--factors=nowhere", "--top=3"]
     ended = subprocess.run(
         [*command, f"--output={tmp_path / 'out.csv'}"],
         cwd=ROOT,
@@ -283,6 +254,6 @@ def test_a_process_ends_with_one_line_and_no_traceback(tmp_path):
         text=True,
     )
     assert ended.returncode == 1
-    assert ended.stderr.startswith("error: nowhere/model.safetensors does not exist")
+    assert ended.stderr.startswith("error: nowhere")
     assert ended.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []

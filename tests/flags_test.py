@@ -22,7 +22,7 @@ PROGRAM = """
 import importlib, json, os, sys
 from absl import flags
 import scipy.stats, matplotlib.figure, pyarrow.parquet
-import metamf_jax.baselines, metamf_jax.factorization.methods, metamf_jax.imputation.estimator
+import metamf_jax.baselines, metamf_jax.factorization.solvers, metamf_jax.imputation.estimator
 assert not [m for m in flags.FLAGS.flags_by_module_dict() if m.startswith("metamf_jax")]
 for binary in sys.argv[1:]:
     if os.fork() == 0:

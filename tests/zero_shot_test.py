@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 
 from metamf_jax import bias_model, sums
-from metamf_jax.imputation import pretrained, zero_shot
+from metamf_jax.imputation import zero_shot
+from metamf_jax.imputation.prior import load_prior
 from metamf_jax.imputation.row_solver import Rows
 from metamf_jax.meta_learning.encoder import make_encoder
 from metamf_jax.meta_learning.map_estimation import MapConfig
 from metamf_jax.types import Entries, PaddedMatrices
 from tests import numpy_reference
 
-GENERAL = pretrained.load("general")
+GENERAL = load_prior("general")
 INNER = {
     "ridge": GENERAL.config.inner,
     "curvature": MapConfig(steps=3, step_form="curvature"),

@@ -31,8 +31,9 @@ from absl import flags
 from experiments import common, shared_flags
 from metamf_jax.baselines import bias, iterative, knn, mf, soft_impute
 from metamf_jax.data import jester, movielens
-from metamf_jax.imputation import completion, fitting, held_out, pretrained, scaling
-from metamf_jax.imputation.answers import ANSWERS
+from metamf_jax.imputation import completion, held_out, pipeline, scaling
+from metamf_jax.imputation.candidates import CANDIDATES
+from metamf_jax.imputation.prior import LearnedPrior, load_prior
 from metamf_jax.meta_learning import padding
 from metamf_jax.meta_learning.meta_loss import make_model
 from metamf_jax.runs.run_log import RunLog, read_metrics
@@ -309,12 +310,12 @@ def methods(way: str) -> dict[str, tuple[Predict, list[dict[str, Any]], bool]]:
 _SOFT_IMPUTE = _of_jax(soft_impute)
 
 
-def ablations(prior: fitting.GeneralPrior) -> dict[str, tuple[fitting.GeneralPrior, list[str]]]:
-    """Ours without one of its parts: the prior, and the answers that may have a weight."""
+def ablations(prior: LearnedPrior) -> dict[str, tuple[LearnedPrior, list[str]]]:
+    """Ours without one of its parts: the prior, and the candidates that may have a weight."""
     params = make_model(prior.config).init(jax.random.key(0))
 
     def without(*parts: str) -> list[str]:
-        return [answer for answer in ANSWERS if answer not in parts]
+        return [name for name in CANDIDATES if name not in parts]
 
     return {
         "no learned prior": (prior._replace(params=params), without("learned")),
@@ -336,7 +337,7 @@ def run(config: Config, workdir: str | os.PathLike, data_dir: str | None = None)
         raise ValueError(
             f"unknown methods {sorted(unknown)}; there are {', '.join(methods('matrix'))}"
         )
-    prior = pretrained.load(config.weights)
+    prior = load_prior(config.weights)
     log = RunLog(workdir, "benchmarks.imputer", config)
     done = len(read_metrics(workdir))
     log.resume_at(done - 1)
@@ -367,7 +368,7 @@ def run(config: Config, workdir: str | os.PathLike, data_dir: str | None = None)
     return log.finish({"tasks": rows, "best_or_within_one_error": good})
 
 
-def _measure(prior: fitting.GeneralPrior, task: Task, config: Config) -> dict[str, float]:
+def _measure(prior: LearnedPrior, task: Task, config: Config) -> dict[str, float]:
     """A line of ``metrics.jsonl``.
 
     Of each method its mean squared error and seconds; of the others also by how much their squared
@@ -377,7 +378,7 @@ def _measure(prior: fitting.GeneralPrior, task: Task, config: Config) -> dict[st
     units = task.units[columns]
     squares, seconds = {}, {}
     started = time.perf_counter()
-    completed = completion.complete(prior, task.train, seed=config.seed)
+    completed = pipeline.complete(prior, task.train, seed=config.seed)
     values, errors = completion.predict(completed, rows, columns)
     seconds["metamf"] = time.perf_counter() - started
     squares["metamf"] = ((values - task.test.values) / units) ** 2
@@ -385,7 +386,7 @@ def _measure(prior: fitting.GeneralPrior, task: Task, config: Config) -> dict[st
     way = "columns" if task.kind == "table" else "matrix"
     for name, (with_prior, allowed) in ablations(prior).items() if config.ablation else ():
         started = time.perf_counter()
-        completed = completion.complete(with_prior, task.train, allowed=allowed, seed=config.seed)
+        completed = pipeline.complete(with_prior, task.train, allowed=allowed, seed=config.seed)
         predicted = completion.predict(completed, rows, columns)[0]
         seconds[name] = time.perf_counter() - started
         squares[name] = ((predicted - task.test.values) / units) ** 2

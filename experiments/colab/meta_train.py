@@ -13,8 +13,8 @@ import tempfile
 import numpy as np
 
 from experiments import presets, train
+from metamf_jax import MetaMFImputer
 from metamf_jax.data import sources
-from metamf_jax.imputation import impute
 
 # %%
 # "smoke" shows the way in seconds; "tiny" takes minutes and is good.
@@ -32,8 +32,7 @@ summary["results"]
 # The prior lies in the workdir, and imputes any table.
 
 # %%
-prior = impute.load_prior(workdir)
 table = sources.load("synthetic", seed=1)
-imputation = impute.impute(prior, table.entries)
+imputer = MetaMFImputer(weights=workdir).fit(table.entries)
 rows, columns = np.array([0, 1]), np.array([2, 3])
-print(impute.predict(imputation, rows, columns))
+print(imputer.predict(rows, columns, return_std=True))

@@ -38,7 +38,7 @@ from absl import flags
 from experiments import common, presets
 from metamf_jax.data import jester, movielens, tables
 from metamf_jax.factorization import factor_file
-from metamf_jax.imputation import impute
+from metamf_jax.imputation.prior import LearnedPrior, TrainedOn, metadata, read_prior
 from metamf_jax.meta_learning import meta_loss
 from metamf_jax.meta_learning.episodes import Standardization
 from metamf_jax.runs import checkpoint, run_log
@@ -166,10 +166,11 @@ def _jester() -> list[bytes]:
 
 
 @functools.cache
-def _prior() -> impute.LearnedPrior:
+def _prior() -> LearnedPrior:
     config = presets.TRAIN["smoke"]["model"]
     params = jax.tree.map(np.asarray, meta_loss.make_model(config).init(jax.random.key(0)))
-    return impute.LearnedPrior(config, params, Standardization(0.5, 2.0), (-3.0, 3.0), (12, 12))
+    trained_on = TrainedOn(Standardization(0.5, 2.0), (-3.0, 3.0), (12, 12))
+    return LearnedPrior(config, params, trained_on)
 
 
 def _saved(save: Callable[[pathlib.Path], None], name: str) -> bytes:
@@ -180,9 +181,7 @@ def _saved(save: Callable[[pathlib.Path], None], name: str) -> bytes:
 
 def _params() -> list[bytes]:
     prior = _prior()
-    return [
-        _saved(lambda p: checkpoint.save_params(p, prior.params, impute.metadata(prior)), "model")
-    ]
+    return [_saved(lambda p: checkpoint.save_params(p, prior.params, metadata(prior)), "model")]
 
 
 def _factors() -> list[bytes]:
@@ -292,7 +291,7 @@ READERS: Mapping[str, Reader] = {
     "prior": Reader(
         "model.safetensors",
         _params,
-        lambda path, folder: impute.load_prior(folder),
+        lambda path, folder: read_prior(path),
         _rewrite_safetensors,
         rarer=10,
     ),

@@ -1,13 +1,15 @@
-"""`MetaMFImputer`, the scikit-learn shell around `metamf_jax.imputation.completion`."""
+"""`MetaMFImputer`, the scikit-learn shell around `metamf_jax.imputation.pipeline`."""
 
 import numbers
+import os
 from typing import Any
 
 import numpy as np
 import scipy.sparse
 
-from metamf_jax.imputation import completion, pretrained
-from metamf_jax.imputation.scaling import WAYS
+from metamf_jax.imputation import completion, fold_in, pipeline
+from metamf_jax.imputation.prior import load_prior
+from metamf_jax.imputation.scaling import STANDARDIZATIONS
 from metamf_jax.types import Entries
 
 try:
@@ -17,7 +19,7 @@ try:
 except ImportError as error:
     raise ImportError(
         "MetaMFImputer needs scikit-learn: pip install 'metamf_jax[baselines]'. The command "
-        "`metamf impute` and metamf_jax.imputation.completion do without it"
+        "`metamf impute` and metamf_jax.imputation.pipeline do without it"
     ) from error
 
 # A dense answer of more cells would fill the memory: 10^8 take 0.8 GB.
@@ -36,15 +38,15 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
     Further rows are folded in by `transform`. The columns are those of `fit`, as everywhere in
     scikit-learn; a further one is folded in, without a fit, by
-    `metamf_jax.imputation.completion.fold_in_columns`. To `predict`, row and column numbers beyond
+    `metamf_jax.imputation.fold_in.fold_in_columns`. To `predict`, row and column numbers beyond
     those of `fit` stand for rows and columns of which nothing is known.
 
     Error bars are measured on held-out observed cells, so they hold for cells that are missing for
     reasons that have nothing to do with their own values.
 
     Args:
-      weights: the learned prior: a name of `metamf_jax.imputation.pretrained.names()`, or the path
-        of a .safetensors file of ``experiments.pretrain``.
+      weights: the learned prior, a name or a path as `metamf_jax.imputation.prior.load_prior` takes
+        it.
       standardize: ``auto``, ``matrix`` (one unit for all cells), ``columns`` (each its own) or
         ``rows`` (each its own, as of a sensor with its readings in a row).
       missing: why cells are missing: ``at_random``, for whatever else is observed, or ``by_value``,
@@ -55,8 +57,8 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         other columns it made 11 worse and 2 better (``experiments/RESULTS.md``).
       missing_values: what stands for a missing value in dense input, NaN or a number. In sparse
         input the entries that are not stored are missing.
-      random_state: seed of the held-out check on observed cells, which weights the answers and
-        scales the error bars; an integer, None (0), or a ``numpy.random.RandomState``.
+      random_state: seed of the held-out check on observed cells, which weights the candidates
+        and scales the error bars; an integer, None (0), or a ``numpy.random.RandomState``.
 
     Attributes:
       completion_: the fitted `metamf_jax.imputation.completion.Completion`.
@@ -67,7 +69,7 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     def __init__(
         self,
         *,
-        weights: str = "general",
+        weights: str | os.PathLike = "general",
         standardize: str = "auto",
         missing: str = "at_random",
         missing_values: float = np.nan,
@@ -90,20 +92,20 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         Raises:
           ValueError: X has no observed cell, an infinite one, or text.
         """
-        if self.standardize not in ("auto", *WAYS):
+        if self.standardize not in ("auto", *STANDARDIZATIONS):
             raise ValueError(
-                f"standardize must be auto, {', '.join(WAYS[:-1])} or {WAYS[-1]}, got "
-                f"{self.standardize!r}"
+                f"standardize must be auto, {', '.join(STANDARDIZATIONS[:-1])} or "
+                f"{STANDARDIZATIONS[-1]}, got {self.standardize!r}"
             )
-        if self.missing not in completion.MISSING:
+        if self.missing not in pipeline.MISSING:
             raise ValueError(
-                f"missing must be {' or '.join(completion.MISSING)}, got {self.missing!r}"
+                f"missing must be {' or '.join(pipeline.MISSING)}, got {self.missing!r}"
             )
-        prior = pretrained.load(self.weights)
-        self.completion_ = completion.complete(
+        prior = load_prior(self.weights)
+        self.completion_ = pipeline.complete(
             prior,
             self._entries(X),
-            way=None if self.standardize == "auto" else self.standardize,
+            standardize=None if self.standardize == "auto" else self.standardize,
             missing=self.missing,
             seed=self._seed(),
         )
@@ -124,7 +126,7 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
           The completed matrix [N', M], of X's floating dtype; or (matrix, standard errors).
         """
         values, observed = self._checked(X)
-        fitted, errors = completion.fold_in(self.completion_, values, observed)
+        fitted, errors = fold_in.fold_in_rows(self.completion_, values, observed)
         completed = np.where(observed, values, fitted).astype(values.dtype)
         if return_std:
             return completed, np.where(observed, 0, errors).astype(values.dtype)
@@ -151,7 +153,7 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
                 "predict of a sparse matrix would be dense: use transform or predict(rows, columns)"
             )
         values, observed = self._checked(rows)
-        fitted, errors = completion.fold_in(self.completion_, values, observed)
+        fitted, errors = fold_in.fold_in_rows(self.completion_, values, observed)
         fitted, errors = fitted.astype(values.dtype), errors.astype(values.dtype)
         return (fitted, errors) if return_std else fitted
 

@@ -1,4 +1,4 @@
-"""Fits a matrix under one standardisation, and parts of it to check the answers on what is left."""
+"""Fits a matrix under one standardisation, and parts of it to check the candidates on the rest."""
 
 import functools
 from collections.abc import Callable, Collection
@@ -8,26 +8,25 @@ import jax
 import numpy as np
 
 from metamf_jax import sums
-from metamf_jax.imputation import answers, held_out, posterior, row_gaussian, scaling, zero_shot
-from metamf_jax.imputation.answers import ANSWERS, OF_FACTORS, Columns
+from metamf_jax.imputation import candidates, held_out, posterior, row_gaussian, scaling, zero_shot
+from metamf_jax.imputation.candidates import (
+    CANDIDATES,
+    OF_FACTORS,
+    OF_ROWS,
+    ColumnState,
+    RowState,
+)
 from metamf_jax.imputation.held_out import Check, HeldOut
 from metamf_jax.imputation.posterior import Posterior
+from metamf_jax.imputation.prior import LearnedPrior
 from metamf_jax.imputation.row_gaussian import Completed, RowGaussian
 from metamf_jax.imputation.row_solver import Rows
 from metamf_jax.imputation.scaling import Scaling
-from metamf_jax.meta_learning.meta_loss import MetaParams, ModelConfig
 from metamf_jax.meta_learning.padding import bucket_size, pad_dense, stack_entries
 from metamf_jax.types import Entries
 
 # Cells, observed or not, of a matrix that is kept dense.
 _MOST_DENSE = 2**15
-
-
-class GeneralPrior(NamedTuple):
-    """A learned prior for matrices in standardised units: see `imputation.pretrained`."""
-
-    config: ModelConfig
-    params: MetaParams
 
 
 def bucket(size: int, least: int) -> int:
@@ -42,150 +41,196 @@ class Fitted(NamedTuple):
 
     Attributes:
       adapted, posterior: see their classes.
+      on_bias: whether the learned prior is for what a bias model leaves over.
       means: [M], of the columns' cells.
       gaussian, completed: of a narrow table with rows enough, else None.
     """
 
     adapted: zero_shot.Adapted
+    on_bias: bool
     posterior: Posterior
     means: np.ndarray
     gaussian: RowGaussian | None = None
     completed: Completed | None = None
 
     @property
-    def columns(self) -> Columns:
+    def columns(self) -> ColumnState:
         """What further rows need."""
+        context, v = self.adapted.context, self.adapted.factors.v
+        return ColumnState(context, v, self.on_bias, self.posterior, self.means, self.gaussian)
+
+    @property
+    def rows(self) -> RowState:
+        """What is known of the fitted rows."""
         adapted = self.adapted
-        return Columns(
-            adapted.context, adapted.factors.v, self.posterior, self.means, self.gaussian
-        )
+        return RowState(adapted.effects, adapted.factors.u, self.posterior.rows, self.completed)
 
 
 class Fit(NamedTuple):
     """A matrix fitted under one standardisation, and what the held-out check said of that.
 
     Attributes:
-      way: the standardisation.
+      by: ``matrix`` or ``columns``, what was standardised by.
       scaling: by it.
       fitted: the standardised matrix.
-      weights: [6], of the `ANSWERS`.
+      weights: of the candidates, by name.
       inflation: by what error bars are to be multiplied.
       check: what the held-out cells said.
       held_out: these cells; None where there were too few.
-      cells: [H], their numbers.
+      numbers: [H], which of the observed cells they are.
     """
 
-    way: str
+    by: str
     scaling: Scaling
     fitted: Fitted
-    weights: np.ndarray
+    weights: dict[str, float]
     inflation: float
     check: Check
     held_out: HeldOut | None
-    cells: np.ndarray
+    numbers: np.ndarray
+
+
+class _Predictions(NamedTuple):
+    """What candidates, fitted without them, make of held-out cells; in the units of the values.
+
+    Attributes:
+      numbers: [H], which of the observed cells they are.
+      values: of each candidate, [H].
+      deviations: [2, H], standard deviations by the factors and by the Gaussian over the rows;
+        the latter those of the former where there is none.
+    """
+
+    numbers: np.ndarray
+    values: dict[str, np.ndarray]
+    deviations: np.ndarray
 
 
 def fit(
-    prior: GeneralPrior,
+    prior: LearnedPrior,
     entries: Entries,
-    way: str,
-    by_rows: bool,
+    by: str,
+    with_rows: bool,
     seed: int,
     progress: Callable[[str], None],
-    allowed: Collection[str] = ANSWERS,
+    allowed: Collection[str] = tuple(CANDIDATES),
 ) -> Fit:
     """Fits a matrix and checks that on held-out cells.
 
     Args:
       prior: the learned prior.
       entries: a matrix without empty rows or columns, NumPy arrays.
-      way: the standardisation, one of `scaling.SCALINGS`.
-      by_rows: whether a Gaussian over the rows is fitted too, where it suits the matrix.
+      by: the standardisation, one of `scaling.SCALINGS`.
+      with_rows: whether a Gaussian over the rows is fitted too, where it suits the matrix.
       seed: of the choice of held-out cells.
       progress: told of each stage as it begins.
-      allowed: those of the `ANSWERS` that may have a weight.
+      allowed: the candidates that may have a weight.
     """
-    may_weigh = np.array([answer in allowed for answer in ANSWERS])
-    by_rows = by_rows and bool(may_weigh[OF_FACTORS:].any())
-    count = len(entries.rows)
-    held = held_out.folds(count, seed)
-    kept = []
-    for out in held:
-        inside = np.ones(count, bool)
-        inside[out] = False
-        # Of a handful of cells none is held out; they go through the same compiled program.
-        kept.append(_select(entries, inside) if count >= held_out.FEWEST_CHECKED else entries)
-    matrices = [entries, *kept]
-    scales = [scaling.fit_scaling(matrix, way) for matrix in matrices]
-    progress(f"fitting {len(matrices)} times, standardised by {way}")
-    standardised = [scaling.standardize(*each) for each in zip(matrices, scales, strict=True)]
-    whole, *parts = _fit_all(prior, standardised[0], standardised[1:], by_rows)
-    checked = np.concatenate(held)
-    columns = np.asarray(entries.columns)[checked]
-    left_over = np.concatenate(
-        [
-            np.bincount(part.columns, minlength=entries.shape[1])[entries.columns[out]]
-            for part, out in zip(kept, held, strict=True)
-        ]
-    )
-    # Nothing is known of the unit of a column all of whose cells are held out.
-    known = (left_over > 0) | (way == "matrix")
-    if count < held_out.FEWEST_CHECKED or not known.any():
-        start = held_out.start_weights(may_weigh), held_out.START_INFLATION
-        nothing = held_out.no_check(entries.shape[1])
-        return Fit(way, scales[0], whole, *start, nothing, None, checked[:0])
-    found = [
-        _answers_at(part, scale, entries.rows[out], entries.columns[out])
-        for part, scale, out in zip(parts, scales[1:], held, strict=True)
+    allowed = [name for name in CANDIDATES if name in allowed]
+    checked = len(entries.rows) >= held_out.FEWEST_CHECKED
+    held = held_out.folds(len(entries.rows), seed)
+    # Of a handful of cells none is held out; they go through the same compiled program.
+    parts = [_without(entries, numbers) if checked else entries for numbers in held]
+    scales = _scalings(prior, [entries, *parts], by)
+    progress(f"fitting {len(scales)} times, standardised by {by}")
+    standardised = [
+        scaling.standardize(*each) for each in zip([entries, *parts], scales, strict=True)
     ]
+    with_rows = with_rows and any(name in allowed for name in OF_ROWS)
+    whole, *fitted = _fit_all(prior, standardised[0], standardised[1:], with_rows)
+    found = _predict_held_out(entries, parts, held, scales[1:], fitted, by) if checked else None
+    if found is None:
+        start = held_out.start_weights(allowed), held_out.START_INFLATION
+        nothing = held_out.no_check(entries.shape[1])
+        return Fit(by, scales[0], whole, *start, nothing, None, np.zeros(0, int))
+    return Fit(by, scales[0], whole, *_check(entries, found, allowed), found.numbers)
+
+
+def _scalings(prior: LearnedPrior, matrices: list[Entries], by: str) -> list[Scaling]:
+    """Of a matrix and of parts of it; as in training, where a prior's one data set had such values.
+
+    A few cells tell less of their mean and deviation than that data set.
+    """
+    known, values = prior.trained_on, matrices[0].values
+    if by == "matrix" and known is not None:
+        low, high = known.value_range
+        if low <= values.min() and values.max() <= high:
+            each = (np.full(matrices[0].shape[1], float(x)) for x in known.standardization)
+            return [Scaling(*each)] * len(matrices)
+    return [scaling.fit_scaling(matrix, by) for matrix in matrices]
+
+
+def _predict_held_out(
+    entries: Entries,
+    parts: list[Entries],
+    held: list[np.ndarray],
+    scales: list[Scaling],
+    fitted: list[Fitted],
+    by: str,
+) -> _Predictions | None:
+    """What each part, fitted, says of the cells that it is without; None if nothing can be said."""
+    found, left_over = [], []
+    for part, numbers, scale, one in zip(parts, held, scales, fitted, strict=True):
+        rows, columns = (np.asarray(x)[numbers] for x in (entries.rows, entries.columns))
+        found.append(_predict_each(one, scale, rows, columns))
+        left_over.append(np.bincount(part.columns, minlength=entries.shape[1])[columns])
+    # Nothing is known of the unit of a column all of whose cells are held out.
+    known = (np.concatenate(left_over) > 0) | (by == "matrix")
+    if not known.any():
+        return None
     # Parts may be full enough for a Gaussian where others are not.
-    fewest = min(len(answered) for answered, _ in found)
-    answered = np.concatenate([answered[:fewest] for answered, _ in found], axis=1)[:, known]
-    deviations = np.concatenate([deviations for _, deviations in found], axis=1)[:, known]
-    checked, columns = checked[known], columns[known]
-    values = np.asarray(entries.values, np.float64)[checked]
+    names = [name for name in CANDIDATES if all(name in values for values, _ in found)]
+    return _Predictions(
+        np.concatenate(held)[known],
+        {name: np.concatenate([values[name] for values, _ in found])[known] for name in names},
+        np.concatenate([deviations for _, deviations in found], axis=1)[:, known],
+    )
+
+
+def _predict_each(
+    fitted: Fitted, scale: Scaling, rows: np.ndarray, columns: np.ndarray
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Values by each candidate and deviations, see `_Predictions`, at cells ``(rows, columns)``."""
+    factors_alone, standardised = fitted.columns._replace(gaussian=None), {}
+    for name in OF_FACTORS:
+        one = candidates.cells({name: 1.0}, fitted.rows, factors_alone)
+        standardised[name] = np.einsum("pk,pk->p", one.u[rows], one.v[columns])
+    variances = [np.einsum("pk,pk->p", one.p[rows], one.r[columns]) + one.noise[columns]]
+    if fitted.completed is not None:
+        values, near, variance = (part[rows, columns] for part in fitted.completed)
+        standardised |= {"gaussian": values, "neighbors": near}
+        variances.append(variance)
+    centers, scales = scale.centers[columns], scale.scales[columns]
+    deviations = scales * np.sqrt(np.broadcast_to(variances, (2, len(rows))))
+    return {name: centers + scales * value for name, value in standardised.items()}, deviations
+
+
+def _check(
+    entries: Entries, found: _Predictions, allowed: Collection[str]
+) -> tuple[dict[str, float], float, Check, HeldOut]:
+    """The weights, by what error bars must grow, and what else held-out cells say."""
+    columns = np.asarray(entries.columns)[found.numbers]
+    values = np.asarray(entries.values, np.float64)[found.numbers]
     # Errors count in units of each column's spread, so that no column drowns the others.
     every = scaling.fit_scaling(entries, "columns").scales
     units = every[columns]
-    weights = np.zeros(len(ANSWERS))
-    weights[:fewest] = held_out.weigh(answered / units, values / units, may_weigh[:fewest])
-    predicted = weights[:fewest] @ answered
-    bars = units * np.sqrt(
-        answers.row_share(weights) @ np.minimum(deviations / units, held_out.MOST_ERROR) ** 2
-    )
+    in_units = {name: value / units for name, value in found.values.items()}
+    weights = held_out.weigh(in_units, values / units, allowed)
+    predicted = np.column_stack(list(found.values.values())) @ np.array(list(weights.values()))
+    share = candidates.rows_share(weights)
+    bounded = np.minimum(found.deviations / units, held_out.MOST_ERROR) ** 2
+    bars = units * np.sqrt(np.array([1 - share, share]) @ bounded)
     inflation, coverage = held_out.inflation(np.abs(values - predicted) / bars)
-    cells_held_out = HeldOut(columns, values, predicted, bars)
-    check = held_out.check(cells_held_out, answered[0], answered[3], coverage, every)
-    return Fit(way, scales[0], whole, weights, inflation, check, cells_held_out, checked)
-
-
-def _answers_at(fitted: Fitted, scale: Scaling, rows, columns) -> tuple[np.ndarray, np.ndarray]:
-    """The `ANSWERS` [4 or 6, P] at cells, and the factors' and the rows' deviations [2, P].
-
-    In units; the second deviations are those of the first where there is no Gaussian over rows.
-    """
-    adapted, post, completed = fitted.adapted, fitted.posterior, fitted.completed
-    kept = fitted.columns._replace(gaussian=None)
-    answered = []
-    for weights in np.eye(len(ANSWERS))[:OF_FACTORS]:
-        u, p = answers.of_rows(weights, kept, adapted.effects, adapted.factors.u, post.rows, None)
-        v, r, noise = answers.of_columns(weights, kept)
-        answered.append(np.einsum("pk,pk->p", u[rows], v[columns]))
-    variances = [np.einsum("pk,pk->p", p[rows], r[columns]) + noise[columns]]
-    if completed is not None:
-        of_rows, near, variance = (part[rows, columns] for part in completed)
-        answered += [of_rows, near]
-        variances.append(variance)
-    scales = scale.scales[columns]
-    deviations = scales * np.sqrt(np.broadcast_to(variances, (2, len(rows))))
-    return scale.centers[columns] + scales * np.array(answered), deviations
+    cells = HeldOut(columns, values, predicted, bars)
+    check = held_out.check(cells, found.values["bias"], found.values["mean"], coverage, every)
+    return weights, inflation, check, cells
 
 
 def _fit_all(
-    prior: GeneralPrior, whole: Entries, parts: list[Entries], by_rows: bool
+    prior: LearnedPrior, whole: Entries, parts: list[Entries], with_rows: bool
 ) -> list[Fitted]:
     """Fits a matrix and parts of it, all standardised; the parts first, to start the whole from."""
     matrices = [*parts, whole]
+    config = prior.config_for(whole.shape)
     # A padding row and column remain for whatever is empty.
     shape = bucket(whole.shape[0] + 1, 32), bucket(whole.shape[1] + 1, 32)
     batch = stack_entries(matrices, shape, bucket(len(whole.rows), 128))
@@ -193,27 +238,28 @@ def _fit_all(
     if small:
         # Through XLA alone: the kernels for lists take longer to compile than this to compute.
         with sums.using_backend("xla"):
-            encoded = _unstack(_encode(prior.config, prior.params, pad_dense(batch)), len(matrices))
+            encoded = _unstack(_encode(config, prior.params, pad_dense(batch)), len(matrices))
     fitted = []
     for n in range(len(matrices)):
         matrix = jax.tree.map(lambda leaf, n=n: leaf[n], batch)
         if small:
             found = encoded[n]
         else:
-            found = jax.tree.map(np.asarray, _encode_one(prior.config, prior.params, matrix))
+            found = jax.tree.map(np.asarray, _encode_one(config, prior.params, matrix))
         if small and not sums.kernels_run_here():
             matrix = pad_dense(matrix)
         rows, columns = Rows(matrix), Rows(sums.transpose(matrix))
-        adapted = zero_shot.adapt(prior.config, found, rows, columns)
-        started = posterior.start(adapted.effects, adapted.factors, adapted.noise)
-        if fitted and n == len(parts):
-            started = fitted[0].posterior
+        adapted = zero_shot.adapt(config, found, rows, columns)
+        before = fitted[0] if fitted and n == len(parts) else None
+        if before is None:
+            started = posterior.start(adapted.base, adapted.factors, adapted.noise)
+        else:
+            started = before.posterior
         means = _means(matrices[n], len(columns.counts))
-        found = Fitted(adapted, posterior.fit(rows, columns, started), means)
-        if by_rows and row_gaussian.suits(rows.counts[: whole.shape[0]], whole.shape[1]):
-            start = fitted[0].gaussian if fitted and n == len(parts) else None
-            found = _by_rows(found, matrices[n], start)
-        fitted.append(found)
+        one = Fitted(adapted, config.encoder.effects, posterior.fit(rows, columns, started), means)
+        if with_rows and row_gaussian.suits(rows.counts[: whole.shape[0]], whole.shape[1]):
+            one = _with_gaussian(one, matrices[n], before.gaussian if before else None)
+        fitted.append(one)
     return [fitted[-1], *fitted[:-1]]
 
 
@@ -222,7 +268,7 @@ def _means(entries: Entries, padded: int) -> np.ndarray:
     return np.bincount(entries.columns, entries.values, padded) / np.maximum(counts, 1)
 
 
-def _by_rows(fitted: Fitted, entries: Entries, start: RowGaussian | None) -> Fitted:
+def _with_gaussian(fitted: Fitted, entries: Entries, start: RowGaussian | None) -> Fitted:
     values, observed = np.zeros(entries.shape), np.zeros(entries.shape, bool)
     values[entries.rows, entries.columns] = entries.values
     observed[entries.rows, entries.columns] = True
@@ -247,7 +293,8 @@ def _encode(config, params, batch):
     return jax.vmap(lambda observations: zero_shot.encode(config, params, observations))(batch)
 
 
-def _select(entries: Entries, which: np.ndarray) -> Entries:
-    return Entries(
-        entries.rows[which], entries.columns[which], entries.values[which], entries.shape
-    )
+def _without(entries: Entries, numbers: np.ndarray) -> Entries:
+    """All cells but those with these numbers, in their order."""
+    kept = np.ones(len(entries.rows), bool)
+    kept[numbers] = False
+    return Entries(entries.rows[kept], entries.columns[kept], entries.values[kept], entries.shape)

@@ -1,4 +1,4 @@
-"""What cells held out of a matrix say of its answers: their weights and the width of error bars.
+"""What held-out cells say of the candidates: their weights, and how wide error bars are to be.
 
 Error bars grow until nine of ten held-out cells lie inside (split conformal prediction; Vovk et al.
 2005). Where cells are missing for their own value, a held-out cell counts as much as its odds of
@@ -8,15 +8,16 @@ Tibshirani et al. 2019).
 
 import itertools
 import math
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 # Fewer observed cells than this cannot be checked on a part of them.
 FEWEST_CHECKED = 10
-# What the answers weigh before anything is known of the matrix, and how many observations' worth of
-# error it takes to leave that.
-START_WEIGHTS = np.array([0.0, 0.6, 0.4, 0.0, 0.0, 0.0])
+# What candidates weigh before anything is known of the matrix, the others nothing; and how many
+# cells' worth of error it takes to leave that.
+START_WEIGHTS = {"learned": 0.6, "posterior": 0.4}
 _WEIGHT_STRENGTH = 6.0
 # Error bars are this much too narrow before anything is known, with the weight of so many cells.
 START_INFLATION, _INFLATION_WEIGHT = 1.15, 10
@@ -28,8 +29,6 @@ _FOLDS = ((2500, 5, 0.2), (20_000, 2, 0.2), (200_000, 1, 0.1), (None, 1, 0.05))
 # The most that the log odds of a held-out cell count for, over the median cell: without a bound (8
 # was tried) a few cells decide.
 _MOST_LOG_ODDS = 5.0
-
-
 # Errors in units of a column's deviation, larger ones alike: their squares do not overflow.
 MOST_ERROR = 1e100
 
@@ -39,7 +38,7 @@ class Check(NamedTuple):
 
     Attributes:
       cells: held-out cells, 0 where there were too few to check.
-      rmse: of the weighted answer on them, in the units of the values.
+      rmse: of the weighted candidates on them, in the units of the values.
       bias_rmse: of the bias model.
       coverage: share of them inside 90% intervals scaled on the other half of them.
       relative: root mean square error in units of each column's deviation.
@@ -67,7 +66,7 @@ class HeldOut(NamedTuple):
     Attributes:
       columns: theirs.
       values: what they hold.
-      predicted: what the weighted answers made of them.
+      predicted: what the weighted candidates made of them.
       bars: standard errors, as yet too narrow.
     """
 
@@ -129,43 +128,50 @@ def folds(count: int, seed: int) -> list[np.ndarray]:
     return [order[time * size : (time + 1) * size] for time in range(times)]
 
 
-def start_weights(allowed: np.ndarray) -> np.ndarray:
-    """What answers weigh before anything is known of the matrix, when only some may; [A] bool."""
-    start = np.where(allowed, START_WEIGHTS[: len(allowed)], 0)
-    return start / start.sum() if start.any() else allowed / allowed.sum()
+def start_weights(allowed: Collection[str]) -> dict[str, float]:
+    """What these candidates weigh before anything is known of the matrix."""
+    start = np.array([START_WEIGHTS.get(name, 0.0) for name in allowed])
+    start = start / start.sum() if start.any() else np.full(len(start), 1 / len(start))
+    return dict(zip(allowed, start, strict=True))
 
 
 def weigh(
-    candidates: np.ndarray, target: np.ndarray, allowed: np.ndarray | None = None
-) -> np.ndarray:
-    """Weights [A] from the simplex with the least squared error, shrunken to the start.
+    predictions: Mapping[str, np.ndarray],
+    target: np.ndarray,
+    allowed: Collection[str] | None = None,
+) -> dict[str, float]:
+    """Weights from the simplex with the least squared error, shrunken to the start.
 
     Args:
-      candidates: [A, H], the first A of the answers at held-out cells.
+      predictions: of each candidate, [H], at held-out cells.
       target: [H], what these hold.
-      allowed: [A] bool, which may have a weight; None for all.
+      allowed: those that may have a weight; None for all.
     """
-    allowed = np.ones(len(candidates), bool) if allowed is None else allowed
-    errors = np.clip(target - candidates, -MOST_ERROR, MOST_ERROR)
-    start = start_weights(allowed)
-    noise = (errors**2).mean(axis=1).min()
+    names = list(predictions)
+    free = [n for n, name in enumerate(names) if allowed is None or name in allowed]
+    # [H, A], a column for each candidate
+    errors = target[:, None] - np.column_stack(list(predictions.values()))
+    errors = np.clip(errors, -MOST_ERROR, MOST_ERROR)
+    start = np.zeros(len(names))
+    start[free] = list(start_weights([names[n] for n in free]).values())
+    noise = (errors**2).mean(axis=0).min()
     ridge = _WEIGHT_STRENGTH * noise + 1e-12 * (errors**2).mean() + 1e-300
     # With weights that add up to one, the error is the weighted sum of errors.
-    gram = errors @ errors.T + ridge * np.eye(len(errors))
+    gram = errors.T @ errors + ridge * np.eye(len(names))
     pull = ridge * start
     best, least = start, np.inf
-    # A few numbers: the best of each set of answers by itself, where that is inside the simplex.
-    for size in range(1, allowed.sum() + 1):
-        for chosen in map(list, itertools.combinations(np.flatnonzero(allowed), size)):
+    # A few numbers: the best of each set of candidates alone, where that is inside the simplex.
+    for size in range(1, len(free) + 1):
+        for chosen in map(list, itertools.combinations(free, size)):
             system = np.ones((size + 1, size + 1))
             system[:size, :size], system[size, size] = gram[np.ix_(chosen, chosen)], 0
             solution = np.linalg.solve(system, np.append(pull[chosen], 1))[:size]
-            weights = np.zeros(len(errors))
+            weights = np.zeros(len(names))
             weights[chosen] = solution
             loss = weights @ gram @ weights - 2 * pull @ weights
             if (solution >= 0).all() and loss < least:
                 best, least = weights, loss
-    return best
+    return dict(zip(names, best, strict=True))
 
 
 def inflation(scores: np.ndarray) -> tuple[float, float]:

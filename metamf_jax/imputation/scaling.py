@@ -14,7 +14,7 @@ from metamf_jax.types import Array, Entries
 
 # What `fit_scaling` measures, and what may be asked of a completion.
 SCALINGS = ("matrix", "columns")
-WAYS = (*SCALINGS, "rows")
+STANDARDIZATIONS = (*SCALINGS, "rows")
 
 # A deviation of so many units in the last place of a column's largest value is rounding.
 _ROUNDING = 2
@@ -24,6 +24,8 @@ _FEWEST, _FEWEST_CONSTANT = 4, 20
 # Of deviations: between a tenth of the columns and a tenth at the other end; of a single column,
 # which may be narrow by chance, to the middle one; and by how many standard errors more.
 _UNLIKE, _ODD, _STANDARD_ERRORS = 3.0, 10.0, 4.0
+# Where all cells have one unit, so many of a column without a sign say that it has none.
+_FEWEST_OF_SIGN = 10
 
 
 class Scaling(NamedTuple):
@@ -31,6 +33,13 @@ class Scaling(NamedTuple):
 
     centers: np.ndarray
     scales: np.ndarray
+
+
+class Bounds(NamedTuple):
+    """Least and greatest value that the cells of a column may take; both [M]."""
+
+    low: np.ndarray
+    high: np.ndarray
 
 
 class _Moments(NamedTuple):
@@ -42,7 +51,7 @@ class _Moments(NamedTuple):
     largest: np.ndarray
 
 
-def fit_scaling(entries: Entries, way: str) -> Scaling:
+def fit_scaling(entries: Entries, by: str) -> Scaling:
     """Measures means and deviations of the observed cells.
 
     By columns, each column's depend on its own cells alone. Where all values are equal, to the
@@ -52,14 +61,14 @@ def fit_scaling(entries: Entries, way: str) -> Scaling:
 
     Args:
       entries: at least one observed cell, finite.
-      way: ``matrix`` or ``columns``.
+      by: ``matrix`` or ``columns``.
     """
-    if way not in SCALINGS:
-        raise ValueError(f"expected the scaling {' or '.join(SCALINGS)}, got {way!r}")
+    if by not in SCALINGS:
+        raise ValueError(f"expected the scaling {' or '.join(SCALINGS)}, got {by!r}")
     num_columns = entries.shape[1]
     whole = _moments(entries.values, np.zeros(len(entries.rows), np.int64), 1)
     center, scale = whole.centers[0], _positive(whole)[0]
-    if way == "matrix":
+    if by == "matrix":
         return Scaling(np.full(num_columns, center), np.full(num_columns, scale))
     each = _moments(entries.values, entries.columns, num_columns)
     seen = each.counts > 0
@@ -93,6 +102,40 @@ def _moments(values: Array, groups: Array, count: int) -> _Moments:
 def _positive(moments: _Moments) -> np.ndarray:
     size = np.where(moments.largest > 0, moments.largest, 1)
     return np.where(moments.deviations > 0, moments.deviations, size)
+
+
+def fit_bounds(entries: Entries, by: str, padded: int) -> Bounds:
+    """The range of the observed values, of all or of each column, widened where cells are few.
+
+    Not beyond zero where no value of a column is.
+
+    Args:
+      entries: the observed cells.
+      by: ``matrix`` or ``columns``.
+      padded: number of columns to answer for, the last ones without cells.
+    """
+    values = entries.values.astype(np.float64)
+    counts = np.bincount(entries.columns, minlength=padded)
+    lows, highs = np.full(padded, np.inf), np.full(padded, -np.inf)
+    np.minimum.at(lows, entries.columns, values)
+    np.maximum.at(highs, entries.columns, values)
+    positive, negative = (lows >= 0) & (counts > 0), (highs <= 0) & (counts > 0)
+    fewest = 2
+    if by == "matrix":
+        of_sign = counts >= _FEWEST_OF_SIGN
+        positive, negative = positive & of_sign, negative & of_sign
+        lows, highs, counts = lows.min(), highs.max(), np.full(padded, len(values))
+        positive, negative = positive | (lows >= 0), negative | (highs <= 0)
+        fewest = 1
+    # Halves, since the difference of large numbers may overflow.
+    margin = 4 * (highs / 2 - lows / 2) / (counts + 1)
+    # One value tells of no range.
+    lows = np.where(counts >= fewest, lows - margin, -np.inf)
+    highs = np.where(counts >= fewest, highs + margin, np.inf)
+    return Bounds(
+        np.where(positive, np.maximum(lows, 0), lows),
+        np.where(negative, np.minimum(highs, 0), highs),
+    )
 
 
 def standardize(entries: Entries, scaling: Scaling) -> Entries:

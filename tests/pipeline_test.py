@@ -8,10 +8,19 @@ import pytest
 
 from metamf_jax import sums
 from metamf_jax.data import synthetic
-from metamf_jax.imputation import completion, held_out, pretrained, scaling
+from metamf_jax.imputation import (
+    completion,
+    fold_in,
+    held_out,
+    pipeline,
+    row_gaussian,
+    scaling,
+)
+from metamf_jax.imputation.candidates import OF_ROWS
+from metamf_jax.imputation.prior import load_prior
 from metamf_jax.types import Entries
 
-PRIOR = pretrained.load("general")
+PRIOR = load_prior("general")
 
 
 def select(entries, which):
@@ -29,7 +38,7 @@ def split():
 
 @pytest.fixture(scope="module")
 def completed(split):
-    return completion.complete(PRIOR, split[0])
+    return pipeline.complete(PRIOR, split[0])
 
 
 def test_beats_the_bias_model_of_a_matrix_with_factors(split, completed):
@@ -47,7 +56,7 @@ def test_few_cells_of_many_factors_are_not_taken_for_noise():
     for seed in range(5):
         table = synthetic.low_rank(seed, 60, 45, 3, density=0.4, noise=0.3, bias=0.7)[0]
         held = np.random.default_rng(seed).random(len(table.entries.rows)) < 0.25
-        completed = completion.complete(PRIOR, select(table.entries, ~held))
+        completed = pipeline.complete(PRIOR, select(table.entries, ~held))
         out = select(table.entries, held)
         values, _ = completion.predict(completed, out.rows, out.columns)
         errors.append(np.sqrt(((values - out.values) ** 2).mean()))
@@ -55,7 +64,7 @@ def test_few_cells_of_many_factors_are_not_taken_for_noise():
 
 
 def test_same_seed_same_answer(split, completed):
-    again = completion.complete(PRIOR, split[0])
+    again = pipeline.complete(PRIOR, split[0])
     for one, other in zip(completed.cells, again.cells, strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -66,7 +75,7 @@ def test_permuted_rows_and_columns_are_answered_alike(split):
     rng = np.random.default_rng(3)
     rows, columns = (rng.permutation(size).astype(np.int32) for size in train.shape)
     moved = Entries(rows[train.rows], columns[train.columns], train.values, train.shape)
-    one, other = (completion.complete(PRIOR, e) for e in (train, moved))
+    one, other = (pipeline.complete(PRIOR, e) for e in (train, moved))
     expected, _ = completion.predict_rows(one, 0, train.shape[0])
     got, _ = completion.predict_rows(other, 0, train.shape[0])
     np.testing.assert_allclose(got[rows][:, columns], expected, atol=2e-3)
@@ -79,8 +88,8 @@ def test_a_table_of_unlike_columns_is_standardised_by_column(split):
         Entries(e.rows, e.columns, e.values * units[e.columns] + 5 * units[e.columns], e.shape)
         for e in (train, test)
     )
-    completed = completion.complete(PRIOR, unlike)
-    assert completed.way == "columns"
+    completed = pipeline.complete(PRIOR, unlike)
+    assert completed.standardized_by == "columns"
     values, _ = completion.predict(completed, held.rows, held.columns)
     left = (values - held.values) / units[held.columns]
     assert np.sqrt((left**2).mean()) < 0.9
@@ -88,7 +97,7 @@ def test_a_table_of_unlike_columns_is_standardised_by_column(split):
 
 def test_kernels_and_xla_give_the_same_completion(split, completed):
     with sums.using_backend("xla"):
-        other = completion.complete(PRIOR, split[0])
+        other = pipeline.complete(PRIOR, split[0])
     for one, another in zip(other.check, completed.check, strict=True):
         np.testing.assert_allclose(one, another, rtol=5e-3)
     found = (completion.predict_rows(c, 0, split[0].shape[0]) for c in (completed, other))
@@ -100,7 +109,7 @@ def test_few_cells_are_answered_without_a_check():
     entries = Entries(
         np.array([0, 1], np.int32), np.array([0, 2], np.int32), np.array([1.0, 3.0]), (4, 3)
     )
-    completed = completion.complete(PRIOR, entries)
+    completed = pipeline.complete(PRIOR, entries)
     assert completed.check.cells == 0
     values, errors = completion.predict_rows(completed, 0, 4)
     assert np.isfinite(values).all()
@@ -122,7 +131,7 @@ def test_bad_cells(rows, columns, values, message):
         np.array(rows, np.int32), np.array(columns, np.int32), np.array(values, float), (2, 3)
     )
     with pytest.raises(ValueError, match=message):
-        completion.complete(PRIOR, entries)
+        pipeline.complete(PRIOR, entries)
 
 
 def test_unknown_rows_and_columns_are_answered_like_empty_ones(completed):
@@ -139,35 +148,6 @@ def test_unknown_rows_and_columns_are_answered_like_empty_ones(completed):
         completion.predict(completed, [0], [-1])
 
 
-@pytest.mark.parametrize("way", ["matrix", "columns"])
-def test_further_columns_are_folded_in(way):
-    """Not much worse than had they been there at the fit, where they tell more of the rows."""
-    entries = synthetic.low_rank(1, 60, 45, 2, density=0.7, noise=0.3, bias=0.7)[0].entries
-    held = np.random.default_rng(0).random(len(entries.rows)) < 0.25
-    train, test = select(entries, ~held), select(entries, held & (entries.columns >= 30))
-    values = np.full(train.shape, np.nan)
-    values[train.rows, train.columns] = train.values
-    first = dataclasses.replace(select(train, train.columns < 30), shape=(60, 30))
-    fitted = completion.complete(PRIOR, first, way=way)
-    before = completion.predict_rows(fitted, 0, 60)
-    found, errors = completion.fold_in_columns(fitted, values[:, 30:], ~np.isnan(values[:, 30:]))
-    at = test.rows, test.columns - 30
-    together = completion.predict(
-        completion.complete(PRIOR, train, way=way), test.rows, test.columns
-    )[0]
-    left, had = found[at] - test.values, together - test.values
-    assert np.sqrt((left**2).mean()) < 1.25 * np.sqrt((had**2).mean())
-    assert (np.abs(left) <= held_out.NORMAL_QUANTILE * errors[at]).mean() > 0.8
-    for one, other in zip(completion.predict_rows(fitted, 0, 60), before, strict=True):
-        np.testing.assert_array_equal(one, other)
-    nothing = np.full((60, 1), np.nan)
-    empty, wide = completion.fold_in_columns(fitted, nothing, ~np.isnan(nothing))
-    assert np.isfinite(empty).all()
-    assert wide.mean() > errors.mean()
-    with pytest.raises(ValueError, match="of 60 rows, got shapes"):
-        completion.fold_in_columns(fitted, nothing[:3], np.isnan(nothing[:3]))
-
-
 def test_a_narrow_table_is_answered_by_its_rows(monkeypatch):
     """One column is the square of another: neither effects nor factors can say that."""
     rng = np.random.default_rng(5)
@@ -177,23 +157,23 @@ def test_a_narrow_table_is_answered_by_its_rows(monkeypatch):
     observed = rng.random(table.shape) < 0.8
     rows, columns = (x.astype(np.int32) for x in np.nonzero(observed))
     entries = Entries(rows, columns, table[rows, columns], table.shape)
-    completed = completion.complete(PRIOR, entries)
-    assert completed.way == "columns"
-    np.testing.assert_allclose(completed.weights.sum(), 1)
-    assert completed.weights[4:].sum() > 0.5
+    completed = pipeline.complete(PRIOR, entries)
+    assert completed.standardized_by == "columns"
+    np.testing.assert_allclose(sum(completed.weights.values()), 1)
+    assert sum(completed.weights[name] for name in OF_ROWS) > 0.5
     units = table.std(axis=0)
     values, errors = completion.predict_rows(completed, 0, 120)
     left = ((values - table) / units)[~observed]
     with monkeypatch.context() as patched:
-        patched.setattr(completion.row_gaussian, "suits", lambda *_: False)
-        factors = completion.complete(PRIOR, entries)
-    assert not factors.weights[4:].any()
+        patched.setattr(row_gaussian, "suits", lambda *_: False)
+        factors = pipeline.complete(PRIOR, entries)
+    assert not any(factors.weights.get(name) for name in OF_ROWS)
     others = ((completion.predict_rows(factors, 0, 120)[0] - table) / units)[~observed]
     assert np.sqrt((left**2).mean()) < 0.7 * np.sqrt((others**2).mean())
     inside = (np.abs(left) <= held_out.NORMAL_QUANTILE * (errors / units)[~observed]).mean()
     assert 0.8 < inside < 0.98
     # Rows, empty ones too, are folded in as they were fitted; others have wider error bars.
-    folded = completion.fold_in(completed, table, observed)
+    folded = fold_in.fold_in_rows(completed, table, observed)
     for one, other in zip(folded, (values, errors), strict=True):
         np.testing.assert_allclose(one / units, other / units, atol=1e-3)
     unknown, wide = completion.predict(completed, [500] * 5, np.arange(5))
@@ -212,8 +192,8 @@ def test_what_is_missing_for_its_own_value_is_imputed_larger():
     observed = rng.logistic(size=table.shape) < 0.5 - 1.5 * (table - table.mean(axis=0)) / units
     rows, columns = (x.astype(np.int32) for x in np.nonzero(observed))
     entries = Entries(rows, columns, table[rows, columns], table.shape)
-    assert not completion.complete(PRIOR, entries).tilt.any()
-    completed = completion.complete(PRIOR, entries, missing="by_value")
+    assert not pipeline.complete(PRIOR, entries).tilt.any()
+    completed = pipeline.complete(PRIOR, entries, missing="by_value")
     assert (completed.tilt[:4] > 1).all()
     left, inside = {}, {}
     at_random = dataclasses.replace(completed, tilt=0 * completed.tilt, widening=1.0)
@@ -226,39 +206,10 @@ def test_what_is_missing_for_its_own_value_is_imputed_larger():
     assert inside["at random"].mean() < 0.75
     assert 0.85 < inside["moved"].mean() < 0.97
     # Rows folded in are moved alike.
-    folded, bars = completion.fold_in(completed, table, observed)
+    folded, bars = fold_in.fold_in_rows(completed, table, observed)
     values, errors = completion.predict_rows(completed, 0, 300)
     np.testing.assert_allclose(folded / units, values / units, atol=1e-3)
     np.testing.assert_allclose(bars / units, errors / units, atol=1e-3)
-
-
-def test_scaling_of_columns():
-    """Each by its own cells; a constant or single cell by its size."""
-    rows = np.array([0, 1, 2, 0, 1, 2, 0, 1, 0], np.int32)
-    columns = np.array([0, 0, 0, 1, 1, 1, 2, 2, 3], np.int32)
-    values = np.array([1.0, 2.0, 3.0, 100.0, 300.0, 500.0, 7.0, 7.0, 9.0])
-    fitted = scaling.fit_scaling(Entries(rows, columns, values, (3, 5)), "columns")
-    np.testing.assert_allclose(fitted.centers[:4], [2, 300, 7, 9])
-    np.testing.assert_allclose(fitted.scales[:2], [1, 200])
-    np.testing.assert_allclose(fitted.scales[2:4], [7, 9])
-    np.testing.assert_allclose(fitted.centers[4], values.mean())
-    with pytest.raises(ValueError, match="matrix or columns"):
-        scaling.fit_scaling(Entries(rows, columns, values, (3, 5)), "rows")
-
-
-def test_weights_lie_on_the_simplex_and_find_the_best_answer():
-    rng = np.random.default_rng(0)
-    truth = rng.normal(size=400)
-    answers = truth + np.array([[0.9], [0.6], [0.1]]) * rng.normal(size=(3, 400))
-    weights = held_out.weigh(answers, truth)
-    np.testing.assert_allclose(weights.sum(), 1)
-    assert weights[2] > 0.8
-    np.testing.assert_allclose(
-        held_out.weigh(answers[:, :1], truth[:1]), held_out.START_WEIGHTS[:3], atol=0.35
-    )
-    some = held_out.weigh(answers, truth, np.array([True, True, False]))
-    assert some[2] == 0
-    assert some[1] > some[0] > 0
 
 
 def test_too_few_cells_to_check_are_answered_by_factors_too():
@@ -270,92 +221,14 @@ def test_too_few_cells_to_check_are_answered_by_factors_too():
         at = np.sort(rng.choice(16, 9, replace=False))
         rows, columns = (x.astype(np.int32) for x in np.divmod(at, 4))
         entries = Entries(rows, columns, table[rows, columns], table.shape)
-        for name, weights in (("as it starts", held_out.START_WEIGHTS), ("bias", np.eye(6)[0])):
+        for name, weights in (("as it starts", held_out.START_WEIGHTS), ("bias", {"bias": 1.0})):
             with mock.patch.object(held_out, "START_WEIGHTS", weights):
-                completed = completion.complete(PRIOR, entries)
+                completed = pipeline.complete(PRIOR, entries)
             assert completed.check.cells == 0
             left = table - completion.predict_rows(completed, 0, 4)[0]
             left[rows, columns] = 0
             squares[name] += (left**2).sum()
     assert squares["as it starts"] < 0.9 * squares["bias"]
-
-
-def test_inflation_holds_nine_of_ten():
-    scores = np.abs(np.random.default_rng(0).normal(size=4000))
-    inflation, coverage = held_out.inflation(3 * scores)
-    np.testing.assert_allclose(inflation, 3, rtol=0.05)
-    np.testing.assert_allclose(coverage, 0.9, atol=0.02)
-
-
-def test_few_held_out_cells_leave_the_error_bars_near_the_start():
-    """Ten cells weigh as much as the start; cells of no weight are none."""
-    scores, start = np.full(10, 3 * held_out.NORMAL_QUANTILE), held_out.START_INFLATION
-    np.testing.assert_allclose(held_out.inflation(scores)[0], np.sqrt(3 * start))
-    importance = np.repeat([2.0, 0.0], 5)
-    np.testing.assert_allclose(held_out._grown(scores, importance), 3 ** (1 / 3) * start ** (2 / 3))
-
-
-@pytest.mark.parametrize(
-    ("count", "times", "size"),
-    [(101, 5, 21), (2501, 2, 501), (20_001, 1, 2001), (200_001, 1, 10_001)],
-)
-def test_parts_that_are_held_out_do_not_overlap(count, times, size):
-    parts = held_out.folds(count, 3)
-    assert [len(part) for part in parts] == [size] * (times - 1) + [len(parts[-1])]
-    assert size - times < len(parts[-1]) <= size
-    together = np.concatenate(parts)
-    assert len(np.unique(together)) == len(together)
-    assert 0 <= together.min() <= together.max() < count
-
-
-def test_the_check_by_hand():
-    """Two cells in a column of deviation 2, one of deviation 10, none in the third."""
-    cells_out = held_out.HeldOut(
-        np.array([0, 0, 1]), np.array([1.0, 5.0, 30.0]), np.array([3.0, 5.0, 20.0]), np.ones(3)
-    )
-    bias, means = np.array([1.0, 5.0, 33.0]), np.array([1.0, 1.0, 10.0])
-    found = held_out.check(cells_out, bias, means, 0.9, np.array([2.0, 10.0, 1.0]))
-    np.testing.assert_allclose(found[:3], (3, np.sqrt(104 / 3), np.sqrt(3)))
-    np.testing.assert_allclose(found[3:6], (0.9, np.sqrt(2 / 3), np.sqrt(8 / 3)))
-    np.testing.assert_allclose(found.by_column, [np.sqrt(0.5), 1, np.nan])
-    np.testing.assert_allclose(found.mean_by_column, [np.sqrt(2), 2, np.nan])
-
-
-def test_held_out_cells_stand_for_the_missing():
-    """The odds make of a normal value the same normal, moved by the tilt times its variance."""
-    rng = np.random.default_rng(3)
-    predicted = rng.normal(size=40_000)
-    values = predicted + rng.normal(size=40_000)
-    one = np.ones(40_000)
-    for bars, further, widening in ((0.5, 1 / 0.5**2, 1 / 0.5), (1.0, 1.0, 1.0)):
-        cells_out = held_out.HeldOut(np.zeros(40_000, int), values, predicted, bars * one)
-        got = held_out.moved(cells_out, one, 0 * one, bars * one)
-        np.testing.assert_allclose(got, (further, widening), rtol=0.05)
-    # Bars too wide make a move too far, which is not taken back.
-    assert held_out.moved(cells_out, one, 0 * one, 2 * one)[0] == 1
-
-
-def test_a_cell_that_counts_three_times_is_three_cells():
-    scores = np.abs(np.random.default_rng(0).normal(size=4000))
-    importance = np.tile([3.0, 0.0, 0.5, 0.5], 1000)
-    copies = np.concatenate([np.repeat(scores[::4], 6), scores[2::4], scores[3::4]])
-    got = held_out._quantile(scores, importance)
-    np.testing.assert_allclose(got, held_out._quantile(copies, np.ones(8000)), rtol=0.01)
-
-
-def test_weights_of_another_kind(tmp_path):
-    with pytest.raises(ValueError, match="does not exist"):
-        pretrained.load(tmp_path / "none.safetensors")
-    (tmp_path / "text.safetensors").write_text("no weights")
-    with pytest.raises(ValueError, match="does not hold parameters"):
-        pretrained.load(tmp_path / "text.safetensors")
-
-
-def test_the_package_carries_small_weights_and_their_card():
-    assert "general" in pretrained.names()
-    assert (pretrained.FOLDER / "README.md").exists()
-    sizes = [path.stat().st_size for path in pretrained.FOLDER.glob("*.safetensors")]
-    assert sum(sizes) < 5e6
 
 
 def listed(table, observed):
@@ -379,12 +252,12 @@ def test_a_columns_unit_changes_no_answer_but_its_own_by_that(factor, offset):
     table, observed = three_columns()
     units, offsets = np.ones(5), np.zeros(5)
     units[2], offsets[2] = factor, offset
-    expected = completion.complete(PRIOR, listed(table, observed), way="columns")
-    moved = completion.complete(PRIOR, listed(table * units + offsets, observed))
-    assert moved.way == "columns"
+    expected = pipeline.complete(PRIOR, listed(table, observed), standardize="columns")
+    moved = pipeline.complete(PRIOR, listed(table * units + offsets, observed))
+    assert moved.standardized_by == "columns"
     for fold in (False, True):
         one, other = (
-            completion.fold_in(fit, values, observed)
+            fold_in.fold_in_rows(fit, values, observed)
             if fold
             else completion.predict_rows(fit, 0, len(table))
             for fit, values in ((expected, table), (moved, table * units + offsets))
@@ -398,7 +271,7 @@ def test_1e13_beside_1e_minus_6_costs_neither():
     table, observed = three_columns()
     units = np.array([1e13, 1e-6, 1.0, 1.0, 1.0])
     values, _ = completion.predict_rows(
-        completion.complete(PRIOR, listed(table * units, observed)), 0, len(table)
+        pipeline.complete(PRIOR, listed(table * units, observed)), 0, len(table)
     )
     left = ((values / units - table) / table.std(axis=0))[:, :2]
     assert (np.sqrt((left[~observed[:, :2]] ** 2).mean()) < 0.6).all()
@@ -409,20 +282,12 @@ def test_one_large_offset_or_unit_for_all(offset, factor):
     table, observed = three_columns()
     one, other = (
         completion.predict_rows(
-            completion.complete(PRIOR, listed(t, observed), way="matrix"), 0, 80
+            pipeline.complete(PRIOR, listed(t, observed), standardize="matrix"), 0, 80
         )
         for t in (table, factor * table + offset)
     )
     np.testing.assert_allclose((other[0] - offset) / factor, one[0], atol=2e-3)
     np.testing.assert_allclose(other[1] / factor, one[1], rtol=2e-3)
-
-
-def test_the_floor_of_a_deviation_is_the_rounding_of_the_dtype():
-    rows, columns = np.arange(4, dtype=np.int32), np.zeros(4, np.int32)
-    values = 1e8 + np.array([0.0, 1.0, 2.0, 3.0])
-    for dtype, expected in ((np.float64, values.std(ddof=1)), (np.float32, 1e8)):
-        found = scaling.fit_scaling(Entries(rows, columns, values.astype(dtype), (4, 1)), "columns")
-        np.testing.assert_allclose(found.scales, expected, rtol=1e-6)
 
 
 def test_one_odd_column_among_twenty_is_seen(split):
@@ -434,7 +299,7 @@ def test_one_odd_column_among_twenty_is_seen(split):
     assert scaling.unlike_sides(unlike) == "columns"
     assert scaling.unlike_sides(scaling.transpose(unlike)) == "rows"
     expected, got = (
-        completion.predict(completion.complete(PRIOR, e), test.rows, test.columns)[0]
+        completion.predict(pipeline.complete(PRIOR, e), test.rows, test.columns)[0]
         for e in (train, unlike)
     )
     left, had = got / units[test.columns] - test.values, expected - test.values
@@ -444,9 +309,9 @@ def test_one_odd_column_among_twenty_is_seen(split):
 def test_a_table_and_its_transpose_are_answered_alike():
     table, observed = three_columns()
     table = table * [1, 10, 1e3, 1e5, 0.1] + [0, 50, -1e4, 0, 3]
-    tall = completion.complete(PRIOR, listed(table, observed))
-    wide = completion.complete(PRIOR, listed(table.T, observed.T))
-    assert (tall.way, wide.way) == ("columns", "rows")
+    tall = pipeline.complete(PRIOR, listed(table, observed))
+    wide = pipeline.complete(PRIOR, listed(table.T, observed.T))
+    assert (tall.standardized_by, wide.standardized_by) == ("columns", "rows")
     np.testing.assert_allclose(wide.check.relative, tall.check.relative, rtol=0.05)
     for one, other in zip(
         completion.predict_rows(wide, 0, 5), completion.predict_rows(tall, 0, 80), strict=True
@@ -457,16 +322,16 @@ def test_a_table_and_its_transpose_are_answered_alike():
         completion.predict(wide, columns, rows), completion.predict(tall, rows, columns)
     )
     # Rows fitted are folded in as they were; others by their own cells, in their own unit.
-    folded, _ = completion.fold_in(wide, table.T, observed.T)
+    folded, _ = fold_in.fold_in_rows(wide, table.T, observed.T)
     np.testing.assert_array_equal(folded, completion.predict_rows(wide, 0, 5)[0])
     row = 1e4 * table.T[:1] + 7
-    further, bars = completion.fold_in(wide, row, observed.T[:1])
+    further, bars = fold_in.fold_in_rows(wide, row, observed.T[:1])
     gaps = ~observed[:, 0]
     assert np.corrcoef(further[0][gaps], row[0][gaps])[0, 1] > 0.8
     assert (np.abs(further - row) < held_out.NORMAL_QUANTILE * bars)[0][gaps].mean() > 0.7
-    empty, _ = completion.fold_in(wide, row, np.zeros((1, 80), bool))
+    empty, _ = fold_in.fold_in_rows(wide, row, np.zeros((1, 80), bool))
     assert np.isfinite(empty).all()
-    more = completion.fold_in_columns(wide, table.T[:, :3], observed.T[:, :3])[0]
+    more = fold_in.fold_in_columns(wide, table.T[:, :3], observed.T[:, :3])[0]
     assert more.shape == (5, 3)
 
 
@@ -476,8 +341,8 @@ def test_no_answer_leaves_the_sign_of_its_column():
     table[:, 1] *= -1
     table[:, 2] = rng.normal(size=80)
     observed = rng.random(table.shape) < 0.7
-    for way in ("matrix", "columns"):
-        completed = completion.complete(PRIOR, listed(table, observed), way=way)
+    for by in ("matrix", "columns"):
+        completed = pipeline.complete(PRIOR, listed(table, observed), standardize=by)
         values, _ = completion.predict_rows(completed, 0, 80)
         assert (values[:, [0, 3, 4]] >= 0).all()
         assert (values[:, 1] <= 0).all()
@@ -489,7 +354,7 @@ def test_the_check_is_by_column_in_its_own_unit():
     table[:, 3] = np.random.default_rng(1).normal(size=80)
     units = np.array([1.0, 1e8, 1.0, 10.0, 1e-3])
     observed[:, 4] = False
-    check = completion.complete(PRIOR, listed(table * units, observed)).check
+    check = pipeline.complete(PRIOR, listed(table * units, observed)).check
     assert check.relative < 0.85 * check.mean_relative
     np.testing.assert_allclose(check.mean_relative, 1, atol=0.1)
     assert np.nanargmax(check.by_column) == 3
@@ -502,7 +367,7 @@ def test_columns_that_nothing_predicts_are_answered_by_their_means():
     rng = np.random.default_rng(4)
     table = rng.normal(size=(120, 6)) * 10.0 ** np.arange(6)
     observed = rng.random(table.shape) < 0.6
-    values, _ = completion.predict_rows(completion.complete(PRIOR, listed(table, observed)), 0, 120)
+    values, _ = completion.predict_rows(pipeline.complete(PRIOR, listed(table, observed)), 0, 120)
     means = np.nanmean(np.where(observed, table, np.nan), axis=0)
     error, of_means = (
         np.sqrt(((((a - table) / table.std(axis=0))[~observed]) ** 2).mean())
@@ -514,6 +379,35 @@ def test_columns_that_nothing_predicts_are_answered_by_their_means():
 def test_unknown_ways_and_reasons():
     entries = listed(*three_columns())
     with pytest.raises(ValueError, match="matrix, columns, rows, got 'cells'"):
-        completion.complete(PRIOR, entries, way="cells")
+        pipeline.complete(PRIOR, entries, standardize="cells")
     with pytest.raises(ValueError, match="at_random or by_value, got 'often'"):
-        completion.complete(PRIOR, entries, missing="often")
+        pipeline.complete(PRIOR, entries, missing="often")
+
+
+@pytest.mark.parametrize("by", ["matrix", "columns"])
+def test_further_columns_are_folded_in(by):
+    """Not much worse than had they been there at the fit, where they tell more of the rows."""
+    entries = synthetic.low_rank(1, 60, 45, 2, density=0.7, noise=0.3, bias=0.7)[0].entries
+    held = np.random.default_rng(0).random(len(entries.rows)) < 0.25
+    train, test = select(entries, ~held), select(entries, held & (entries.columns >= 30))
+    values = np.full(train.shape, np.nan)
+    values[train.rows, train.columns] = train.values
+    first = dataclasses.replace(select(train, train.columns < 30), shape=(60, 30))
+    fitted = pipeline.complete(PRIOR, first, standardize=by)
+    before = completion.predict_rows(fitted, 0, 60)
+    found, errors = fold_in.fold_in_columns(fitted, values[:, 30:], ~np.isnan(values[:, 30:]))
+    at = test.rows, test.columns - 30
+    together = completion.predict(
+        pipeline.complete(PRIOR, train, standardize=by), test.rows, test.columns
+    )[0]
+    left, had = found[at] - test.values, together - test.values
+    assert np.sqrt((left**2).mean()) < 1.25 * np.sqrt((had**2).mean())
+    assert (np.abs(left) <= held_out.NORMAL_QUANTILE * errors[at]).mean() > 0.8
+    for one, other in zip(completion.predict_rows(fitted, 0, 60), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+    nothing = np.full((60, 1), np.nan)
+    empty, wide = fold_in.fold_in_columns(fitted, nothing, ~np.isnan(nothing))
+    assert np.isfinite(empty).all()
+    assert wide.mean() > errors.mean()
+    with pytest.raises(ValueError, match="of 60 rows, got shapes"):
+        fold_in.fold_in_columns(fitted, nothing[:3], np.isnan(nothing[:3]))

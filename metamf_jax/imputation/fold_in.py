@@ -1,0 +1,182 @@
+"""Further rows, and further columns, of a completed matrix; nothing of it changes."""
+
+import functools
+
+import jax
+import numpy as np
+
+from metamf_jax.imputation import (
+    candidates,
+    fitting,
+    posterior,
+    row_gaussian,
+    row_index,
+    row_solver,
+    scaling,
+    zero_shot,
+)
+from metamf_jax.imputation.candidates import RowHalf, RowState
+from metamf_jax.imputation.completion import Completion, of_rows, predict_each_row
+from metamf_jax.imputation.places import require_valid
+from metamf_jax.imputation.posterior import Side
+from metamf_jax.imputation.row_solver import Rows
+from metamf_jax.imputation.scaling import Bounds, Scaling
+from metamf_jax.types import Entries, PaddedMatrices
+
+# Cells of a dense block of rows folded in at once.
+_BLOCK_CELLS = 2**17
+
+
+def fold_in_rows(
+    completion: Completion, values: np.ndarray, observed: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values and standard errors of every cell of further rows over the same columns.
+
+    A row's answer depends on that row's cells alone, and is that of `completion.predict_rows` to
+    rounding for rows with the cells of fitted ones. Runs in float64 for float64 values, in float32
+    otherwise. Where the transpose was fitted, other rows are answered as by `fold_in_columns`;
+    where rows are standardised, by their own cells.
+
+    Args:
+      completion: of the fitted matrix.
+      values: [N', M], whatever the unobserved cells hold.
+      observed: [N', M] bool. Cells in columns that had none in the fitted matrix are not used.
+
+    Returns:
+      float64 [N', M], twice.
+    """
+    if not completion.transposed:
+        return _over_fitted_columns(completion, values, observed)
+    assert completion.fitted_rows is not None
+    numbers = row_index.find(completion.fitted_rows, values, observed)
+    known = numbers >= 0
+    found, errors = np.empty(values.shape), np.empty(values.shape)
+    found[known], errors[known] = predict_each_row(completion, numbers[known])
+    if not known.all():
+        used = observed[~known] & (completion.places.rows < len(completion.cells.u) - 1)
+        others = _over_fitted_rows(completion, values[~known].T, used.T)
+        found[~known], errors[~known] = (part.T for part in others)
+    return found, errors
+
+
+def fold_in_columns(
+    completion: Completion, values: np.ndarray, observed: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values and standard errors of every cell of further columns over the fitted rows.
+
+    Answered by the posterior alone, since the learned prior of a column is not a function of its
+    own cells. Error bars are those of the fitted columns by the same factor.
+
+    Args:
+      completion: of the fitted matrix.
+      values: [N, M'], whatever the unobserved cells hold.
+      observed: [N, M'] bool.
+
+    Returns:
+      float64 [N, M'], twice.
+
+    Raises:
+      ValueError: another number of rows, or an observed value that is not finite.
+    """
+    if values.shape != observed.shape or len(values) != completion.shape[0]:
+        raise ValueError(
+            f"expected values and a mask of {completion.shape[0]} rows, got shapes {values.shape} "
+            f"and {observed.shape}"
+        )
+    if completion.transposed:
+        found, errors = _over_fitted_columns(completion, values.T, observed.T)
+        return found.T, errors.T
+    return _over_fitted_rows(completion, values, observed)
+
+
+def _over_fitted_columns(completion, values, observed):
+    """Rows of what was fitted, a block at a time."""
+    per_block = max(1, _BLOCK_CELLS // len(completion.columns.v))
+    blocks = []
+    for start in range(0, len(values), per_block):
+        block = slice(start, start + per_block)
+        blocks.append(_fold_block(completion, values[block], observed[block]))
+    rows = RowHalf(*map(np.concatenate, zip(*blocks, strict=True)))
+    return of_rows(completion, rows, completion.places.columns)
+
+
+def _fold_block(completion: Completion, values, observed) -> RowHalf:
+    columns, places = completion.columns, completion.places
+    standardised, seen = _standardised_rows(completion, values, observed)
+    precision, dense = standardised.dtype, PaddedMatrices(standardised, seen)
+    with jax.enable_x64(precision == np.float64):
+        state = jax.tree.map(
+            lambda leaf: np.asarray(leaf, precision),
+            (completion.prior.params, columns.context, columns.v, columns.posterior),
+        )
+        found = jax.tree.map(np.asarray, _solve_rows(completion.prior.config, *state, dense))
+    completed = None
+    if columns.gaussian is not None:
+        # Of the first columns, those that had cells.
+        part = slice(len(values)), slice(places.occupied[1])
+        completed = row_gaussian.complete(columns.gaussian, standardised[part], seen[part])
+    effects, u, side = found
+    rows = RowState(effects, u, side, completed)
+    u, p = candidates.row_half(completion.weights, rows, columns)
+    return RowHalf(u[: len(values)], p[: len(values)])
+
+
+def _standardised_rows(completion: Completion, values, observed) -> tuple[np.ndarray, np.ndarray]:
+    """Rows in standardised units and which of their cells are observed, padded to few sizes."""
+    places, scales = completion.places, completion.scaling
+    used = observed & (places.columns < places.occupied[1])
+    rows, columns = np.nonzero(used)
+    m = places.columns[columns]
+    precision = values.dtype if values.dtype == np.float64 else np.float32
+    size = fitting.bucket(len(values), 32), len(completion.columns.v)
+    standardised, seen = np.zeros(size, precision), np.zeros(size, bool)
+    standardised[rows, m] = (values[rows, columns] - scales.centers[m]) / scales.scales[m]
+    seen[rows, m] = True
+    return standardised, seen
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _solve_rows(config, params, context, v, of_columns, observations):
+    """Effects, factors and posterior of rows."""
+    effects, u, _ = zero_shot.fold_in(config, params, observations, context, v)
+    problem = posterior.row_problem(of_columns, len(u))
+    solved = row_solver.solve(observations, problem)
+    return effects, u, posterior.rows_from(of_columns, solved)
+
+
+def _over_fitted_rows(completion: Completion, values, observed):
+    """Columns of what was fitted, by the posterior."""
+    n, post = completion.places.rows, completion.columns.posterior
+    rows, columns = np.nonzero(observed)
+    entries = Entries(rows, columns, np.asarray(values[rows, columns], np.float64), values.shape)
+    if len(rows):
+        require_valid(entries)
+    scales, bounds = _units_of_columns(completion, entries)
+    listed = Entries(
+        columns.astype(np.int32),
+        n[rows],
+        scaling.standardize(entries, scales).values.astype(np.float32),
+        (values.shape[1], len(post.rows.mean)),
+    )
+    side, noise = posterior.fold_in_columns(Rows(listed), post)
+    of_fitted = Side(*(np.asarray(x, np.float64) for x in post.rows))
+    # [N, K] x [K, M'] -> [N, M']
+    standardised = post.mean + of_fitted.mean[n] @ side.mean.T
+    variances = (of_fitted.mean**2 + of_fitted.variance)[n] @ side.variance.T + noise
+    variances += of_fitted.variance[n] @ (side.mean**2).T
+    found = scales.centers + scales.scales * standardised
+    errors = completion.inflation * scales.scales * np.sqrt(variances)
+    return np.clip(found, *bounds), errors
+
+
+def _units_of_columns(completion: Completion, entries: Entries) -> tuple[Scaling, Bounds]:
+    """Those of all cells, or each column's own."""
+    num_columns = entries.shape[1]
+    if completion.standardized_by != "matrix" and len(entries.rows):
+        return (
+            scaling.fit_scaling(entries, "columns"),
+            scaling.fit_bounds(entries, "columns", num_columns),
+        )
+    # Padding is standardised as a column of which nothing is known.
+    scales = (np.full(num_columns, part[-1], np.float64) for part in completion.scaling)
+    return Scaling(*scales), Bounds(*(np.full(num_columns, b[-1]) for b in completion.bounds))

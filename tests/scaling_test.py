@@ -1,0 +1,29 @@
+"""What columns are standardised by."""
+
+import numpy as np
+import pytest
+
+from metamf_jax.imputation import scaling
+from metamf_jax.types import Entries
+
+
+def test_scaling_of_columns():
+    """Each by its own cells; a constant or single cell by its size."""
+    rows = np.array([0, 1, 2, 0, 1, 2, 0, 1, 0], np.int32)
+    columns = np.array([0, 0, 0, 1, 1, 1, 2, 2, 3], np.int32)
+    values = np.array([1.0, 2.0, 3.0, 100.0, 300.0, 500.0, 7.0, 7.0, 9.0])
+    fitted = scaling.fit_scaling(Entries(rows, columns, values, (3, 5)), "columns")
+    np.testing.assert_allclose(fitted.centers[:4], [2, 300, 7, 9])
+    np.testing.assert_allclose(fitted.scales[:2], [1, 200])
+    np.testing.assert_allclose(fitted.scales[2:4], [7, 9])
+    np.testing.assert_allclose(fitted.centers[4], values.mean())
+    with pytest.raises(ValueError, match="matrix or columns"):
+        scaling.fit_scaling(Entries(rows, columns, values, (3, 5)), "rows")
+
+
+def test_the_floor_of_a_deviation_is_the_rounding_of_the_dtype():
+    rows, columns = np.arange(4, dtype=np.int32), np.zeros(4, np.int32)
+    values = 1e8 + np.array([0.0, 1.0, 2.0, 3.0])
+    for dtype, expected in ((np.float64, values.std(ddof=1)), (np.float32, 1e8)):
+        found = scaling.fit_scaling(Entries(rows, columns, values.astype(dtype), (4, 1)), "columns")
+        np.testing.assert_allclose(found.scales, expected, rtol=1e-6)
