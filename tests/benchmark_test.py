@@ -8,9 +8,10 @@ import shlex
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from experiments.benchmarks import factorize, imputer, meta_step
+from experiments.benchmarks import factorize, imputer, meta_step, posterior
 from metamf_jax.meta_learning.encoder import EncoderConfig
 from metamf_jax.meta_learning.map_estimation import MapConfig
 from metamf_jax.meta_learning.meta_loss import ModelConfig
@@ -175,3 +176,16 @@ def test_mistakes_of_the_factorization_benchmark(flag, message):
     ended = launch(factorize, flag)
     assert ended.code == 1
     assert message in ended.err
+
+
+def test_posterior_beside_the_imputer(tmp_path):
+    config = posterior.Config("synthetic", "smoke", ("gibbs", "imputer"), (), 2, 0.1, 1, None)
+    results = posterior.run(config, tmp_path)
+    assert [len(rows) for rows in results["rows"].values()] == [2, 2]
+    for name, rows in results["rows"].items():
+        assert results["means"][name] == pytest.approx(np.mean([row["rmse"] for row in rows]))
+        assert all(0 < row["cover"] <= 1 for row in rows)
+    assert results["sweep"]["sweep"] > 0
+    assert json.loads((tmp_path / "summary.json").read_text())["results"]["rows"]
+    with pytest.raises(ValueError, match="unknown methods"):
+        posterior.run(dataclasses.replace(config, methods=("gibs",)))

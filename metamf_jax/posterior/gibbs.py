@@ -37,7 +37,9 @@ class GibbsConfig:
       row_noise: shape ``a`` of the prior of the rows' shares of the noise; 0 for rows all alike.
       column_noise: of the columns'.
       degrees: of freedom of the Wishart prior of each side's precision, beyond K + 1.
-      factor_scale: what the prior's inverse scale has for factors.
+      factor_scale: what the prior's inverse scale has for factors. On held-out training entries of
+        four rating sets 2 to 3 served best; with 1 more factors of large matrices die, with 4 those
+        of small ones are not shrunk enough.
       effect_scale: and for effects.
     """
 
@@ -45,7 +47,7 @@ class GibbsConfig:
     row_noise: float = 2.0
     column_noise: float = 3.0
     degrees: float = 0.0
-    factor_scale: float = 1.0
+    factor_scale: float = 2.0
     effect_scale: float = 1.0
 
     def __post_init__(self):

@@ -1,0 +1,99 @@
+"""From a matrix in its own units to draws of its posterior."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from metamf_jax.posterior import chains, gibbs, pattern
+from metamf_jax.posterior.chains import ChainsConfig, Draws
+from metamf_jax.posterior.gibbs import Data, GibbsConfig
+from metamf_jax.posterior.pattern import SideFeatures
+from metamf_jax.posterior.predictive import Scale
+from metamf_jax.types import Array, Entries
+
+# On held-out training entries of MovieLens-1M 64, 128, 256 and 512 singular vectors had errors of
+# 0.8239, 0.8220, 0.8205 and 0.8200 at rank 48; on sets of 100,000 ratings more than 64 did not pay.
+_MANY_ENTRIES, _FEW_VECTORS, _MANY_VECTORS = 300_000, 64, 256
+
+
+class Posterior(NamedTuple):
+    """A fitted matrix.
+
+    Attributes:
+      draws: of its posterior, standardised.
+      scale: by which it was standardised.
+      features: of the pattern, of both sides.
+    """
+
+    draws: Draws
+    scale: Scale
+    features: tuple[SideFeatures, SideFeatures]
+
+
+def num_pattern_vectors(entries: Entries) -> int:
+    """How many singular vectors of the pattern a matrix of this size is given by default."""
+    return _FEW_VECTORS if len(entries.values) < _MANY_ENTRIES else _MANY_VECTORS
+
+
+def scale_of(values: Array) -> Scale:
+    """Mean and deviation, the least and the greatest value."""
+    found = np.asarray(values, np.float64)
+    bounds = float(found.min()), float(found.max())
+    return Scale(float(found.mean()), float(found.std()) or 1.0, *bounds)
+
+
+def standardised(entries: Entries, scale: Scale) -> Entries:
+    """The matrix in units of the scale, float32."""
+    values = (np.asarray(entries.values, np.float64) - scale.center) / scale.unit
+    rows, columns = (np.asarray(x, np.int32) for x in (entries.rows, entries.columns))
+    return Entries(rows, columns, values.astype(np.float32), entries.shape)
+
+
+def fit(
+    entries: Entries,
+    config: GibbsConfig | None = None,
+    lengths: ChainsConfig | None = None,
+    num_vectors: int | None = None,
+    num_devices: int = 1,
+    backend: str = "auto",
+) -> Posterior:
+    """Samples the posterior of a matrix, with features of which entries are observed.
+
+    Args:
+      entries: [E], NumPy, in units of their own; each cell once.
+      config: the model; None for the default.
+      lengths: of the chains; likewise.
+      num_vectors: of the pattern; None for `num_pattern_vectors`.
+      num_devices: on which the draws do not depend.
+      backend: one of `block_update.BACKENDS`.
+    """
+    config, lengths = config or GibbsConfig(), lengths or ChainsConfig()
+    count = num_pattern_vectors(entries) if num_vectors is None else num_vectors
+    scale, features = scale_of(entries.values), features_of(entries, count)
+    data = prepare(entries, config, features, num_devices, backend)
+    return Posterior(chains.run(data, config, lengths), scale, features)
+
+
+def features_of(entries: Entries, num_vectors: int) -> tuple[SideFeatures, SideFeatures]:
+    """The features of the pattern, of both sides."""
+    rows, columns = np.asarray(entries.rows), np.asarray(entries.columns)
+    return pattern.pattern_features(rows, columns, entries.shape, num_vectors)
+
+
+def prepare(
+    entries: Entries,
+    config: GibbsConfig,
+    features: tuple[SideFeatures, SideFeatures],
+    num_devices: int = 1,
+    backend: str = "auto",
+) -> Data:
+    """A matrix in its own units, ready to be swept; see `fit`."""
+    rows, columns = features
+    return gibbs.prepare(
+        standardised(entries, scale_of(entries.values)),
+        (rows.features, columns.features),
+        (rows.groups, columns.groups),
+        config,
+        num_devices,
+        backend,
+    )
