@@ -51,6 +51,12 @@ def methods() -> flags.FlagHolder[list[str]]:
 
 
 @functools.cache
+def peers_python() -> flags.FlagHolder[str | None]:
+    """Of the benchmarks beside other packages."""
+    return flags.DEFINE_string("peers_python", None, "A Python that may have other packages.")
+
+
+@functools.cache
 def figures() -> flags.FlagHolder[list[str]]:
     """Of the binaries that draw."""
     return flags.DEFINE_list("figures", ["all"], "Names of figures, or all.")

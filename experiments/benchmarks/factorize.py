@@ -45,7 +45,7 @@ _SGD_EPOCHS = flags.DEFINE_list("sgd_epochs", ["10", "60"], "Few and many epochs
 _ALS_EPOCHS = flags.DEFINE_list("als_epochs", ["1", "5"], "Few and many iterations of ALS.")
 _TARGET = flags.DEFINE_float("target", 0.845, "Test RMSE to reach; 0 not to look.")
 _LIBMF = flags.DEFINE_string("libmf", None, "LIBMF's program mf-train.")
-_PEERS_PYTHON = flags.DEFINE_string("peers_python", None, "A Python that may have the packages.")
+_PEERS_PYTHON = shared_flags.peers_python()
 
 # Epochs within which the test RMSE is looked at.
 _CURVE = 30
