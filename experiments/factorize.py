@@ -94,7 +94,7 @@ _SPLIT = flags.DEFINE_enum(
     splits.SPLITS,
     "Test cells: drawn at random, the latest, or those of the official --fold (ml100k).",
 )
-_TEST_FRACTION = flags.DEFINE_float("test_fraction", 0.1, "Part of the cells held out, 0 to 0.9.")
+_TEST_FRACTION = shared_flags.test_fraction()
 _SOLVER = flags.DEFINE_enum(
     "solver", "dsgd", list(SOLVERS), str({name: kind.told for name, kind in SOLVERS.items()})
 )

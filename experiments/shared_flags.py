@@ -57,6 +57,12 @@ def peers_python() -> flags.FlagHolder[str | None]:
 
 
 @functools.cache
+def test_fraction() -> flags.FlagHolder[float]:
+    """Of the binaries that hold test entries out."""
+    return flags.DEFINE_float("test_fraction", 0.1, "Part of the cells held out, 0 to 0.9.")
+
+
+@functools.cache
 def figures() -> flags.FlagHolder[list[str]]:
     """Of the binaries that draw."""
     return flags.DEFINE_list("figures", ["all"], "Names of figures, or all.")
