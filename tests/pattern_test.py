@@ -33,14 +33,19 @@ def _positive(vectors):
     return vectors * np.sign(vectors[largest, np.arange(vectors.shape[1])])
 
 
-def test_leading_singular_vectors_equal_the_dense_ones():
-    matrix = _normalised(_dense(*_places(), SHAPE))
-    left, singular, right = pattern.leading_singular_vectors(scipy.sparse.csr_array(matrix), 8, 0)
+def test_singular_vectors_after_the_first_equal_the_dense_ones():
+    dense = _dense(*_places(), SHAPE)
+    matrix, of_counts = _normalised(dense), [np.sqrt(dense.sum(i) / dense.sum()) for i in (1, 0)]
+    left, singular, right = pattern.further_singular_vectors(
+        scipy.sparse.csr_array(matrix), *of_counts, 8, 0
+    )
     u, s, v = np.linalg.svd(matrix)
-    np.testing.assert_allclose(singular, s[:8], rtol=1e-6)
-    np.testing.assert_allclose(left, _positive(u[:, :8]), atol=1e-4)
+    np.testing.assert_allclose(s[0], 1)
+    np.testing.assert_allclose(np.abs(u[:, 0]), of_counts[0], atol=1e-6)
+    np.testing.assert_allclose(singular, s[1:9], rtol=1e-6)
+    np.testing.assert_allclose(left, _positive(u[:, 1:9]), atol=1e-4)
     np.testing.assert_allclose(matrix @ right, left * singular, atol=1e-4)
-    np.testing.assert_allclose(np.abs(right), np.abs(v[:8].T), atol=1e-4)
+    np.testing.assert_allclose(np.abs(right), np.abs(v[1:9].T), atol=1e-4)
 
 
 def test_features_are_counts_and_scaled_singular_vectors():
@@ -97,3 +102,16 @@ def test_a_pattern_without_structure_has_no_features(full):
     places = np.nonzero(np.full((6, 4), full))
     for side in pattern.pattern_features(*places, (6, 4), 3):
         np.testing.assert_allclose(side.features, 0, atol=1e-5)
+
+
+def test_parts_without_a_common_entry_are_told_apart():
+    # Of 1, a singular value once for each part, one vector is the counts' and may be left out.
+    shape, of_rows = (24, 18), np.repeat([0, 1, 2], (4, 8, 12))
+    of_columns = np.repeat([0, 1, 2], (3, 6, 9))
+    dense = of_rows[:, None] == of_columns
+    counts = np.sqrt(dense.sum(axis=1))
+    for seed in range(3):
+        rows, _ = pattern.pattern_features(*np.nonzero(dense), shape, 2, seed)
+        vectors = rows.features[:, 2:] * rows.scales[2:] + rows.centers[2:]
+        np.testing.assert_allclose(vectors.T @ counts, 0, atol=1e-6)
+        np.testing.assert_allclose(vectors.T @ vectors, np.eye(2), atol=1e-5)
