@@ -1,11 +1,24 @@
-"""Gibbs sampling of one matrix: what it finds, and that it does not depend on the machine."""
+"""Gibbs sampling of one matrix: that it samples the posterior, and not by the machine it runs on.
+
+The whole sweep is held to the joint distribution test of J. Geweke, Getting it right: joint
+distribution tests of posterior simulators, JASA 2004, and to the coverage of its intervals.
+"""
 
 import jax
 import numpy as np
 import pytest
+import threadpoolctl
 
-from metamf_jax.posterior import chains, gibbs, pattern, predictive
+from metamf_jax.posterior import (
+    chains,
+    gibbs,
+    hyperprior,
+    pattern,
+    predictive,
+    row_conditional,
+)
 from metamf_jax.types import Entries
+from tests import posterior_model
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +70,141 @@ def test_the_kernel_and_xla_draw_alike(matrix):
     compiled, xla = (sample(matrix[0], backend=b, **lengths) for b in ("numba", "xla"))
     for left, right in zip(jax.tree.leaves(compiled), jax.tree.leaves(xla), strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-3, atol=1e-4)
+
+
+ONE_GROUP = (np.zeros(1, int),) * 2
+
+
+def _tiny(rng, shape, density):
+    """Places of entries, the first row and column without any; and a feature a side."""
+    observed = rng.random(shape) < density
+    observed[0], observed[:, 0] = False, False
+    return np.nonzero(observed), tuple(rng.normal(size=(size, 1)) for size in shape)
+
+
+def _listed(rows, columns, values, shape):
+    return Entries(rows.astype("i"), columns.astype("i"), values, shape)
+
+
+@pytest.fixture
+def tame_strengths(monkeypatch):
+    """See `posterior_model`; and on tiny matrices BLAS's threads only wait for each other."""
+    monkeypatch.setattr(hyperprior, "_STRENGTH", posterior_model.STRENGTH)
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+        yield
+
+
+def _told(state):
+    """Functionals of a state that have moments."""
+    told = [np.log(state.alpha), np.log1p(chains.norm_of_product(state))]
+    for side in (state.rows, state.columns):
+        told += [
+            *np.log(side.shares[:2]),
+            np.linalg.slogdet(side.prior.precision)[1],
+            np.arctan(side.prior.precision[0, -1]),
+            *np.arctan(side.prior.coefficients[:, -1]),
+            np.log(side.prior.strengths[0]),
+            *np.arctan(side.factors[:2, -1]),
+            np.log((side.factors**2).sum()),
+        ]
+    told = np.array(told)
+    return np.concatenate([told, told**2])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        gibbs.GibbsConfig(1, 2.0, 3.0, degrees=5.0, factor_scale=2.0),
+        gibbs.GibbsConfig(2, 4.0, 0.0, degrees=4.0, effect_scale=3.0),
+    ],
+)
+def test_sweeps_and_data_in_turn_leave_the_prior_as_it_is(config, tame_strengths):
+    rng, shape, num_starts, num_sweeps = np.random.default_rng(1), (6, 5), 60, 12
+    places, features = _tiny(rng, shape, 0.8)
+    # Batches are independent: each starts anew from the prior.
+    of_batches = []
+    for start in range(num_starts):
+        state, told = posterior_model.draw_state(rng, features, config), 0
+        for sweep in range(num_sweeps):
+            values = posterior_model.draw_values(rng, state, *places)
+            data = gibbs.prepare(
+                _listed(*places, values, shape), features, ONE_GROUP, config, backend="numba"
+            )
+            key = jax.random.fold_in(jax.random.key(start), sweep)
+            state = gibbs.sweep(key, state, data, config)
+            told += _told(state) / num_sweeps
+        of_batches.append(told)
+    of_prior = [_told(posterior_model.draw_state(rng, features, config)) for _ in range(4000)]
+    (mean, error), (expected, rest) = (
+        (np.mean(x, axis=0), np.var(x, axis=0, ddof=1) / len(x)) for x in (of_batches, of_prior)
+    )
+    # Shares that are all one have no error.
+    z = (mean - expected) / np.sqrt(np.maximum(error + rest, 1e-12))
+    assert np.abs(z).max() < 4, z.round(1)
+
+
+def test_effects_alone_have_the_posterior_that_is_known():
+    # Many copies of one matrix on a diagonal of blocks, which are independent where alpha, the
+    # shares and the hyperprior stay as they are.
+    rng, (num_rows, num_columns), copies = np.random.default_rng(2), (4, 3), 6000
+    (rows, columns), _ = _tiny(rng, (num_rows, num_columns), 0.9)
+    values = rng.normal(size=len(rows))
+    alpha, p, q = 1.7, rng.gamma(2.0, size=num_rows), rng.gamma(2.0, size=num_columns)
+    precisions, pulls = (0.8, 1.3), (rng.normal(size=num_rows), rng.normal(size=num_columns))
+
+    design = np.zeros((len(rows), num_rows + num_columns))
+    design[np.arange(len(rows)), rows] = 1
+    design[np.arange(len(rows)), num_rows + columns] = 1
+    weighted = alpha * (p[rows] * q[columns])[:, None] * design
+    known = np.diag(np.repeat(precisions, (num_rows, num_columns))) + design.T @ weighted
+    mean = np.linalg.solve(known, np.concatenate(pulls) + values @ weighted)
+
+    at = np.arange(copies)[:, None]
+    listed = _listed(
+        (rows + num_rows * at).ravel(),
+        (columns + num_columns * at).ravel(),
+        np.tile(values, copies).astype("f"),
+        (copies * num_rows, copies * num_columns),
+    )
+    turned = Entries(listed.columns, listed.rows, listed.values, listed.shape[::-1])
+    data = [row_conditional.prepare(x, 0) for x in (listed, turned)]
+    shares = [np.tile(x, copies) for x in (p, q)]
+    pulls = [np.tile(x, copies)[:, None] for x in pulls]
+    drawn = [np.zeros((size, 1), np.float32) for size in listed.shape]
+    for i in range(30):
+        for side in (0, 1):
+            drawn[side], _ = row_conditional.draw(
+                jax.random.fold_in(jax.random.key(i), side),
+                data[side],
+                alpha * shares[side],
+                pulls[side],
+                np.eye(1) * precisions[side],
+                drawn[1 - side],
+                shares[1 - side],
+            )
+    draws = np.concatenate([x.reshape(copies, -1) for x in drawn], axis=1)
+    white = (draws - mean) @ np.linalg.cholesky(known)
+    assert np.abs(white.mean(axis=0)).max() < 4 / np.sqrt(copies)
+    spread = np.sqrt((1 + np.eye(len(known))) / copies)
+    assert (np.abs(white.T @ white / copies - np.eye(len(known))) < 4 * spread).all()
+
+
+def test_intervals_of_held_out_cells_hold_what_they_say(tame_strengths):
+    rng, shape = np.random.default_rng(3), (12, 10)
+    config = gibbs.GibbsConfig(1, 2.0, 3.0, degrees=4.0)
+    lengths = chains.ChainsConfig(num_chains=1, burn_in=15, num_draws=30)
+    (rows, columns), features = _tiny(rng, shape, 0.6)
+    everywhere = np.indices(shape).reshape(2, -1)
+    held_out = ~np.isin(everywhere[0] * shape[1] + everywhere[1], rows * shape[1] + columns)
+    inside = []
+    for _ in range(40):
+        true = posterior_model.draw_state(rng, features, config)
+        values = posterior_model.draw_values(rng, true, *everywhere)
+        listed = _listed(*everywhere[:, ~held_out], values[~held_out], shape)
+        data = gibbs.prepare(listed, features, ONE_GROUP, config, backend="numba")
+        draws = chains.run(data, config, lengths)
+        low, high = predictive.predict(
+            draws, predictive.Scale(0.0, 1.0), *everywhere[:, held_out], (0.05, 0.95)
+        ).quantiles
+        inside.append((low < values[held_out]) & (values[held_out] < high))
+    assert 0.87 < np.mean(inside) < 0.93, np.mean(inside)

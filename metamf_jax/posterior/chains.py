@@ -168,14 +168,16 @@ def r_hat(values: np.ndarray) -> np.ndarray:
       values: [C, S, ...], S >= 4 draws of each of C chains.
 
     Returns:
-      [...]; near 1 where chains agree. 1 for a quantity that never changes.
+      [...]; near 1 where chains agree. 1 for a quantity that never changes, and infinite for one
+      that only differs from chain to chain.
     """
     half = values.shape[1] // 2
     split = np.concatenate([values[:, :half], values[:, -half:]]).astype(np.float64)
     within = split.var(axis=1, ddof=1).mean(axis=0)
     between = split.mean(axis=1).var(axis=0, ddof=1)
     pooled = (half - 1) / half * within + between
-    return np.sqrt(np.where(within > 0, pooled / np.where(within > 0, within, 1), 1))
+    of_constants = np.where(between > 0, np.inf, 1)
+    return np.sqrt(np.where(within > 0, pooled / np.where(within > 0, within, 1), of_constants))
 
 
 def effective_size(values: np.ndarray) -> np.ndarray:
@@ -198,9 +200,8 @@ def effective_size(values: np.ndarray) -> np.ndarray:
         return 1 - squares.mean(axis=(0, 1)) / (2 * pooled)
 
     total, going = np.zeros(values.shape[2:]), np.ones(values.shape[2:], bool)
-    for lag in range(1, half - 1, 2):
+    for lag in range(0, half - 1, 2):
         pair = correlation(lag) + correlation(lag + 1)
         going &= pair > 0
         total += np.where(going, pair, 0)
-    size = split.shape[0] * half
-    return np.minimum(size / (1 + 2 * total), size)
+    return split.shape[0] * half / np.maximum(2 * total - 1, 1)

@@ -3,10 +3,12 @@
 With ``R`` one at observed entries, and ``D_r`` and ``D_c`` the diagonal matrices of its rows' and
 columns' counts, a row has two features of its count, ``log(1 + N_n)`` and ``max(N_n, 1)^-1/2``, and
 its part of the leading left singular vectors of ``D_r^-1/2 R D_c^-1/2``, each times the cube of its
-singular value. The first one is left out: it is ``N_n^1/2``, a count. These are coordinates of the
-row after three steps of diffusion over the graph of rows and columns, so that what rows have in
-common at large outweighs what a few share, and more vectors than needed do no harm (on held-out
-training entries of MovieLens-100K, 256 vectors cost 0.5% standardised each, 0.1% thus).
+singular value. The first one is left out: it is ``N_n^1/2``, a count, known beforehand. (Where
+parts of the matrix have no entry in common, its value 1 is there once for each.) These are
+coordinates of the row after three steps of diffusion over the graph of rows and columns, so that
+what rows have in common at large outweighs what a few share, and more vectors than needed do no
+harm (on held-out training entries of MovieLens-100K, 256 vectors cost 0.5% standardised each, 0.1%
+thus).
 
 The singular vectors come of a randomised range finder with power iterations (Halko, Martinsson,
 Tropp, SIAM Review 2011, algorithms 4.4 and 5.1), and are deterministic in the seed.
@@ -61,15 +63,16 @@ def pattern_features(
         np.bincount(x, minlength=size) for x, size in zip((rows, columns), shape, strict=True)
     ]
     row_root, column_root = (scipy.sparse.diags_array(np.maximum(n, 1) ** -0.5) for n in counts)
-    left, singular, right = leading_singular_vectors(
-        scipy.sparse.csr_array(row_root @ pattern @ column_root), min(count + 1, *shape), seed
+    of_counts = [np.sqrt(n / max(len(rows), 1)) for n in counts]
+    left, singular, right = further_singular_vectors(
+        scipy.sparse.csr_array(row_root @ pattern @ column_root), *of_counts, count, seed
     )
     # A row's part of U S^3 is its row of D_r^-1/2 R times D_c^-1/2 V S^2.
-    onto_rows = column_root @ right[:, 1:] * singular[1:] ** (_DIFFUSION - 1)
-    onto_columns = row_root @ left[:, 1:] * singular[1:] ** (_DIFFUSION - 1)
+    onto_rows = column_root @ right * singular ** (_DIFFUSION - 1)
+    onto_columns = row_root @ left * singular ** (_DIFFUSION - 1)
     return (
-        _side(counts[0], left[:, 1:] * singular[1:] ** _DIFFUSION, onto_rows),
-        _side(counts[1], right[:, 1:] * singular[1:] ** _DIFFUSION, onto_columns),
+        _side(counts[0], left * singular**_DIFFUSION, onto_rows),
+        _side(counts[1], right * singular**_DIFFUSION, onto_columns),
     )
 
 
@@ -105,21 +108,44 @@ def _of_counts(counts):
     return np.log1p(counts), np.maximum(counts, 1) ** -0.5
 
 
-def leading_singular_vectors(
-    matrix: scipy.sparse.csr_array, count: int, seed: int
+def further_singular_vectors(
+    matrix: scipy.sparse.csr_array,
+    first_left: np.ndarray,
+    first_right: np.ndarray,
+    count: int,
+    seed: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """``U`` [N, count], ``s`` [count] and ``V`` [M, count], the largest first; signs are fixed."""
+    """The leading singular vectors after the first ones, which are known, with the value 1.
+
+    Args:
+      matrix: [N, M].
+      first_left: [N].
+      first_right: [M].
+      count: how many; fewer where the matrix has fewer.
+      seed: of the range finder.
+
+    Returns:
+      ``U`` [N, count], ``s`` [count] and ``V`` [M, count], the largest first; signs are fixed.
+    """
+    count = min(count, min(np.shape(matrix)) - 1)
     rng = np.random.default_rng((seed, count))
     num_rows, num_columns = np.shape(matrix)
     width = min(count + _OVERSAMPLING, num_rows, num_columns)
     turned = scipy.sparse.csr_array(matrix.T)
+
+    def times(x):
+        return matrix @ x - np.outer(first_left, first_right @ x)
+
+    def turned_times(x):
+        return turned @ x - np.outer(first_right, first_left @ x)
+
     # On cores that others use too, BLAS's threads wait for each other: 10 times as long.
     with threadpoolctl.threadpool_limits(1, user_api="blas"):
-        basis = np.linalg.qr(matrix @ rng.standard_normal((num_columns, width)))[0]
+        basis = np.linalg.qr(times(rng.standard_normal((num_columns, width))))[0]
         for _ in range(_POWER_ITERATIONS):
-            basis = np.linalg.qr(turned @ basis)[0]
-            basis = np.linalg.qr(matrix @ basis)[0]
-        left, singular, right = scipy.linalg.svd((turned @ basis).T, full_matrices=False)
+            basis = np.linalg.qr(turned_times(basis))[0]
+            basis = np.linalg.qr(times(basis))[0]
+        left, singular, right = scipy.linalg.svd(turned_times(basis).T, full_matrices=False)
     left, singular, right = basis @ left[:, :count], singular[:count], right[:count].T
     # Of the two signs that by which the largest number is positive.
     signs = np.sign(left[np.abs(left).argmax(axis=0), np.arange(left.shape[1])])

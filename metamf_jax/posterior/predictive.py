@@ -62,12 +62,20 @@ def predict(
     """
     rows, columns = np.asarray(rows), np.asarray(columns)
     size = max(1, _BLOCK // len(draws.alpha))
+    bounds = np.float32((np.float64([scale.low, scale.high]) - scale.center) / scale.unit)
     found = [
-        _predict_block(draws, scale, rows[at : at + size], columns[at : at + size], quantiles)
+        _predict_block(draws, bounds, rows[at : at + size], columns[at : at + size], quantiles)
         for at in range(0, max(len(rows), 1), size)
     ]
-    parts = zip(*found, strict=True)
-    return Prediction(*(np.concatenate(each, axis=-1, dtype=np.float64) for each in parts))
+    mean, std, quantile = (
+        np.concatenate(each, axis=-1, dtype=np.float64) for each in zip(*found, strict=True)
+    )
+
+    def on_scale(standardised):
+        # In float64: float32 has few digits left beside a large center.
+        return np.clip(scale.center + scale.unit * standardised, scale.low, scale.high)
+
+    return Prediction(on_scale(mean), scale.unit * std, on_scale(quantile))
 
 
 def fitted(rows: Array, columns: Array, i: Array, j: Array) -> jax.Array:
@@ -88,15 +96,14 @@ def _fitted(rows, columns, i, j):
     return (u[:, :-1] * v[:, :-1]).sum(axis=1) + u[:, -1] + v[:, -1]
 
 
-@functools.partial(jax.jit, static_argnums=(1, 4))
-def _predict_block(draws, scale, i, j, quantiles):
+@functools.partial(jax.jit, static_argnums=4)
+def _predict_block(draws, bounds, i, j, quantiles):
+    """`Prediction` of standardised values, clipped to bounds [2]."""
     # [S, P]
-    values = jax.lax.map(
-        lambda s: scale.center + scale.unit * _fitted(s[0], s[1], i, j), (draws.rows, draws.columns)
-    )
+    values = jax.lax.map(lambda s: _fitted(s[0], s[1], i, j), (draws.rows, draws.columns))
     precision = draws.alpha[:, None] * draws.row_shares[:, i] * draws.column_shares[:, j]
-    noise = scale.unit * jax.lax.rsqrt(precision)
-    clipped = jnp.clip(values, scale.low, scale.high)
+    noise = jax.lax.rsqrt(precision)
+    clipped = jnp.clip(values, bounds[0], bounds[1])
     mean = clipped.mean(axis=0)
     std = jnp.sqrt(clipped.var(axis=0) + (noise**2).mean(axis=0))
     if not quantiles:
@@ -115,6 +122,6 @@ def _predict_block(draws, scale, i, j, quantiles):
 
         start = (values - 8 * noise).min(axis=0), (values + 8 * noise).max(axis=0)
         low, high = jax.lax.fori_loop(0, _HALVINGS, halve, start)
-        return jnp.clip((low + high) / 2, scale.low, scale.high)
+        return (low + high) / 2
 
     return mean, std, jnp.stack([quantile(p) for p in quantiles])

@@ -158,13 +158,15 @@ def _draw_compiled(entries, design, root, offset, weight, precision, pull, noise
 def _draw_xla(entries, design, root, offset, weight, precision, pull, noise):
     """`kernels.row_draws.draw_rows`, with the entries of one device as `als.Runs`."""
     runs, width = Runs(*entries), precision.shape[0]
-    # Padding entries read these columns of zeros.
+    # Padding entries read this column of zeros.
+    padding = len(root)
     t = jnp.pad(jnp.concatenate([design, root[:, None]], axis=1), ((0, 1), (0, 0)))
     root, offset = jnp.append(root, 0), jnp.append(offset, 0)
 
     def draw_batch(batch):
         places, owners, columns, values = batch
         num_rows = places.shape[0]
+        values = jnp.where(columns < padding, values, 0)
         of_entries, targets = t[columns], root[columns] * (values - offset[columns])
 
         def add_up(per_run):

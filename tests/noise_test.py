@@ -1,0 +1,35 @@
+"""The conditionals of the noise against the distributions they are."""
+
+import numpy as np
+import scipy.stats
+
+from metamf_jax.posterior import noise
+
+
+def test_precision_is_gamma():
+    rng = np.random.default_rng(0)
+    found = np.array([noise.draw_precision(rng, 7, 3.0) for _ in range(20_000)])
+    known = scipy.stats.gamma(1 + 7 / 2, scale=1 / (1 + 3.0 / 2))
+    assert scipy.stats.kstest(found, known.cdf).pvalue > 1e-3
+
+
+def test_without_entries_the_precision_is_drawn_from_its_prior():
+    rng = np.random.default_rng(1)
+    found = np.array([noise.draw_precision(rng, 0, 0.0) for _ in range(20_000)])
+    assert scipy.stats.kstest(found, scipy.stats.expon.cdf).pvalue > 1e-3
+
+
+def test_shares_are_gamma_each_with_its_own_row():
+    counts, squares = np.array([0, 1, 8, 300]), np.array([0.0, 9.0, 2.5, 310.0])
+    rng = np.random.default_rng(2)
+    found = np.array([noise.draw_shares(rng, 2.5, counts, squares) for _ in range(20_000)])
+    for n, of_row in enumerate(found.T):
+        known = scipy.stats.gamma(2.5 + counts[n] / 2, scale=1 / (2.5 + squares[n] / 2))
+        assert scipy.stats.kstest(of_row, known.cdf).pvalue > 1e-3
+    correlation = np.corrcoef(found.T) - np.eye(4)
+    assert np.abs(correlation).max() < 4.5 / np.sqrt(len(found))
+
+
+def test_rows_all_alike_have_shares_of_one():
+    found = noise.draw_shares(np.random.default_rng(3), 0, np.arange(4), np.ones(4))
+    np.testing.assert_array_equal(found, np.ones(4))
