@@ -155,27 +155,6 @@ class AlsTest(parameterized.TestCase):
         np.testing.assert_allclose(found[0], expected, rtol=1e-3, atol=1e-3)
         np.testing.assert_array_equal(*found)
 
-    @parameterized.parameters(1, 3)
-    def test_runs_hold_every_entry_once(self, num_devices):
-        entries = _matrix()
-        listed = entries.rows, entries.columns, entries.values
-        dealt = als.deal_rows(*listed, entries.shape, num_devices)
-        runs = als.cut_into_runs(dealt, M, 1000)
-        found = []
-        for d, g, c in np.argwhere(runs.owners < runs.places.shape[2]):
-            n = dealt.rows[d, runs.places[d, g, runs.owners[d, g, c]]]
-            inside = runs.columns[d, g, c] < M
-            found += [
-                (n, m, x)
-                for m, x in zip(runs.columns[d, g, c], runs.values[d, g, c], strict=True)
-                if m < M
-            ]
-            assert inside.any()
-        assert sorted(found) == sorted(zip(*listed, strict=True))
-        sizes = dealt.starts[:, -1]
-        assert sizes.sum() == len(entries.values)
-        assert sizes.max() - sizes.min() <= M
-
     def test_refusals(self):
         with pytest.raises(ValueError, match="the solver 'als' serves the losses squared,"):
             als.make_solver(Objective("logistic"), _matrix())
