@@ -234,7 +234,7 @@ class _Matrix(NamedTuple):
     @property
     def num_points(self) -> int:
         train = self.train
-        return train.num_points if isinstance(train, BlockStore) else len(train.values)
+        return train.num_entries if isinstance(train, BlockStore) else len(train.values)
 
     @property
     def in_memory(self) -> Entries:

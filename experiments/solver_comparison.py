@@ -78,7 +78,7 @@ class Config:
       ranks: to compare.
       losses: to compare, `objective.ALIASES` or losses without penalty.
       regularization: of every penalty.
-      test_fraction: part of the cells held out.
+      test_fraction: part of the entries held out.
       seed: of split, start and order.
     """
 
@@ -103,7 +103,7 @@ class Curve:
       rank: K.
       loss: as in `Config.losses`.
       copies: of all rows, so many times the data.
-      share: part of the points.
+      share: part of the entries.
       epochs: how many.
     """
 
@@ -125,7 +125,7 @@ class Curve:
 
 
 def copied(entries: Entries, copies: int, share: float, seed: int) -> Entries:
-    """So many copies of all rows below each other, over the same columns, or part of the points."""
+    """So many copies of all rows below each other, on the same columns, or part of the entries."""
     rows, columns, values = (np.asarray(x) for x in (entries.rows, entries.columns, entries.values))
     if share < 1:
         kept = np.random.default_rng(seed).random(len(values)) < share
@@ -174,12 +174,12 @@ def fit(
     start = solver.initial_factors(objective, entries, terms, curve.rank, rng)
     method = solvers.make_solver(curve.solver, objective, entries, work, width=curve.rank)
     method.epoch(method.init(start), 1, rule.first())
-    cells = np.asarray(test.rows), np.asarray(test.columns)
+    places = np.asarray(test.rows), np.asarray(test.columns)
     lines, seconds = [], 0.0
 
     def record(progress):
         factors = solver.add_mean(objective, method.factors(progress.state), mean)
-        error = test.values - prediction.predict(factors, *cells)
+        error = test.values - prediction.predict(factors, *places)
         lines.append(
             {
                 "epoch": progress.epoch,
@@ -228,7 +228,7 @@ class Runs:
                 end = lines[-1]
                 self._log.print(
                     f"{curve.name}: objective {end['objective']:.6g} after {curve.epochs} epochs"
-                    f" and {end['seconds']:.3f} s, RMSE {end['test_rmse']:.4f} on the test cells"
+                    f" and {end['seconds']:.3f} s, RMSE {end['test_rmse']:.4f} on the test entries"
                 )
             self.lines[curve.name] = json.loads(path.read_text(encoding="utf-8"))
         return self.lines[curve.name]
@@ -248,9 +248,9 @@ def seconds_per_epoch(lines: list[dict[str, float]]) -> float:
     return float(np.median(np.diff([line["seconds"] for line in lines])))
 
 
-def fixed_overhead(points: list[int], seconds: list[float]) -> tuple[float, float]:
-    """(seconds of an epoch without points, seconds a point): a straight line by least squares."""
-    slope, intercept = np.polyfit(points, seconds, 1)
+def fixed_overhead(sizes: list[int], seconds: list[float]) -> tuple[float, float]:
+    """(seconds of an epoch without entries, seconds an entry): a straight line by least squares."""
+    slope, intercept = np.polyfit(sizes, seconds, 1)
     return float(intercept), float(slope)
 
 
@@ -262,7 +262,7 @@ def _xy(lines, x, y, divide_by=1.0):
     return [line[x] for line in lines], [line[y] / divide_by for line in lines]
 
 
-def _convergence(curves, divide_by=1.0, y_label="objective / training cells"):
+def _convergence(curves, divide_by=1.0, y_label="objective / training entries"):
     """Panels of the objective against epochs and against seconds."""
     by_epoch = {n: _xy(lines, "epoch", "objective", divide_by) for n, lines in curves.items()}
     by_time = {n: _xy(lines, "seconds", "objective", divide_by) for n, lines in curves.items()}
@@ -274,10 +274,10 @@ def _convergence(curves, divide_by=1.0, y_label="objective / training cells"):
 
 def _errors(curves, x="epoch", x_label="epoch"):
     found = {name: _xy(lines, x, "test_rmse") for name, lines in curves.items()}
-    return Panel("error on held-out cells", x_label, "RMSE", found)
+    return Panel("error on held-out entries", x_label, "RMSE", found)
 
 
-def _solvers(runs, config, cells):
+def _solvers(runs, config, num_entries):
     most = max(config.workers)
     curves = {}
     for name, title in _TITLES.items():
@@ -285,12 +285,12 @@ def _solvers(runs, config, cells):
             curves[f"{title}, {_workers_named(most)}"] = runs(name, most)
         else:
             curves[title] = runs(name, 1)
-    panels = [*_convergence(curves, cells), _errors(curves, "seconds", "seconds of training")]
+    panels = [*_convergence(curves, num_entries), _errors(curves, "seconds", "seconds of training")]
     ends = {title: lines[-1]["objective"] for title, lines in curves.items()}
     return panels, {"objective_at_the_end": ends}
 
 
-def _workers(runs, config, cells):
+def _workers(runs, config, num_entries):
     distributed = {w: runs("dsgd", w) for w in config.workers}
     mixed = {w: runs("psgd", w) for w in config.workers}
     ends = {w: lines[-1]["objective"] for w, lines in distributed.items()}
@@ -305,7 +305,7 @@ def _workers(runs, config, cells):
         for title, by in (("DSGD", distributed), ("parameter mixing", mixed))
     }
     panels = [
-        _convergence(curves, cells)[0],
+        _convergence(curves, num_entries)[0],
         Panel("time of an epoch", "workers", "milliseconds", times, x_scale="log2"),
     ]
     return panels, {
@@ -314,7 +314,7 @@ def _workers(runs, config, cells):
     }
 
 
-def _ranks(runs, config, cells):
+def _ranks(runs, config, num_entries):
     by_rank = {k: runs("dsgd", max(config.workers), rank=k) for k in config.ranks}
     curves = {f"rank {k}": lines for k, lines in by_rank.items()}
     times = [1e3 * seconds_per_epoch(lines) for lines in by_rank.values()]
@@ -322,11 +322,11 @@ def _ranks(runs, config, cells):
         "time of an epoch", "rank", "milliseconds", {"DSGD": (config.ranks, times)}, x_scale="log2"
     )
     best = {str(k): min(line["test_rmse"] for line in lines) for k, lines in by_rank.items()}
-    return [_convergence(curves, cells)[0], _errors(curves), time], {"best_test_rmse": best}
+    return [_convergence(curves, num_entries)[0], _errors(curves), time], {"best_test_rmse": best}
 
 
-def _losses(runs, config, cells):
-    del cells
+def _losses(runs, config, num_entries):
+    del num_entries
     curves, missing = {}, False
     for loss in config.losses:
         lines = runs("dsgd", max(config.workers), loss=loss)
@@ -341,7 +341,7 @@ def _losses(runs, config, cells):
     return _convergence(curves, y_label=label), {"fallen_to": fallen}
 
 
-def _scaling(runs, config, cells):
+def _scaling(runs, config, num_entries):
     epochs = {"epochs": min(config.epochs, _TIMED_EPOCHS)}
     together = [
         1e3 * seconds_per_epoch(runs("dsgd", w, copies=w, **epochs)) for w in config.workers
@@ -351,19 +351,19 @@ def _scaling(runs, config, cells):
     by_size, overheads = {}, {}
     for w in config.workers:
         times = [seconds_per_epoch(runs("dsgd", w, share=share, **epochs)) for share in shares]
-        intercept, _ = fixed_overhead([cells * share for share in shares], times)
+        intercept, _ = fixed_overhead([num_entries * share for share in shares], times)
         overheads[str(w)] = 1e3 * intercept
         title = f"{_workers_named(w)}: {1e3 * intercept:.1f} ms fixed"
-        by_size[title] = [cells * share / 1e3 for share in shares], [1e3 * t for t in times]
+        by_size[title] = [num_entries * share / 1e3 for share in shares], [1e3 * t for t in times]
     panels = [
         Panel(
             "data and workers grow together",
-            f"workers = copies of the {cells} points",
+            f"workers = copies of the {num_entries} entries",
             "milliseconds an epoch",
             {"as many workers": (config.workers, together), "one worker": (config.workers, alone)},
             x_scale="log2",
         ),
-        Panel("the same workers, more data", "thousand points", "milliseconds an epoch", by_size),
+        Panel("the same workers, more data", "thousand entries", "milliseconds an epoch", by_size),
     ]
     return panels, {"overhead_ms": overheads, "together_ms": together, "one_worker_ms": alone}
 
@@ -399,13 +399,13 @@ def run(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     platform = parallel.devices()[0].platform
     kind = f"virtual devices on {cores} CPU core(s)" if platform == "cpu" else f"{platform} devices"
-    cells = len(train.entries.values)
-    results: dict[str, Any] = {"training_cells": cells, "workers_are": kind}
+    num_entries = len(train.entries.values)
+    results: dict[str, Any] = {"training_cells": num_entries, "workers_are": kind}
     for figure in figures:
-        panels, results[figure] = _DRAW[figure](runs, config, cells)
+        panels, results[figure] = _DRAW[figure](runs, config, num_entries)
         title = (
-            f"{pathlib.Path(config.dataset).name}, {cells} training cells; rank {config.rank}"
-            f" unless said; workers are {kind}"
+            f"{pathlib.Path(config.dataset).name}, {num_entries} training entries;"
+            f" rank {config.rank} unless said; workers are {kind}"
         )
         plotting.panels(log.plot_path(figure), panels, title)
         write_text(log.workdir / "epochs.csv", runs.csv())

@@ -17,7 +17,7 @@ N, M, K = 12, 9, 3
 
 
 def _matrix(seed=0):
-    """Row 2 and column 4 have no points, row 3 has nearly all."""
+    """Row 2 and column 4 have no entries, row 3 has nearly all."""
     rng = np.random.default_rng(seed)
     observed = rng.random((N, M)) < 0.4
     observed[3] = True
@@ -80,14 +80,14 @@ class AlsTest(parameterized.TestCase):
         entries, prior = _matrix(), _prior() if with_prior else None
         terms = make_terms(objective, entries, prior)
         u, v = _start(objective, entries, prior)
-        points = entries.rows, entries.columns, entries.values
+        listed = entries.rows, entries.columns, entries.values
         expected = _solved_rows(objective, entries, terms.u, u, v)
-        if penalty == "weighted_l2":  # No points, no penalty: the prior mean by convention.
+        if penalty == "weighted_l2":  # No entries, no penalty: the prior mean by convention.
             expected[2] = terms.u.mean[2]
         tolerance = 2e-3 if steps else 1e-4
         for backend in backends:
             prepared = als.prepare_half_step(
-                objective, "u", points, entries.shape, u.shape[1], AlsConfig(steps, 1, backend)
+                objective, "u", listed, entries.shape, u.shape[1], AlsConfig(steps, 1, backend)
             )
             solved = als.half_step(prepared, u, v, terms.u)
             np.testing.assert_allclose(solved, expected, rtol=tolerance, atol=tolerance)
@@ -101,9 +101,9 @@ class AlsTest(parameterized.TestCase):
         transposed = Entries(entries.columns, entries.rows, entries.values, (M, N))
         mirrored = terms.v._replace(mean=terms.v.mean[:, swap])
         expected = _solved_rows(objective, transposed, mirrored, v[:, swap], u[:, swap])
-        points = entries.columns, entries.rows, entries.values
+        listed = entries.columns, entries.rows, entries.values
         config = AlsConfig(backend="xla")
-        prepared = als.prepare_half_step(objective, "v", points, (M, N), v.shape[1], config)
+        prepared = als.prepare_half_step(objective, "v", listed, (M, N), v.shape[1], config)
         solved = als.half_step(prepared, v, u, terms.v)
         np.testing.assert_allclose(solved[:, swap], expected, rtol=1e-4, atol=1e-4)
 
@@ -148,33 +148,12 @@ class AlsTest(parameterized.TestCase):
         expected = _solved_rows(objective, entries, terms.u, u, v)
         found = []
         for num_devices in (1, 5):
-            points = entries.rows, entries.columns, entries.values
+            listed = entries.rows, entries.columns, entries.values
             config = AlsConfig(num_devices=num_devices, backend="numba")
-            prepared = als.prepare_half_step(objective, "u", points, entries.shape, width, config)
+            prepared = als.prepare_half_step(objective, "u", listed, entries.shape, width, config)
             found.append(als.half_step(prepared, u, v, terms.u))
         np.testing.assert_allclose(found[0], expected, rtol=1e-3, atol=1e-3)
         np.testing.assert_array_equal(*found)
-
-    @parameterized.parameters(1, 3)
-    def test_runs_hold_every_point_once(self, num_devices):
-        entries = _matrix()
-        points = entries.rows, entries.columns, entries.values
-        dealt = als.deal_rows(*points, entries.shape, num_devices)
-        runs = als.cut_into_runs(dealt, M, 1000)
-        found = []
-        for d, g, c in np.argwhere(runs.owners < runs.places.shape[2]):
-            n = dealt.rows[d, runs.places[d, g, runs.owners[d, g, c]]]
-            inside = runs.columns[d, g, c] < M
-            found += [
-                (n, m, x)
-                for m, x in zip(runs.columns[d, g, c], runs.values[d, g, c], strict=True)
-                if m < M
-            ]
-            assert inside.any()
-        assert sorted(found) == sorted(zip(*points, strict=True))
-        sizes = dealt.starts[:, -1]
-        assert sizes.sum() == len(entries.values)
-        assert sizes.max() - sizes.min() <= M
 
     def test_refusals(self):
         with pytest.raises(ValueError, match="the solver 'als' serves the losses squared,"):

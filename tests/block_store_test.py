@@ -68,12 +68,12 @@ def test_factors_from_disk_are_those_from_memory_to_the_last_bit(tmp_path, monke
     assert len(set(reached[0][0])) == 11
 
 
-def test_sums_sample_and_held_out_cells(tmp_path):
+def test_sums_sample_and_held_out_entries(tmp_path):
     entries = _matrix()
     names = np.array([f"u{n}" for n in range(N)], object), np.arange(M) * 7
     store = _build(tmp_path / "store", entries, ids=names, held_out=(0.2, np.random.default_rng(1)))
     kept = ~(np.random.default_rng(1).random(E) < 0.2)
-    assert store.num_points == kept.sum()
+    assert store.num_entries == kept.sum()
     np.testing.assert_array_equal(store.test.rows, entries.rows[~kept])
     np.testing.assert_array_equal(store.test.values, entries.values[~kept])
     np.testing.assert_array_equal(store.row_count, np.bincount(entries.rows[kept], minlength=N))
@@ -96,13 +96,13 @@ def test_damaged_and_foreign_stores_are_refused(tmp_path):
         _build(folder, _matrix())
     with pytest.raises(ValueError, match=r"seed: 0 there, 1 now\); delete it"):
         block_store.open_store(folder, {**MADE_FROM, "seed": 1})
-    points = folder / "points-00001.npy"
-    whole = points.read_bytes()
+    row_block = folder / "points-00001.npy"
+    whole = row_block.read_bytes()
     for damaged, message in (
         (whole[:-4], rf"expected {len(whole)} bytes, got {len(whole) - 4}: the store is damaged"),
         (whole[:-4] + b"abcd", "its checksum differs"),
     ):
-        points.write_bytes(damaged)
+        row_block.write_bytes(damaged)
         with pytest.raises(ValueError, match=message):
             block_store.open_store(folder)
     # Who does not read that row block does not read it through.
@@ -118,12 +118,12 @@ def test_damaged_and_foreign_stores_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"values": np.full(E, np.nan, "f")}, "finite values, but cell 0 is nan"),
+        ({"values": np.full(E, np.nan, "f")}, "finite values, but entry 0 is nan"),
         ({"rows": np.full(E, N, "i")}, "cells inside a matrix of shape"),
         ({"rows": np.zeros(E, "i"), "columns": np.zeros(E, "i")}, "row 0, column 0 was given tw"),
     ],
 )
-def test_bad_cells_leave_nothing(change, message, tmp_path):
+def test_bad_entries_leave_nothing(change, message, tmp_path):
     entries = _matrix()
     arrays = {name: getattr(entries, name) for name in ("rows", "columns", "values")}
     with pytest.raises(ValueError, match=message):

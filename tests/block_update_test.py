@@ -11,11 +11,12 @@ from absl.testing import parameterized
 
 from metamf_jax.factorization import block_update
 from metamf_jax.factorization import objective as objectives
-from metamf_jax.factorization.block_update import Points, SideBlocks, Work
+from metamf_jax.factorization.block_update import SideBlocks, Work
+from metamf_jax.factorization.blocks import BlockEntries
 from metamf_jax.factorization.objective import LOSSES, Objective, SideTerms, Terms
 from tests import numpy_reference
 
-# Of four points in a row, some share a row or column and others do not.
+# Of four entries in a row, some share a row or column and others do not.
 B, R, C, K, L = 2, 13, 11, 3, 24
 
 CASES = [
@@ -36,14 +37,14 @@ def _problem(loss, penalty, biases, seed=0):
     width = K + 2 * biases
     values = rng.normal(size=(B, L))
     values = {"logistic": np.sign(values), "gkl": np.abs(values)}.get(loss, values)
-    points = Points(
+    entries = BlockEntries(
         rng.integers(0, R, (B, L)).astype("i"),
         rng.integers(0, C, (B, L)).astype("i"),
         values.astype("f"),
     )
     # In block 1 four that share nothing come first, then three of which two share a row.
-    points.rows[1, 12:19] = [3, 5, 1, 2, 7, 7, 8]
-    points.columns[1, 12:19] = [9, 2, 4, 1, 3, 5, 6]
+    entries.rows[1, 12:19] = [3, 5, 1, 2, 7, 7, 8]
+    entries.columns[1, 12:19] = [9, 2, 4, 1, 3, 5, 6]
     # Block 0 visits 5..10 and then 0..5; block 1 visits 12..20. The rest is never visited.
     work = Work(
         np.array([[5, 0], [12, 20]], "i"), np.array([[10, 5], [20, 20]], "i"), np.array([1, 0], "i")
@@ -65,7 +66,7 @@ def _problem(loss, penalty, biases, seed=0):
 
     u, v = side(R, -1), side(C, -2)
     sums = tuple(objectives.cell_sums(objective, s.factors.reshape(-1, width)) for s in (u, v))
-    return objective, u, v, points, work, sums
+    return objective, u, v, entries, work, sums
 
 
 @jax.jit(static_argnums=(0, 1, 2))
@@ -76,20 +77,20 @@ def _update(*arguments):
 class BlockUpdateTest(parameterized.TestCase):
     @parameterized.parameters((b, *c) for b in ("xla", "numba") for c in CASES)
     def test_equals_serial_numpy(self, backend, loss, penalty, biases, per_row):
-        objective, u, v, points, work, sums = _problem(loss, penalty, biases)
+        objective, u, v, entries, work, sums = _problem(loss, penalty, biases)
         step = jnp.float32(0.05)
-        got = _update(backend, objective, per_row, step, u, v, points, work, sums)
+        got = _update(backend, objective, per_row, step, u, v, entries, work, sums)
         losses = block_update.block_losses(
-            backend, objective, jnp.asarray(u.factors), jnp.asarray(v.factors), points, work
+            backend, objective, jnp.asarray(u.factors), jnp.asarray(v.factors), entries, work
         )
         factors = [np.asarray(s.factors, np.float64) for s in (u, v)]
         squares = [np.asarray(s.squares, np.float64) for s in (u, v)]
         for b, s in enumerate(work.slots):
             visits = [t for q in range(2) for t in range(work.first[b, q], work.last[b, q])]
-            order = [tuple(x[b, t] for x in points) for t in visits]
+            order = [tuple(x[b, t] for x in entries) for t in visits]
             total = sum(
                 float(
-                    objectives.point_loss(
+                    objectives.entry_loss(
                         objective, x, jnp.float32(u.factors[b, n] @ v.factors[s, m])
                     )
                 )

@@ -1,4 +1,4 @@
-"""Blocks hold every point once, where it belongs."""
+"""Blocks hold every entry once, where it belongs."""
 
 import itertools
 
@@ -22,7 +22,7 @@ def _rng(seed):
     return lambda i, j: np.random.default_rng((seed, i, j))
 
 
-def _points(cut):
+def _by_sub_block(cut):
     """{(i, j, q): [(row, column, value), ..]} in the matrix's own numbers."""
     place = [
         {(b, p): n for n, (b, p) in enumerate(zip(side.block, side.place, strict=True))}
@@ -33,19 +33,19 @@ def _points(cut):
         span = slice(cut.offsets[i, j, q], cut.offsets[i, j, q + 1])
         found[i, j, q] = [
             (place[0][i, n], place[1][j, m], x)
-            for n, m, x in zip(*(x[i, span] for x in cut.points), strict=True)
+            for n, m, x in zip(*(x[i, span] for x in cut.entries), strict=True)
         ]
     return found
 
 
 class BlocksTest(parameterized.TestCase):
     @parameterized.parameters((1, (1, 1)), (1, (3, 2)), (3, (1, 2)), (8, (1, 1)), (17, (1, 1)))
-    def test_every_point_once(self, num_blocks, cuts):
+    def test_every_entry_once(self, num_blocks, cuts):
         entries = _matrix()
         cut = blocks.make_blocks(entries, num_blocks, cuts, np.random.default_rng(1), _rng(1))
         expected = sorted(zip(entries.rows, entries.columns, entries.values, strict=True))
         for version in (cut, cut.shuffled(_rng(2))):
-            found = _points(version)
+            found = _by_sub_block(version)
             assert sorted(itertools.chain(*found.values())) == expected
             sizes = np.bincount(version.u.block)
             assert sizes.max() - sizes.min() <= 1
@@ -53,15 +53,15 @@ class BlocksTest(parameterized.TestCase):
 
     def test_shuffle_stays_within_sub_blocks(self):
         cut = blocks.make_blocks(_matrix(), 2, (2, 2), np.random.default_rng(1), _rng(1))
-        before, after = _points(cut), _points(cut.shuffled(_rng(2)))
+        before, after = _by_sub_block(cut), _by_sub_block(cut.shuffled(_rng(2)))
         assert before != after
         assert {k: sorted(v) for k, v in before.items()} == {k: sorted(v) for k, v in after.items()}
 
     def test_sub_blocks_cut_both_sides(self):
         cut = blocks.make_blocks(_matrix(), 2, (3, 2), np.random.default_rng(1), _rng(1))
-        for points in _points(cut).values():
-            assert len({cut.u.place[n] * 3 // cut.u.shape[1] for n, _, _ in points}) <= 1
-            assert len({cut.v.place[m] * 2 // cut.v.shape[1] for _, m, _ in points}) <= 1
+        for inside in _by_sub_block(cut).values():
+            assert len({cut.u.place[n] * 3 // cut.u.shape[1] for n, _, _ in inside}) <= 1
+            assert len({cut.v.place[m] * 2 // cut.v.shape[1] for _, m, _ in inside}) <= 1
 
     def test_split_and_join(self):
         side = blocks.make_blocks(_matrix(), 3, (1, 1), np.random.default_rng(1), _rng(1)).u
@@ -71,7 +71,7 @@ class BlocksTest(parameterized.TestCase):
         np.testing.assert_array_equal(side.join(split), x)
         np.testing.assert_allclose(split.sum(), x.sum())
 
-    def test_cuts_fit_the_cache_but_keep_points_together(self):
+    def test_cuts_fit_the_cache_but_keep_entries_together(self):
         # 1,000,209 ratings of 6040 x 3706, rank 32: 1.25 MB of factors.
         assert blocks.cuts_for_cache((6040, 3706), 1, 32, 1_000_209) == (7, 4)
         assert blocks.cuts_for_cache((6040, 3706), 64, 32, 1_000_209) == (1, 1)

@@ -10,8 +10,8 @@ from absl.testing import parameterized
 from metamf_jax.factorization import dsgd, solver, visits
 from metamf_jax.factorization import objective as objectives
 from metamf_jax.factorization.dsgd import DsgdConfig
+from metamf_jax.factorization.entries_source import shuffled_entries
 from metamf_jax.factorization.objective import Objective, make_terms
-from metamf_jax.factorization.points_source import shuffled_points
 from metamf_jax.factorization.step_size import StepSize
 from metamf_jax.types import Entries, FactorPrior
 from tests import numpy_reference
@@ -20,7 +20,7 @@ N, M, E, K, P = 21, 18, 170, 3, 8
 
 
 def _matrix(seed=0):
-    """Positive values; row 5 and column 7 have no points."""
+    """Positive values; row 5 and column 7 have no entries."""
     rng = np.random.default_rng(seed)
     cells = rng.choice((N - 1) * (M - 1), E, replace=False)
     rows, columns = np.divmod(cells, M - 1)
@@ -51,7 +51,7 @@ def _serial_epoch(entries, config, terms, objective, factors, squares, epoch, st
     """An epoch in NumPy, the blocks of each stratum in random order."""
     cut = visits.cut_matrix(entries, config, config.num_blocks, factors[0].shape[1])
     drawn = visits.draw_visits(cut, config, epoch, config.schedule)
-    points = shuffled_points(cut, config, drawn.shuffle)
+    shuffled = shuffled_entries(cut, config, drawn.shuffle)
     numbers = [np.empty(side.shape, int) for side in (cut.u, cut.v)]
     for number, side in zip(numbers, (cut.u, cut.v), strict=True):
         number[side.block, side.place] = np.arange(len(side.block))
@@ -61,9 +61,9 @@ def _serial_epoch(entries, config, terms, objective, factors, squares, epoch, st
         for i in rng.permutation(len(stratum)):
             order = [
                 (
-                    numbers[0][i, points.rows[i, t]],
-                    numbers[1][stratum[i], points.columns[i, t]],
-                    points.values[i, t],
+                    numbers[0][i, shuffled.rows[i, t]],
+                    numbers[1][stratum[i], shuffled.columns[i, t]],
+                    shuffled.values[i, t],
                 )
                 for first, last in zip(drawn.first[i, s], drawn.last[i, s], strict=True)
                 for t in range(first, last)
@@ -132,7 +132,7 @@ class DsgdTest(parameterized.TestCase):
         squares = [np.ones(len(f)) for f in start]
         for epoch in range(1, 4):
             state = method.epoch(state, epoch, 0.1)
-            if loss == "gkl":  # Those without points take their share first.
+            if loss == "gkl":  # Those without entries take their share first.
                 opposite = factors[1].sum(0), factors[0].sum(0)
                 for s, row in ((0, 5), (1, 7)):
                     old, free = factors[s][row].copy(), [K + 1, K][s]
@@ -146,7 +146,7 @@ class DsgdTest(parameterized.TestCase):
             np.testing.assert_allclose(side, expected, rtol=2e-4, atol=2e-5)
         expected = objectives.objective_value(objective, got, entries, terms)
         np.testing.assert_allclose(method.objective(state), expected, rtol=1e-5)
-        if loss == "squared":  # Without points there is only the prior.
+        if loss == "squared":  # Without entries there is only the prior.
             np.testing.assert_array_equal(got.u[5], terms.u.mean[5])
             np.testing.assert_array_equal(got.v[7], terms.v.mean[7])
 
@@ -180,7 +180,7 @@ class DsgdTest(parameterized.TestCase):
         single = method.init(start)
         for epoch, size in enumerate(sizes, 1):
             single = method.epoch(single, epoch, size)
-        # The points are shuffled before the ninth.
+        # The entries are shuffled before the ninth.
         state, done = method.epochs(method.init(start), 1, sizes[: at_once[0]])
         counts = [done]
         while sum(counts) < len(sizes):

@@ -97,16 +97,16 @@ def _half_slope(loss, x, p):
     }[loss]()
 
 
-def sgd(objective, per_row, step, u, v, squares, points, terms, u_sum, v_sum):
-    """SGD over points [(n, m, x), ..] in order; float64, in place.
+def sgd(objective, per_row, step, u, v, squares, entries, terms, u_sum, v_sum):
+    """SGD over entries [(n, m, x), ..] in order; float64, in place.
 
-    `u_sum` and `v_sum` are what the points see of all cells: U^T U and V^T V, or column sums.
+    `u_sum` and `v_sum` are what the entries see of all cells: U^T U and V^T V, or column sums.
     """
     sides = (u, squares[0], terms.u, v_sum), (v, squares[1], terms.v, u_sum)
     free = np.ones((2, u.shape[1]))
     if objective.biases:
         free[0, -1] = free[1, -2] = 0
-    for n, m, x in points:
+    for n, m, x in entries:
         old = u[n].copy(), v[m].copy()
         slope = _half_slope(objective.loss, x, old[0] @ old[1])
         for s, i in enumerate((n, m)):

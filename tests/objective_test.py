@@ -16,7 +16,7 @@ N, M, K = 6, 5, 3
 
 
 def matrix(loss, seed=0):
-    """Points of a 6 x 5 matrix that leaves row 2 and column 4 without any."""
+    """Entries of a 6 x 5 matrix that leaves row 2 and column 4 without any."""
     rng = np.random.default_rng(seed)
     observed = rng.random((N, M)) < 0.6
     observed[2], observed[:, 4], observed[0, 0] = False, False, True
@@ -66,7 +66,7 @@ class ObjectiveTest(parameterized.TestCase):
         sums = tuple(objectives.cell_sums(objective, f) for f in start)
         rows, columns = entries.rows, entries.columns
 
-        def at_point(row, column, value):
+        def at_entry(row, column, value):
             here = objectives.Terms(
                 *(
                     jax.tree.map(lambda x, i=i: jnp.asarray(x)[i], side)
@@ -76,7 +76,7 @@ class ObjectiveTest(parameterized.TestCase):
             u, v = jnp.asarray(start.u)[row], jnp.asarray(start.v)[column]
             return objectives.local_gradient(objective, value, u, v, here, sums)
 
-        local_u, local_v = jax.vmap(at_point)(rows, columns, entries.values)
+        local_u, local_v = jax.vmap(at_entry)(rows, columns, entries.values)
         full = objectives.full_gradient(objective, start, entries, terms)
         masks = objectives.trainable(objective, start.u.shape[1])
         for side, (local, ids, gradient, factor, opposite) in enumerate(
@@ -128,7 +128,7 @@ class ObjectiveTest(parameterized.TestCase):
                 "logistic": -np.log(1 / (1 + np.exp(-dense * fitted))),
                 "gkl": np.where(dense > 0, dense * np.log(dense / fitted), 0) - dense + fitted,
             }[loss]
-        if loss not in ("squared_all", "gkl"):  # The others see the observed cells alone.
+        if loss not in ("squared_all", "gkl"):  # The others see the entries alone.
             observed = np.zeros((N, M), bool)
             observed[entries.rows, entries.columns] = True
             cells = cells[observed]
@@ -152,8 +152,8 @@ class ObjectiveTest(parameterized.TestCase):
     @parameterized.parameters(*itertools.product(["squared", "squared_all", "gkl"], [False, True]))
     def test_total_of_blocks_equals_the_objective(self, loss, biases):
         objective, entries, start, terms = case(loss, "l2", biases)
-        points = np.asarray(
-            objectives.point_losses(objective, start, entries.rows, entries.columns, entries.values)
+        losses = np.asarray(
+            objectives.entry_losses(objective, start, entries.rows, entries.columns, entries.values)
         )
         penalties = [
             objectives.penalty(objective, f, jax.tree.map(lambda x, n=n: x[n], t), side)
@@ -162,7 +162,7 @@ class ObjectiveTest(parameterized.TestCase):
         ]
         sums = [[objectives.cell_sums(objective, half) for half in (f[:2], f[2:])] for f in start]
         sums = [None if s[0] is None else np.stack(s) for s in sums]
-        value = objectives.total(points, np.stack(penalties), *sums)
+        value = objectives.total(losses, np.stack(penalties), *sums)
         expected = objectives.objective_value(objective, start, entries, terms)
         np.testing.assert_allclose(value, expected, rtol=1e-5)
         evaluated = objectives.evaluate(objective, start, entries, terms)

@@ -41,17 +41,17 @@ class ParameterMixingTest(parameterized.TestCase):
             mine = owner == w
             shard = Entries(entries.rows[mine], entries.columns[mine], entries.values[mine], (N, M))
             cut = visits.cut_matrix(shard, config, 1, K)
-            assert cut.offsets.shape == (1, 1, 2)  # One sub-block: the points in the order cut.
+            assert cut.offsets.shape == (1, 1, 2)  # One sub-block: the entries in the order cut.
             row, column = np.argsort(cut.u.place), np.argsort(cut.v.place)
-            points = zip(
-                row[cut.points.rows[0]],
-                column[cut.points.columns[0]],
-                cut.points.values[0],
+            in_order = zip(
+                row[cut.entries.rows[0]],
+                column[cut.entries.columns[0]],
+                cut.entries.values[0],
                 strict=True,
             )
             factors = [f.astype(np.float64) for f in start]
             numpy_reference.sgd(
-                objective, False, 0.05, *factors, (None, None), list(points), terms, None, None
+                objective, False, 0.05, *factors, (None, None), list(in_order), terms, None, None
             )
             mean = [m + f / 4 for m, f in zip(mean, factors, strict=True)]
         np.testing.assert_allclose(got.u, mean[0], rtol=1e-4, atol=1e-5)
@@ -78,7 +78,7 @@ class ParameterMixingTest(parameterized.TestCase):
         np.testing.assert_allclose(squared_error, ((entries.values - fitted) ** 2).sum(), rtol=1e-5)
 
     def test_shards_of_unequal_size_are_cut_alike(self):
-        # By its own size the shard of 1024 points would have 16 sub-blocks, that of 1023 nine.
+        # By its own size the shard of 1024 entries would have 16 sub-blocks, that of 1023 nine.
         rng = np.random.default_rng(0)
         ids = rng.integers(0, 4000, (2, 2047)).astype("i")
         entries = Entries(*ids, rng.normal(size=2047).astype("f"), (4000, 4000))
@@ -115,7 +115,7 @@ class ParameterMixingTest(parameterized.TestCase):
         rng = np.random.default_rng(2)
         dense = rng.poisson(3 * rng.random((N, K)) @ rng.random((K, M)) + 0.5).astype("f")
         rows, columns = (x.astype("i") for x in np.nonzero(dense))
-        assert len(rows) < N * M - 50  # Zeros are no points, but count in the divergence.
+        assert len(rows) < N * M - 50  # Zeros are no entries, but count in the divergence.
         entries = Entries(rows, columns, dense[rows, columns], (N, M))
         objective = Objective("gkl", "none")
         _, start = _start(objective, entries, scale=1.0)

@@ -96,7 +96,7 @@ def test_threads_change_no_bit():
         with (
             sums.using_backend("numba"),
             mock.patch.object(posterior_rows, "_threads", lambda count=threads: count),
-            mock.patch.object(posterior_rows, "_CELLS_A_PART", 50),
+            mock.patch.object(posterior_rows, "_ENTRIES_A_PART", 50),
         ):
             rows = Rows(entries)
             parts = posterior_rows.sort(

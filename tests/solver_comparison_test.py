@@ -46,12 +46,12 @@ def test_smoke_run_draws_and_goes_on(tmp_path, monkeypatch):
 
 def test_every_figure_is_drawn_from_its_curves(tmp_path, monkeypatch):
     def fit(curve, rule, train, test, config):
-        cells = len(train.values) * curve.copies * curve.share
+        size = len(train.values) * curve.copies * curve.share
         return [
             {
                 "epoch": epoch,
-                "seconds": epoch * (0.002 + 1e-6 * cells / curve.workers),
-                "objective": cells / (1 + epoch / curve.rank),
+                "seconds": epoch * (0.002 + 1e-6 * size / curve.workers),
+                "objective": size / (1 + epoch / curve.rank),
                 "test_rmse": 1 + 1 / (1 + epoch),
                 "step_size": 0.1,
             }
@@ -81,9 +81,9 @@ def test_copies_and_parts():
     np.testing.assert_array_equal(8 * part.rows + part.columns, part.values)
 
 
-def test_overhead_is_what_no_points_would_take():
-    points = [100, 200, 400]
-    overhead, each = solver_comparison.fixed_overhead(points, [0.5 + 0.01 * n for n in points])
+def test_overhead_is_what_no_entries_would_take():
+    sizes = [100, 200, 400]
+    overhead, each = solver_comparison.fixed_overhead(sizes, [0.5 + 0.01 * n for n in sizes])
     np.testing.assert_allclose([overhead, each], [0.5, 0.01])
 
 

@@ -57,13 +57,13 @@ class StepSizeTest(parameterized.TestCase):
             pairs = np.unique(np.stack([side, ids], 1), axis=0)
             assert len(np.unique(pairs[:, 0])) == len(np.unique(pairs[:, 1])) == len(pairs)
             assert pairs[:, 1].max() < shape
-        # All points of the rows and columns kept are there.
+        # All entries of the rows and columns kept are there.
         kept = np.isin(entries.rows, original.rows) & np.isin(entries.columns, original.columns)
         assert kept.sum() == len(sample.values)
         assert step_size.sample_entries(entries, rng, at_least=600) is entries
 
     def test_sample_is_no_larger_than_it_must_be(self):
-        """With one point in a row and in a column, none comes with another."""
+        """With one entry in a row and in a column, none comes with another."""
         rng = np.random.default_rng(0)
         columns = rng.permutation(5003)[:5001].astype(np.int32)
         entries = Entries(np.arange(5001, dtype=np.int32), columns, np.zeros(5001), (5001, 5003))

@@ -1,6 +1,6 @@
 """Times the factorization of one large matrix beside other programs, as whole processes.
 
-Claim: on a CPU an epoch of SGD takes less time than LIBMF's. Iterations of ALS, exact here, stand
+Claim: on a CPU an epoch of SGD takes less time than LIBMF's. Sweeps of ALS, exact here, stand
 beside those of the packages implicit and cmfrec, by conjugate gradients and by Cholesky.
 
     python -m experiments.benchmarks.factorize --dataset=ml1m --data_dir=DIR --devices=2 \
@@ -42,7 +42,7 @@ _REGULARIZATION = shared_flags.regularization()
 _BIASES = shared_flags.biases()
 _RANKS = flags.DEFINE_list("ranks", ["32", "128"], "Numbers of factors.")
 _SGD_EPOCHS = flags.DEFINE_list("sgd_epochs", ["10", "60"], "Few and many epochs of SGD.")
-_ALS_EPOCHS = flags.DEFINE_list("als_epochs", ["1", "5"], "Few and many iterations of ALS.")
+_ALS_EPOCHS = flags.DEFINE_list("als_epochs", ["1", "5"], "Few and many sweeps of ALS.")
 _TARGET = flags.DEFINE_float("target", 0.845, "Test RMSE to reach; 0 not to look.")
 _LIBMF = flags.DEFINE_string("libmf", None, "LIBMF's program mf-train.")
 _PEERS_PYTHON = shared_flags.peers_python()
@@ -51,8 +51,8 @@ _PEERS_PYTHON = shared_flags.peers_python()
 _CURVE = 30
 
 # The settings with which our AdaGrad takes the fewest epochs to the target on MovieLens-1M: biases,
-# and a penalty that falls less heavily on rows with many points. With those of the others it levels
-# at 0.852. By rank: regularization, step size.
+# and a penalty that falls less heavily on rows with many entries. With those of the others it
+# levels at 0.852. By rank: regularization, step size.
 _TUNED = {32: (0.8, 0.15), 128: (0.9, 0.11)}
 
 # Run by --peers_python with: file, rank, iterations, threads, regularization.
@@ -62,7 +62,7 @@ import numpy
 import scipy.sparse
 path, rank, iterations, threads, regularization = sys.argv[1:]
 rows, columns, values = numpy.loadtxt(path, dtype=numpy.float32).T
-cells = scipy.sparse.coo_matrix((values, (rows.astype(int), columns.astype(int))))
+entries = scipy.sparse.coo_matrix((values, (rows.astype(int), columns.astype(int))))
 """
 _PEERS = {
     name: _PEER + code.format(use_cg=use_cg)
@@ -74,7 +74,7 @@ import implicit.cpu.als
 implicit.cpu.als.AlternatingLeastSquares(
     int(rank), regularization=float(regularization), iterations=int(iterations),
     num_threads=int(threads), use_cg={use_cg},
-).fit(cells.tocsr(), show_progress=False)
+).fit(entries.tocsr(), show_progress=False)
 """,
         ),
         (
@@ -84,7 +84,7 @@ import cmfrec
 cmfrec.CMF(
     k=int(rank), lambda_=float(regularization), scale_lam=True, niter=int(iterations),
     nthreads=int(threads), method="als", use_cg={use_cg}, verbose=False,
-).fit(cells)
+).fit(entries)
 """,
         ),
     )
@@ -240,8 +240,8 @@ def run(config: Config, workdir: str | None = None, data_dir: str | None = None)
         split = splits.Split(dataset=config.dataset, seed=config.seed)
         train, test = splits.split_entries(table, split, data_dir)
         for name, entries in (("train", train.entries), ("test", test)):
-            cells = np.stack([entries.rows, entries.columns, entries.values], axis=1)
-            np.savetxt(pathlib.Path(folder) / f"{name}.txt", cells, fmt=["%d", "%d", "%g"])
+            lines = np.stack([entries.rows, entries.columns, entries.values], axis=1)
+            np.savetxt(pathlib.Path(folder) / f"{name}.txt", lines, fmt=["%d", "%d", "%g"])
         rows = [row for rank in config.ranks for row in _time(config, commands, rank)]
     bandwidth, speed = measure_machine()
     print(f"copy {bandwidth / 1e9:.1f} GB/s, matrix product {speed / 1e9:.0f} GFLOP/s")

@@ -2,12 +2,12 @@
 
 With V fixed every row is a ridge regression of its own,
 
-    (sum_m v_m v_m^T + w_n I) u_n = sum_m x_nm v_m + w_n u0_n,      m over the row's points,
+    (sum_m v_m v_m^T + w_n I) u_n = sum_m x_nm v_m + w_n u0_n,      m over the row's entries,
 
 where ``w_n`` is the row's penalty: ``lam``, ``lam N_n`` under `weighted_l2`, the prior's own
 precision under `prior`. Under `squared_all` the first sum runs over all columns. The rows are dealt
 out to the devices, and a row's solution does not depend on how many there are. On a CPU a compiled
-kernel solves one row after the other (`kernels.ridge_rows`). XLA takes the points in short runs,
+kernel solves one row after the other (`kernels.ridge_rows`). XLA takes the entries in short runs,
 each of one row, and solves batches of rows; there, optionally, by a few steps of conjugate
 gradients from the current factors, which need no K x K matrix.
 
@@ -31,6 +31,13 @@ import numpy as np
 from metamf_jax import parallel
 from metamf_jax.factorization import block_update
 from metamf_jax.factorization import objective as objectives
+from metamf_jax.factorization.dealt_rows import (
+    BATCH_FLOATS,
+    DealtRows,
+    Runs,
+    cut_into_runs,
+    deal_rows,
+)
 from metamf_jax.factorization.losses import RECORDS
 from metamf_jax.factorization.objective import Objective, SideTerms
 from metamf_jax.factorization.solver import Solver, one_by_one
@@ -43,143 +50,15 @@ LOSSES: Final = tuple(name for name, loss in RECORDS.items() if loss.quadratic)
 
 _FULL_FLOAT32 = jax.lax.Precision.HIGHEST
 
-# Floats of gathered factors and normal equations that one batch of rows may take.
-_BATCH_FLOATS = 1 << 22
-
-# Points in a run: a row with one more point than this takes two.
-_RUN = 32
-
-
-class DealtRows(NamedTuple):
-    """The rows of a matrix with their points, dealt out to D devices.
-
-    Attributes:
-      rows: [D, R] int32, numbers of rows; N where a device has one fewer.
-      starts: [D, R + 1] int32: row r of a device has its points ``starts[r] .. starts[r + 1] - 1``.
-      columns: [D, L] int32, padded with M.
-      values: [D, L] float32, padded with zero.
-    """
-
-    rows: Array
-    starts: Array
-    columns: Array
-    values: Array
-
-
-def deal_rows(
-    rows: Array, columns: Array, values: Array, shape: tuple[int, int], num_devices: int = 1
-) -> DealtRows:
-    """Deals the rows out, those with many points first, so that each device has as many points.
-
-    Args:
-      rows: [E] int; pass the columns here, and the rows below, for the other side.
-      columns: [E] int.
-      values: [E] float32.
-      shape: (N, M).
-      num_devices: D.
-    """
-    rows, columns, values = (np.asarray(x) for x in (rows, columns, values))
-    counts = np.bincount(rows, minlength=shape[0])
-    height = -(-shape[0] // num_devices)
-    dealt = np.full(height * num_devices, shape[0])
-    dealt[: shape[0]] = np.argsort(-counts, kind="stable")
-    dealt = dealt.reshape(height, num_devices)
-    dealt[1::2] = dealt[1::2, ::-1]  # There and back.
-    dealt = dealt.T
-    lengths = np.append(counts, 0)[dealt]
-    starts = np.concatenate([np.zeros((num_devices, 1), int), lengths.cumsum(axis=1)], axis=1)
-    longest = max(1, int(starts[:, -1].max()))
-    order = np.argsort(rows, kind="stable")
-    first = np.concatenate([[0], np.cumsum(counts)])[dealt]
-    # Of every place in the dealt order, where its point is in the order of rows.
-    at = np.zeros((num_devices, longest), int)
-    inside = np.zeros((num_devices, longest), bool)
-    for d in range(num_devices):
-        end = starts[d, -1]
-        inside[d, :end] = True
-        at[d, :end] = np.repeat(first[d] - starts[d, :-1], lengths[d]) + np.arange(end)
-    at = order[at] if len(order) else at
-    empty = len(order) == 0
-    return DealtRows(
-        dealt.astype(np.int32),
-        starts.astype(np.int32),
-        np.where(inside, 0 if empty else columns[at], shape[1]).astype(np.int32),
-        np.where(inside, 0 if empty else values[at], 0).astype(np.float32),
-    )
-
-
-class Runs(NamedTuple):
-    """The points of dealt rows in G batches of C runs, each of one row, from up to B rows.
-
-    Attributes:
-      places: [D, G, B] int32, the place of each row in ``DealtRows.rows``; R for none.
-      owners: [D, G, C] int32, the row in the batch to which a run belongs; B for none.
-      columns: [D, G, C, _RUN] int32, padded with M.
-      values: [D, G, C, _RUN] float32, padded with zero.
-    """
-
-    places: Array
-    owners: Array
-    columns: Array
-    values: Array
-
-
-def cut_into_runs(dealt: DealtRows, num_columns: int, width: int) -> Runs:
-    """Cuts the points of each device into batches of runs, all of one shape.
-
-    Args:
-      dealt: from `deal_rows`; NumPy.
-      num_columns: M.
-      width: K, which sizes the batches.
-    """
-    lengths = np.diff(dealt.starts, axis=1)
-    wanted = -(-lengths // _RUN)
-    most = max(1, int(wanted.max()), _BATCH_FLOATS // ((width + _RUN) * width))
-    batches = []
-    for d, needs in enumerate(wanted):
-        # Long rows come first: mixed, all batches have about as many rows.
-        members = np.random.default_rng(0).permutation(np.flatnonzero(needs))
-        batch, room = [], 0
-        for r in members:
-            if needs[r] > room:
-                batch = []
-                batches.append((d, batch))
-                room = most
-            batch.append(r)
-            room -= needs[r]
-    num_devices, height = dealt.rows.shape
-    depth = max(1, max(np.bincount([d for d, _ in batches], minlength=1), default=1))
-    rows = max(1, max((len(batch) for _, batch in batches), default=1))
-    runs = Runs(
-        np.full((num_devices, depth, rows), height, np.int32),
-        np.full((num_devices, depth, most), rows, np.int32),
-        np.full((num_devices, depth, most, _RUN), num_columns, np.int32),
-        np.zeros((num_devices, depth, most, _RUN), np.float32),
-    )
-    filled = [0] * num_devices
-    for d, batch in batches:
-        g = filled[d]
-        filled[d] += 1
-        runs.places[d, g, : len(batch)] = batch
-        at = 0
-        for i, r in enumerate(batch):
-            span = slice(dealt.starts[d, r], dealt.starts[d, r + 1])
-            runs.owners[d, g, at : at + wanted[d, r]] = i
-            for table, points in ((runs.columns, dealt.columns), (runs.values, dealt.values)):
-                flat = table[d, g, at : at + wanted[d, r]].reshape(-1)
-                flat[: lengths[d, r]] = points[d, span]
-            at += wanted[d, r]
-    return runs
-
 
 class RowProblems(NamedTuple):
-    """What the ridge regressions of R rows have beside their points.
+    """What the ridge regressions of R rows have beside their entries.
 
     Attributes:
       design: [M, K], zero in frozen columns.
       offset: [M], taken off the values: what the frozen columns explain.
       base_gram: [K, K], the Gram matrix of all rows under an all-cell term, or [0, 0] where each
-        row's own points make it.
+        row's own entries make it.
       base_moment: [K], likewise, or [0].
       weight: [R], of the penalty.
       mean: [R, K], where it pulls to.
@@ -236,11 +115,11 @@ def solve_rows_xla(conjugate_steps: int, runs: Runs, problems: RowProblems) -> A
 
     Args:
       conjugate_steps: 0 for Cholesky.
-      runs: the points of one device, [G, ..] each.
+      runs: the entries of one device, [G, ..] each.
       problems: of its rows.
     """
     rank = problems.design.shape[1]
-    # Padding points read this row of zeros; rows that are not there, these of the sides.
+    # Padding entries read this row of zeros; rows that are not there, these of the sides.
     problems = problems._replace(
         design=jnp.concatenate([problems.design, jnp.zeros((1, rank), problems.design.dtype)]),
         offset=jnp.append(problems.offset, 0),
@@ -249,39 +128,39 @@ def solve_rows_xla(conjugate_steps: int, runs: Runs, problems: RowProblems) -> A
         return _solve_all_cells(conjugate_steps, runs, problems)
     solve = functools.partial(_solve_batch, conjugate_steps, problems)
     found = jax.lax.map(solve, runs)
-    # Rows without points stay at the prior mean.
+    # Rows without entries stay at the prior mean.
     return _put(problems.mean, runs.places, found)
 
 
 def _solve_batch(conjugate_steps: int, problems: RowProblems, batch: Runs) -> Array:
-    """The rows of one batch, each from the Gram matrix of its own points; [B, K]."""
+    """The rows of one batch, each from the Gram matrix of its own entries; [B, K]."""
     places, owners = batch.places, batch.owners
     num_rows = len(places)
-    points = problems.design[batch.columns]  # [C, _RUN, K]
+    vectors = problems.design[batch.columns]  # [C, RUN, K]
     moment = _moments_of_batch(problems, batch)
     weight, mean, current = (
         jnp.take(x, places, axis=0, mode="clip")
         for x in (problems.weight, problems.mean, problems.current)
     )
     if not conjugate_steps:
-        gram = jnp.einsum("clj,clk->cjk", points, points, precision=_FULL_FLOAT32)
+        gram = jnp.einsum("clj,clk->cjk", vectors, vectors, precision=_FULL_FLOAT32)
         gram = _add_up(gram, owners, num_rows)
         return solve_normal_equations(gram, moment, weight, mean, current)
 
     def matvec(p):
         of_runs = jnp.take(p, owners, axis=0, mode="clip")
-        fitted = jnp.einsum("clk,ck->cl", points, of_runs, precision=_FULL_FLOAT32)
-        back = jnp.einsum("cl,clk->ck", fitted, points, precision=_FULL_FLOAT32)
+        fitted = jnp.einsum("clk,ck->cl", vectors, of_runs, precision=_FULL_FLOAT32)
+        back = jnp.einsum("cl,clk->ck", fitted, vectors, precision=_FULL_FLOAT32)
         return _add_up(back, owners, num_rows) + weight[:, None] * p
 
     return conjugate_gradients(matvec, moment + weight[:, None] * mean, current, conjugate_steps)
 
 
 def _moments_of_batch(problems: RowProblems, batch: Runs) -> Array:
-    """Sums of ``(x - offset) d`` over each row's points, [B, K]."""
+    """Sums of ``(x - offset) d`` over each row's entries, [B, K]."""
     residuals = batch.values - problems.offset[batch.columns]
-    points = problems.design[batch.columns]
-    moment = jnp.einsum("cl,clk->ck", residuals, points, precision=_FULL_FLOAT32)
+    vectors = problems.design[batch.columns]
+    moment = jnp.einsum("cl,clk->ck", residuals, vectors, precision=_FULL_FLOAT32)
     return _add_up(moment, batch.owners, len(batch.places))
 
 
@@ -315,7 +194,7 @@ def _solve_all_cells(conjugate_steps: int, runs: Runs, problems: RowProblems) ->
         return conjugate_gradients(matvec, target, current, conjugate_steps)[0]
 
     num_rows, rank = problems.mean.shape
-    size = max(1, min(num_rows, _BATCH_FLOATS // (rank * rank)))
+    size = max(1, min(num_rows, BATCH_FLOATS // (rank * rank)))
     rows = moments, problems.weight, problems.mean, problems.current
     return jax.lax.map(solve_row, rows, batch_size=size)
 
@@ -402,7 +281,7 @@ class HalfStep(NamedTuple):
     Attributes:
       rows: [D, R] int32, the rows that each device has, see `DealtRows`.
       places: [N], where each row is in ``rows``.
-      work: the rows' points, on the devices: `DealtRows` or `Runs`.
+      work: the rows' entries, on the devices: `DealtRows` or `Runs`.
       trainable: bool [K].
       program: (work, fixed, weight, mean, current) -> solved, [D, R, ..] each but `fixed`.
     """
@@ -428,7 +307,7 @@ def _solve_own_rows(objective, config, trainable, work, fixed, weight, mean, cur
 def prepare_half_step(
     objective: Objective,
     side: str,
-    points: tuple[Array, Array, Array],
+    entries: tuple[Array, Array, Array],
     shape: tuple[int, int],
     width: int,
     config: AlsConfig = AlsConfig(),
@@ -438,13 +317,13 @@ def prepare_half_step(
     Args:
       objective: `squared` or `squared_all`, any penalty.
       side: "u" or "v", the side to solve for; called rows here, and the other side columns.
-      points: rows [E], columns [E] and values [E].
+      entries: rows [E], columns [E] and values [E].
       shape: (N, M).
       width: K, all columns of the factors.
       config: how to solve.
     """
     mesh = parallel.make_mesh(config.num_devices)
-    dealt = deal_rows(*points, shape, config.num_devices)
+    dealt = deal_rows(*entries, shape, config.num_devices)
     work = dealt if config.compiled else cut_into_runs(dealt, shape[1], width)
     trainable = objectives.trainable(objective, width)["uv".index(side)]
     places = np.empty(shape[0], int)
@@ -493,7 +372,7 @@ def make_solver(
 
     Args:
       objective: loss `squared` or `squared_all`, any penalty.
-      entries: the points.
+      entries: of the matrix.
       prior: see `objective.make_terms`.
       config: how to solve.
       width: columns of the factors to come; others are prepared for when they come.

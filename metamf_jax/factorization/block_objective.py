@@ -16,7 +16,7 @@ from metamf_jax.factorization.blocks import Side
 from metamf_jax.factorization.objective import CellSums, Objective, SideTerms
 from metamf_jax.types import Array
 
-# What the squared error of the points is the objective of.
+# What the squared error of the entries is the objective of.
 SQUARED_ERROR: Final = Objective("squared", "none")
 
 
@@ -40,7 +40,7 @@ def cell_sums(objective: Objective, factors: Array) -> CellSums:
 
 
 def penalties_and_sums(objective: Objective, u: SideBlocks, v: SideBlocks) -> Any:
-    """What the objective holds beside the points: penalties of rows, `cell_sums` of blocks.
+    """What the objective holds beside the entries: penalties of rows, `cell_sums` of blocks.
 
     Returns:
       ([B, R], [B, C]), to be added in float64: a sum over rows is compiled otherwise, and rounds
@@ -60,7 +60,7 @@ def remember_last(
 ) -> Callable[[Any, Objective], np.ndarray]:
     """Of (state, whose loss): asked again for the same, gives the last result again.
 
-    So the objective's pass over the points gives the squared error too, where that is the loss.
+    So the objective's pass over the entries gives the squared error too, where that is the loss.
     """
     last: dict[str, Any] = {}
 

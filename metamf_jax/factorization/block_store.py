@@ -1,4 +1,4 @@
-"""A matrix cut into blocks on disk, to be factorized without holding all of its points in memory.
+"""A matrix cut into blocks on disk, to be factorized without holding all of its entries in memory.
 
 A folder with
 
@@ -7,12 +7,12 @@ manifest.json       version, shape, sums over the values, what it was made from,
                     other file
 row_rank.npy        [N] int32: row n is in block ``rank % P``, at place ``rank // P``
 column_rank.npy     [M] int32, likewise
-row_count.npy       [N] int32, numbers of training points
+row_count.npy       [N] int32, numbers of training entries
 column_count.npy    [M] int32
 offsets.npy         [P, P, Q + 1] int32, see `blocks.Blocks`
 points-00000.npy    [3, L] int32, of row block 0: places in row block and column block, and the
                     float32 values as their bits; sorted as in `blocks.Blocks`
-test.npy            [3, E'] int32, held-out cells: rows, columns, bits of the values
+test.npy            [3, E'] int32, held-out entries: rows, columns, bits of the values
 row_ids.npy         names of the rows, see `factor_file.encode_ids`; may be missing
 column_ids.npy      likewise
 ==================  ================================================================================
@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metamf_jax.factorization.blocks import (
-    BlockPoints,
+    BlockEntries,
     BlockRng,
     Side,
     cut_row_block,
@@ -47,7 +47,7 @@ from metamf_jax.types import Entries
 _FORMAT = "metamf_jax block store"
 _VERSION = 1
 
-# Of held-out cells, as they come.
+# Of held-out entries, as they come.
 _RAW_TEST = "raw-test"
 
 _REMEDY = "delete it to have it built again, or give another folder"
@@ -66,7 +66,7 @@ class DuplicateCell(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class BlockStore:
-    """A store that was opened. Points are read block by block; the rest is in memory.
+    """A store that was opened. Entries are read block by block; the rest is in memory.
 
     Attributes:
       folder: where it lies.
@@ -74,9 +74,9 @@ class BlockStore:
       v: where the columns went.
       offsets: [P, P, Q + 1] int32, see `blocks.Blocks`.
       own: the row blocks that this process reads.
-      row_count: [N] int32, numbers of points.
+      row_count: [N] int32, numbers of entries.
       column_count: [M] int32.
-      test: held-out cells.
+      test: held-out entries.
       manifest: what ``manifest.json`` holds.
       shift: is subtracted from every value that is read.
     """
@@ -103,14 +103,14 @@ class BlockStore:
         return len(self.offsets)
 
     @property
-    def num_points(self) -> int:
+    def num_entries(self) -> int:
         """E, of all row blocks."""
         return self.manifest["values"]["count"]
 
     @property
     def mean(self) -> float:
         """Of the values as they are in the store."""
-        return self.manifest["values"]["sum"] / self.num_points
+        return self.manifest["values"]["sum"] / self.num_entries
 
     @property
     def moments(self) -> tuple[int, float, float]:
@@ -120,15 +120,15 @@ class BlockStore:
         squares += count * self.shift**2 - 2 * self.shift * total
         return count, total - count * self.shift, squares
 
-    def read(self, i: int, j: int) -> BlockPoints:
-        """The points of block (i, j), as `blocks.Blocks.read`."""
+    def read(self, i: int, j: int) -> BlockEntries:
+        """The entries of block (i, j), as `blocks.Blocks.read`."""
         # Mapped for the moment of reading only: pages that stay mapped count as this process's.
-        points = np.load(self.folder / _points_name(i), mmap_mode="r")
-        rows, columns, bits = points[:, self.offsets[i, j, 0] : self.offsets[i, j, -1]]
+        row_block = np.load(self.folder / _entries_name(i), mmap_mode="r")
+        rows, columns, bits = row_block[:, self.offsets[i, j, 0] : self.offsets[i, j, -1]]
         values = np.array(bits).view(np.float32)
         if self.shift:
             values -= np.float32(self.shift)
-        return BlockPoints(np.array(rows), np.array(columns), values)
+        return BlockEntries(np.array(rows), np.array(columns), values)
 
     def check_values(self, objective: Objective) -> None:
         """Refuses values the loss has no meaning for, as `objective.check_values`.
@@ -146,10 +146,10 @@ class BlockStore:
             )
 
     def sample(self, at_least: int) -> Entries:
-        """The points of the first few row and column blocks, which are a random sub-matrix.
+        """The entries of the first few row and column blocks, which are a random sub-matrix.
 
         Args:
-          at_least: number of points wanted; all where there are fewer.
+          at_least: number of entries wanted; all where there are fewer.
         """
         sizes = self.offsets[:, :, -1] - self.offsets[:, :, 0]
         blocks = 1
@@ -177,7 +177,7 @@ class BlockStore:
         return found[0], found[1]
 
 
-def _points_name(i: int) -> str:
+def _entries_name(i: int) -> str:
     return f"points-{i:05}.npy"
 
 
@@ -203,31 +203,31 @@ def build_store(
 ) -> None:
     """Writes a store, aside and renamed.
 
-    Memory holds one chunk, or one row block's points a few times over, and a few numbers a row and
-    column. The disk holds the points twice for a while.
+    Memory holds one chunk, or one row block's entries a few times over, and a few numbers a row and
+    column. The disk holds the entries twice for a while.
 
     Args:
       folder: must not be there yet.
-      chunks: the cells, none twice; read once. Their shape is not read.
+      chunks: the entries, no cell twice; read once. Their shape is not read.
       shape: (N, M).
       num_blocks: P.
       width: columns of the factors to come, which size the sub-blocks; None for whole blocks.
       rng: permutes rows and columns.
-      block_rng: draws the order of each block's points.
+      block_rng: draws the order of each block's entries.
       made_from: what to remember about the input; JSON.
       ids: names of rows and columns.
-      held_out: part of the cells to hold out for testing, and what draws them.
+      held_out: part of the entries to hold out for testing, and what draws them.
 
     Raises:
       DuplicateCell: a cell is given twice.
-      ValueError: a cell outside the matrix, or not finite; more blocks than rows or columns; no
-        cell at all; or the folder is there.
+      ValueError: an entry outside the matrix, or not finite; more blocks than rows or columns; no
+        entry at all; or the folder is there.
     """
     sides = deal_sides(shape, num_blocks, rng)
     with folder_written_aside(folder) as aside:
         seen = _deal_out(aside, chunks, shape, sides[0], held_out)
         if seen.values.count == 0:
-            raise ValueError(f"{folder}: expected at least one cell to train on, got none")
+            raise ValueError(f"{folder}: expected at least one entry to train on, got none")
         cuts = 1, 1
         if width is not None:
             cuts = cuts_for_cache(shape, num_blocks, width, seen.values.count)
@@ -264,7 +264,7 @@ def build_store(
 
 
 class _Seen(NamedTuple):
-    """What is known of the cells to train on: their values, and numbers a row and column."""
+    """What is known of the entries to train on: their values, and numbers a row and column."""
 
     values: "_ValueSums"
     rows: np.ndarray
@@ -282,7 +282,7 @@ def _deal_out(
     u: Side,
     held_out: tuple[float, np.random.Generator] | None,
 ) -> _Seen:
-    """Writes the cells as they come to a raw file for each row block, and those held out to one."""
+    """Writes the entries as they come to a raw file a row block, and those held out to one."""
     num_blocks = u.shape[0]
     seen = _Seen(_ValueSums(), *(np.zeros(size, np.int32) for size in shape))
     with contextlib.ExitStack() as files:
@@ -291,13 +291,13 @@ def _deal_out(
         test_stream = files.enter_context((folder / _RAW_TEST).open("wb"))
         begin = 0
         for chunk in chunks:
-            cells = _checked(chunk, shape, begin)
-            begin += len(cells)
+            packed = _checked(chunk, shape, begin)
+            begin += len(packed)
             if held_out is not None:
-                out = held_out[1].random(len(cells)) < held_out[0]
-                cells[out].tofile(test_stream)
-                cells = cells[~out]
-            rows, columns, bits = cells.T
+                out = held_out[1].random(len(packed)) < held_out[0]
+                packed[out].tofile(test_stream)
+                packed = packed[~out]
+            rows, columns, bits = packed.T
             seen.values.add(bits.copy().view(np.float32))
             for count, numbers in ((seen.rows, rows), (seen.columns, columns)):
                 count += np.bincount(numbers, minlength=len(count))
@@ -305,27 +305,27 @@ def _deal_out(
             order = np.argsort(block.astype(np.min_scalar_type(num_blocks)), kind="stable")
             ends = np.bincount(block, minlength=num_blocks).cumsum()
             for stream, part in zip(streams, np.split(order, ends[:-1]), strict=True):
-                cells[part].tofile(stream)
+                packed[part].tofile(stream)
     return seen
 
 
 def _sort_row_block(
     folder: Path, i: int, sides: tuple[Side, Side], cuts: tuple[int, int], block_rng: BlockRng
 ) -> np.ndarray:
-    """Turns the raw file of a row block into that of its points; offsets [P, Q + 1] into these."""
+    """Turns the raw file of a row block into that of its entries; offsets [P, Q + 1] into these."""
     u, v = sides
     raw = folder / _raw_name(i)
     rows, columns, bits = np.fromfile(raw, np.int32).reshape(-1, 3).T
     _refuse_duplicates(rows, columns, v.size)
-    points = BlockPoints(u.place[rows], v.place[columns], bits.copy())
-    points, offsets = cut_row_block(i, sides, points, v.block[columns], cuts, block_rng)
-    np.save(folder / _points_name(i), np.stack(points))
+    entries = BlockEntries(u.place[rows], v.place[columns], bits.copy())
+    entries, offsets = cut_row_block(i, sides, entries, v.block[columns], cuts, block_rng)
+    np.save(folder / _entries_name(i), np.stack(entries))
     raw.unlink()
     return offsets
 
 
 def _checked(chunk: Entries, shape: tuple[int, int], begin: int) -> np.ndarray:
-    """The cells of a chunk as [E, 3] int32: row, column, bits of the value."""
+    """The entries of a chunk as [E, 3] int32: row, column, bits of the value."""
     rows, columns, values = (np.asarray(x) for x in (chunk.rows, chunk.columns, chunk.values))
     inside = (rows >= 0) & (rows < shape[0]) & (columns >= 0) & (columns < shape[1])
     for mask, what in (
@@ -335,13 +335,13 @@ def _checked(chunk: Entries, shape: tuple[int, int], begin: int) -> np.ndarray:
         if not mask.all():
             at = int(np.argmin(mask))
             raise ValueError(
-                f"expected {what}, but cell {begin + at} is {values[at]} at row {rows[at]}, column"
+                f"expected {what}, but entry {begin + at} is {values[at]} at row {rows[at]}, column"
                 f" {columns[at]}"
             )
-    cells = np.empty((len(rows), 3), np.int32)
-    cells[:, 0], cells[:, 1] = rows, columns
-    cells[:, 2] = np.asarray(values, np.float32).view(np.int32)
-    return cells
+    packed = np.empty((len(rows), 3), np.int32)
+    packed[:, 0], packed[:, 1] = rows, columns
+    packed[:, 2] = np.asarray(values, np.float32).view(np.int32)
+    return packed
 
 
 def _refuse_duplicates(rows: np.ndarray, columns: np.ndarray, num_columns: int) -> None:
@@ -395,7 +395,7 @@ def open_store(
     manifest = _read_manifest(folder, made_from)
     num_blocks = manifest["num_blocks"]
     own = range(num_blocks) if own is None else own
-    skipped = {_points_name(i) for i in range(num_blocks) if i not in own}
+    skipped = {_entries_name(i) for i in range(num_blocks) if i not in own}
     _check_files(folder, manifest["files"], skipped)
 
     def array(name):

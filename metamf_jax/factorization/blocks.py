@@ -1,9 +1,9 @@
-"""Cuts a matrix into P x P blocks of points, after a random permutation of rows and columns.
+"""Cuts a matrix into P x P blocks of entries, after a random permutation of rows and columns.
 
 The permutation balances the blocks: rows are dealt out to the row blocks in random order, columns
-alike. Within a block the points are sorted into Q sub-blocks, small enough that the factors that a
+alike. Within a block the entries are sorted into Q sub-blocks, small enough that the factors that a
 sub-block touches stay in a core's cache: to visit sub-blocks in a fresh order costs nothing, while
-a fresh order over all points of a block costs a cache miss a point.
+a fresh order over all entries of a block costs a cache miss an entry.
 """
 
 import dataclasses
@@ -13,11 +13,11 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from metamf_jax.types import Entries
+from metamf_jax.types import Array, Entries
 
-# Bytes of factors that one sub-block may touch: what a second-level cache holds beside the points.
-# A core that visits four points at a time waits little for it; the smaller the sub-block, the more
-# often two of the four share a row or column, and the fewer of a row's points are in one. At width
+# Bytes of factors that one sub-block may touch: what a second-level cache holds beside the entries.
+# A core that visits four entries at a time waits little for it; the smaller the sub-block, the more
+# often two of the four share a row or column, and the fewer of a row's entries are in one. At width
 # 32 a core made 49 million updates a second on MovieLens-1M with 300 kB and with 80 kB, 47 with 40.
 _CACHE_BYTES = 250_000
 
@@ -53,29 +53,32 @@ class Side:
         return len(self.block)
 
 
-# Draws the order of the points of block (i, j).
+# Draws the order of the entries of block (i, j).
 BlockRng: TypeAlias = Callable[[int, int], np.random.Generator]
 
 
-class BlockPoints(NamedTuple):
-    """Points of one block or more, [L] each: places in row and column block, and values."""
+class BlockEntries(NamedTuple):
+    """Entries in blocks: places in row and column block, and values.
 
-    rows: np.ndarray
-    columns: np.ndarray
-    values: np.ndarray
+    [L] each of one block, [B, L] each of B row blocks.
+    """
+
+    rows: Array
+    columns: Array
+    values: Array
 
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """The points of a matrix in P x P blocks of Q sub-blocks each.
+    """The entries of a matrix in P x P blocks of Q sub-blocks each.
 
     Attributes:
       u: where the rows went.
       v: where the columns went.
-      offsets: [P, P, Q + 1] int32: sub-block q of block (i, j) are the points from
+      offsets: [P, P, Q + 1] int32: sub-block q of block (i, j) are the entries from
         ``offsets[i, j, q]`` up to ``offsets[i, j, q + 1]`` of row block i.
-      own: the row blocks whose points are here, P' of them; the others' are in other processes.
-      points: [P', L] each, row block by row block; in each, the points of column block 0 come
+      own: the row blocks whose entries are here, P' of them; the others' are in other processes.
+      entries: [P', L] each, row block by row block; in each, the entries of column block 0 come
         first, and there those of sub-block 0.
     """
 
@@ -83,7 +86,7 @@ class Blocks:
     v: Side
     offsets: np.ndarray
     own: range
-    points: BlockPoints
+    entries: BlockEntries
 
     @property
     def num_blocks(self) -> int:
@@ -91,39 +94,39 @@ class Blocks:
         return len(self.offsets)
 
     @property
-    def num_points(self) -> int:
+    def num_entries(self) -> int:
         """E, of all processes."""
         return int(self.offsets[:, -1, -1].sum())
 
-    def read(self, i: int, j: int) -> BlockPoints:
-        """The points of block (i, j), of a row block that is here."""
+    def read(self, i: int, j: int) -> BlockEntries:
+        """The entries of block (i, j), of a row block that is here."""
         span = slice(self.offsets[i, j, 0], self.offsets[i, j, -1])
-        return BlockPoints(*(x[i - self.own.start, span] for x in self.points))
+        return BlockEntries(*(x[i - self.own.start, span] for x in self.entries))
 
     def shuffled(self, rng: BlockRng) -> "Blocks":
-        """The same with the points of every sub-block in a fresh random order."""
-        points = BlockPoints(*map(np.zeros_like, self.points))
+        """The same with the entries of every sub-block in a fresh random order."""
+        entries = BlockEntries(*map(np.zeros_like, self.entries))
         for k, i in enumerate(self.own):
             for j, ends in enumerate(self.offsets[i]):
                 for new, x in zip(
-                    points, shuffle_inside(self.read(i, j), ends, rng(i, j)), strict=True
+                    entries, shuffle_inside(self.read(i, j), ends, rng(i, j)), strict=True
                 ):
                     new[k, ends[0] : ends[-1]] = x
-        return dataclasses.replace(self, points=points)
+        return dataclasses.replace(self, entries=entries)
 
 
 def shuffle_inside(
-    points: BlockPoints, offsets: np.ndarray, rng: np.random.Generator
-) -> BlockPoints:
-    """Points of one block, those of every sub-block in a fresh random order.
+    entries: BlockEntries, offsets: np.ndarray, rng: np.random.Generator
+) -> BlockEntries:
+    """Entries of one block, those of every sub-block in a fresh random order.
 
     Args:
-      points: sub-block by sub-block.
+      entries: sub-block by sub-block.
       offsets: [Q + 1], where the sub-blocks begin, from any number on.
       rng: draws the order.
     """
     order = _order_inside(np.asarray(offsets) - offsets[0], rng)
-    return BlockPoints(*(x[order] for x in points))
+    return BlockEntries(*(x[order] for x in entries))
 
 
 def _order_inside(offsets: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -138,7 +141,7 @@ def side_of_ranks(rank: np.ndarray, num_blocks: int) -> Side:
 
 
 def cuts_for_cache(
-    shape: tuple[int, int], num_blocks: int, width: int, num_points: int
+    shape: tuple[int, int], num_blocks: int, width: int, num_entries: int
 ) -> tuple[int, int]:
     """Into how many parts to cut the sides of a block, so that a sub-block's factors fit the cache.
 
@@ -148,7 +151,7 @@ def cuts_for_cache(
       shape: (N, M).
       num_blocks: P.
       width: columns of the factors.
-      num_points: in the whole matrix; a sub-block shall hold 64 on average.
+      num_entries: in the whole matrix; a sub-block shall hold 64 on average.
 
     Returns:
       Parts of the rows and of the columns.
@@ -159,7 +162,7 @@ def cuts_for_cache(
         -(-height // max(room // 2, room - other))
         for height, other in zip(heights, heights[::-1], strict=True)
     ]
-    most = max(1, num_points // (64 * num_blocks**2))
+    most = max(1, num_entries // (64 * num_blocks**2))
     shrink = min(1.0, math.sqrt(most / math.prod(parts)))
     rows, columns = (max(1, int(part * shrink)) for part in parts)
     return rows, columns
@@ -188,7 +191,7 @@ def _stable_order(numbers: np.ndarray, size: int) -> np.ndarray:
 
 
 def _sub_blocks(sides: tuple[Side, Side], places, cuts: tuple[int, int]) -> np.ndarray:
-    """Which sub-block of its block each point is in, from its places in row and column block."""
+    """Which sub-block of its block each entry is in, from its places in row and column block."""
     row, column = (
         place.astype(np.int64) * parts // side.shape[1]
         for place, side, parts in zip(places, sides, cuts, strict=True)
@@ -199,23 +202,23 @@ def _sub_blocks(sides: tuple[Side, Side], places, cuts: tuple[int, int]) -> np.n
 def cut_row_block(
     i: int,
     sides: tuple[Side, Side],
-    points: BlockPoints,
+    entries: BlockEntries,
     column_blocks: np.ndarray,
     cuts: tuple[int, int],
     rng: BlockRng,
-) -> tuple[BlockPoints, np.ndarray]:
-    """Sorts the points of one row block by column block and sub-block, inside those at random.
+) -> tuple[BlockEntries, np.ndarray]:
+    """Sorts the entries of one row block by column block and sub-block, inside those at random.
 
     Args:
       i: number of the row block.
       sides: from `deal_sides`.
-      points: [L] each, in the order of the input.
+      entries: [L] each, in the order of the input.
       column_blocks: [L], column block of each.
       cuts: parts of a block's rows and of its columns, together Q.
-      rng: draws the order of each block's points.
+      rng: draws the order of each block's entries.
 
     Returns:
-      The points sorted, and offsets [P, Q + 1] int32 into them.
+      The entries sorted, and offsets [P, Q + 1] int32 into them.
     """
     num_blocks = sides[1].shape[0]
     order = _stable_order(column_blocks, num_blocks)
@@ -223,16 +226,16 @@ def cut_row_block(
     counts = np.empty((num_blocks, math.prod(cuts)), np.int64)
     for j in range(num_blocks):
         span = order[ends[j - 1] if j else 0 : ends[j]]
-        sub_block = _sub_blocks(sides, (points.rows[span], points.columns[span]), cuts)
+        sub_block = _sub_blocks(sides, (entries.rows[span], entries.columns[span]), cuts)
         counts[j] = np.bincount(sub_block, minlength=math.prod(cuts))
         inside = _order_inside(np.concatenate([[0], counts[j].cumsum()]), rng(i, j))
         span = span[_stable_order(sub_block, math.prod(cuts))[inside]]
         order[ends[j] - len(span) : ends[j]] = span
-    return BlockPoints(*(x[order] for x in points)), _offsets(counts)
+    return BlockEntries(*(x[order] for x in entries)), _offsets(counts)
 
 
 def _offsets(counts: np.ndarray) -> np.ndarray:
-    """Numbers of points [P, Q] of the sub-blocks of a row block -> offsets [P, Q + 1]."""
+    """Numbers of entries [P, Q] of the sub-blocks of a row block -> offsets [P, Q + 1]."""
     ends = counts.ravel().cumsum().reshape(counts.shape)
     return np.concatenate([ends[:, :1] - counts[:, :1], ends], axis=1).astype(np.int32)
 
@@ -248,12 +251,12 @@ def make_blocks(
     """Cuts the matrix.
 
     Args:
-      entries: the points, without padding; NumPy.
+      entries: of the matrix, without padding; NumPy.
       num_blocks: P, blocks per side.
       cuts: parts of a block's rows and of its columns, together Q.
       rng: permutes rows and columns.
-      block_rng: draws the order of each block's points.
-      own: the row blocks whose points to keep; None for all.
+      block_rng: draws the order of each block's entries.
+      own: the row blocks whose entries to keep; None for all.
 
     Raises:
       ValueError: more blocks than rows or columns.
@@ -262,21 +265,21 @@ def make_blocks(
     own = range(num_blocks) if own is None else own
     rows, columns, values = (np.asarray(x) for x in (entries.rows, entries.columns, entries.values))
     blocks = u.block[rows], v.block[columns]
-    cell = blocks[0].astype(np.int64) * num_blocks + blocks[1]
+    block = blocks[0].astype(np.int64) * num_blocks + blocks[1]
     places = u.place[rows], v.place[columns]
     each = math.prod(cuts)
-    cell = cell * each + _sub_blocks(sides, places, cuts)
-    counts = np.bincount(cell, minlength=num_blocks**2 * each)
+    sub_block = block * each + _sub_blocks(sides, places, cuts)
+    counts = np.bincount(sub_block, minlength=num_blocks**2 * each)
     counts = counts.reshape(num_blocks, num_blocks, each)
     longest = max(1, counts.sum(axis=(1, 2)).max())
 
-    table = BlockPoints(*(np.zeros((len(own), longest), t) for t in ("i4", "i4", "f4")))
+    table = BlockEntries(*(np.zeros((len(own), longest), t) for t in ("i4", "i4", "f4")))
     order = _stable_order(blocks[0], num_blocks)
     ends = counts.sum(axis=(1, 2)).cumsum()
     for k, i in enumerate(own):
         span = order[ends[i - 1] if i else 0 : ends[i]]
-        points = BlockPoints(places[0][span], places[1][span], values[span].astype(np.float32))
-        points, _ = cut_row_block(i, sides, points, blocks[1][span], cuts, block_rng)
-        for padded, x in zip(table, points, strict=True):
+        listed = BlockEntries(places[0][span], places[1][span], values[span].astype(np.float32))
+        listed, _ = cut_row_block(i, sides, listed, blocks[1][span], cuts, block_rng)
+        for padded, x in zip(table, listed, strict=True):
             padded[k, : len(span)] = x
     return Blocks(u, v, np.stack([_offsets(c) for c in counts]), own, table)

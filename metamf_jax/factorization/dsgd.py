@@ -27,10 +27,10 @@ from metamf_jax.factorization import block_objective, block_update, strata, trav
 from metamf_jax.factorization import objective as objectives
 from metamf_jax.factorization.block_objective import SQUARED_ERROR
 from metamf_jax.factorization.block_store import BlockStore
-from metamf_jax.factorization.block_update import Points, SideBlocks
-from metamf_jax.factorization.blocks import Blocks
+from metamf_jax.factorization.block_update import SideBlocks
+from metamf_jax.factorization.blocks import BlockEntries, Blocks
+from metamf_jax.factorization.entries_source import EntriesInMemory, EntriesInStore, open_source
 from metamf_jax.factorization.objective import CellSums, Objective, Terms
-from metamf_jax.factorization.points_source import PointsInMemory, PointsInStore, open_source
 from metamf_jax.factorization.sgd import SgdConfig
 from metamf_jax.factorization.solver import Solver
 from metamf_jax.factorization.travel import TRAVEL_SPECS, TRAVEL_STRATA, Step, Travel, plan_travel
@@ -39,7 +39,7 @@ from metamf_jax.types import Array, Entries, FactorPrior, Factors
 
 # Epochs that one program runs where nothing is evaluated between them: no more than so many strata
 # and updates, so that a program ends within a second. To start a program takes a few milliseconds.
-_STRATA_AT_ONCE, _POINTS_AT_ONCE = 64, 20_000_000
+_STRATA_AT_ONCE, _ENTRIES_AT_ONCE = 64, 20_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,7 @@ class DsgdState(NamedTuple):
       u: P row blocks.
       v: P column blocks, in the slots where they now lie.
       held: [P] NumPy, ``held[q]`` is the column block in slot q.
-      shuffle: of the points in the last epoch, which the objective then sums in the same order.
+      shuffle: of the entries in the last epoch, which the objective then sums in the same order.
     """
 
     u: SideBlocks
@@ -128,7 +128,7 @@ def sums_of_sides(
     )
 
 
-def move_rows_without_points(
+def move_rows_without_entries(
     objective: Objective,
     config: DsgdConfig,
     u: SideBlocks,
@@ -136,12 +136,12 @@ def move_rows_without_points(
     held: Array,
     step_size: Array,
 ) -> tuple[SideBlocks, SideBlocks]:
-    """Before an epoch: `sgd.step_without_points` of both sides, under an all-cell term."""
+    """Before an epoch: `sgd.step_without_entries` of both sides, under an all-cell term."""
     sums = sums_of_sides(objective, config.num_blocks, u, v, held)
     free = objectives.trainable(objective, u.factors.shape[2])
     return (
-        block_update.step_without_points(objective, u, sums[1], free[0], step_size),
-        block_update.step_without_points(objective, v, sums[0], free[1], step_size),
+        block_update.step_without_entries(objective, u, sums[1], free[0], step_size),
+        block_update.step_without_entries(objective, v, sums[0], free[1], step_size),
     )
 
 
@@ -150,7 +150,7 @@ def run_stratum(
     config: DsgdConfig,
     u: SideBlocks,
     v: SideBlocks,
-    points: Points,
+    entries: BlockEntries,
     step: Step,
     step_size: Array,
 ) -> tuple[SideBlocks, SideBlocks]:
@@ -159,7 +159,7 @@ def run_stratum(
     sums = sums_of_sides(objective, config.num_blocks, u, v, step.held)
     return parallel.as_varying(
         block_update.block_update(
-            config.backend, objective, config.per_row, step_size, u, v, points, step.work, sums
+            config.backend, objective, config.per_row, step_size, u, v, entries, step.work, sums
         )
     )
 
@@ -169,7 +169,7 @@ def run_strata(
     config: DsgdConfig,
     u: SideBlocks,
     v: SideBlocks,
-    points: Points,
+    entries: BlockEntries,
     moves: Travel,
     ends: tuple[Array, Array],
     count: Array,
@@ -182,9 +182,9 @@ def run_strata(
       config: its backend chosen.
       u: this device's row blocks.
       v: the column blocks that lie here.
-      points: of the row blocks.
+      entries: of the row blocks.
       moves: this device's share of a plan of at least `count` sub-epochs.
-      ends: first and last point of each visit, [B, S, Q] each.
+      ends: first and last entry of each visit, [B, S, Q] each.
       count: number of strata.
       step_sizes: [S].
     """
@@ -193,7 +193,7 @@ def run_strata(
     def one_stratum(s, sides):
         u, v = sides
         step = jax.tree.map(lambda x: x[s], steps)
-        return run_stratum(objective, config, u, v, points, step, step_sizes[s])
+        return run_stratum(objective, config, u, v, entries, step, step_sizes[s])
 
     return jax.lax.fori_loop(0, count, one_stratum, (u, v))
 
@@ -203,18 +203,18 @@ def losses_of_strata(
     objective: Objective,
     u: Array,
     v: Array,
-    points: Points,
+    entries: BlockEntries,
     moves: Travel,
     ends: tuple[Array, Array],
 ) -> tuple[Array, Array]:
-    """The points' losses, summed over each block of the strata.
+    """The entries' losses, summed over each block of the strata.
 
     Args:
       config: its backend chosen.
       objective: whose loss.
       u: [B, R, K], this device's row blocks of factors.
       v: [B, C, K], the column blocks that lie here.
-      points: see `run_strata`.
+      entries: see `run_strata`.
       moves: likewise.
       ends: likewise.
 
@@ -224,7 +224,7 @@ def losses_of_strata(
 
     def one_stratum(v, step):
         v = travel.move(v, step, config.num_devices)
-        losses = block_update.block_losses(config.backend, objective, u, v, points, step.work)
+        losses = block_update.block_losses(config.backend, objective, u, v, entries, step.work)
         return v, parallel.as_varying(losses)
 
     v, losses = jax.lax.scan(one_stratum, v, travel.own_steps(moves, *ends))
@@ -234,7 +234,7 @@ def losses_of_strata(
 class Programs(NamedTuple):
     """The functions above, compiled once for all devices; `losses` by the loss's name."""
 
-    move_rows_without_points: Callable
+    move_rows_without_entries: Callable
     run_strata: Callable
     losses: dict[str, Callable]
     penalties: Callable
@@ -247,7 +247,7 @@ def make_programs(objective: Objective, config: DsgdConfig, mesh: Mesh) -> Progr
     return Programs(
         parallel.sharded(
             mesh,
-            functools.partial(move_rows_without_points, objective, config),
+            functools.partial(move_rows_without_entries, objective, config),
             (*sides, SPLIT, REPLICATED),
             sides,
         ),
@@ -282,9 +282,9 @@ class Setup(NamedTuple):
       objective: the objective.
       config: how the work is cut up, its backend chosen.
       mesh: the devices.
-      cut: where rows, columns and points are.
+      cut: where rows, columns and entries are.
       terms: of the objective.
-      source: gives the points of strata.
+      source: gives the entries of strata.
       programs: what the devices run.
     """
 
@@ -293,7 +293,7 @@ class Setup(NamedTuple):
     mesh: Mesh
     cut: Blocks | BlockStore
     terms: Terms
-    source: PointsInMemory | PointsInStore
+    source: EntriesInMemory | EntriesInStore
     programs: Programs
 
     @property
@@ -301,7 +301,7 @@ class Setup(NamedTuple):
         """Epochs in one program, at most."""
         if self.objective.record.all_cells is not None or self.source.one_stratum_at_once:
             return 1
-        by_time = _POINTS_AT_ONCE // max(1, self.cut.num_points)
+        by_time = _ENTRIES_AT_ONCE // max(1, self.cut.num_entries)
         return max(1, min(by_time, _STRATA_AT_ONCE // self.config.num_blocks))
 
     @property
@@ -342,7 +342,7 @@ def epochs(
     rates = np.repeat(np.asarray(step_sizes[: len(drawn)], np.float32), config.num_blocks)
     u, v = state.u, state.v
     if setup.objective.record.all_cells is not None:
-        u, v = programs.move_rows_without_points(u, v, state.held.astype(np.int32), rates[0])
+        u, v = programs.move_rows_without_entries(u, v, state.held.astype(np.int32), rates[0])
     for portion in setup.source.portions(visit):
         count = np.int32(portion.first.shape[1])
         # One shape, so one program, however many epochs there are.
@@ -351,7 +351,7 @@ def epochs(
             (moves.strata(portion.which), (portion.first, portion.last), rates[portion.which]),
             (TRAVEL_STRATA, (1, 1), 0),
         )
-        u, v = programs.run_strata(u, v, portion.points, *plan[:2], count, plan[2])
+        u, v = programs.run_strata(u, v, portion.entries, *plan[:2], count, plan[2])
     return DsgdState(u, v, moves.held[:, -1], visit.shuffle), len(drawn)
 
 
@@ -361,7 +361,7 @@ def _lengthened(length: int, x: np.ndarray, axis: int) -> np.ndarray:
 
 
 def losses_by_block(setup: Setup, state: DsgdState, objective: Objective) -> np.ndarray:
-    """Sums over blocks of the points' losses, [P, P]; `objective` names the loss."""
+    """Sums over blocks of the entries' losses, [P, P]; `objective` names the loss."""
     num_blocks = setup.config.num_blocks
     program = setup.programs.losses[objective.loss]
     visit = visits.every_block_once(setup.cut, int(state.shuffle))
@@ -372,7 +372,7 @@ def losses_by_block(setup: Setup, state: DsgdState, objective: Objective) -> np.
         v, losses = program(
             state.u.factors,
             v,
-            portion.points,
+            portion.entries,
             moves.strata(portion.which),
             (portion.first, portion.last),
         )
@@ -382,7 +382,7 @@ def losses_by_block(setup: Setup, state: DsgdState, objective: Objective) -> np.
 
 
 def objective_of(setup: Setup, state: DsgdState, losses: np.ndarray) -> float:
-    """The objective, from the points' losses under it."""
+    """The objective, from the entries' losses under it."""
     penalties, cell_sums = parallel.to_host(setup.programs.penalties(state.u, state.v))
     u_sums, v_sums = cell_sums
     by_number = np.argsort(state.held)
@@ -409,11 +409,11 @@ def make_solver(
 ) -> Solver:
     """DSGD as a solver; plain SGD where ``config.num_blocks`` is 1.
 
-    Of several processes, each keeps the points of its own devices' row blocks.
+    Of several processes, each keeps the entries of its own devices' row blocks.
 
     Args:
       objective: any loss and penalty.
-      entries: the points.
+      entries: of the matrix.
       config: how the work is cut up.
       prior: see `objective.make_terms`.
       width: columns of the factors to come, which size the sub-blocks; any other width works too.
@@ -432,9 +432,9 @@ def solve_blocks(
 ) -> Solver:
     """DSGD over blocks that were cut already, in memory or in a store.
 
-    From a store, the points of one stratum are read while those of the one before are worked on, so
-    that at most two strata's points are in memory. The factors are the same to the last bit; so is
-    the objective with the backend `numba`, while `xla` adds a block's losses up in an order that
+    From a store, the entries of one stratum are read while those of the one before are worked on,
+    so that at most two strata's entries are in memory. The factors are the same to the last bit; so
+    is the objective with the backend `numba`, while `xla` adds a block's losses up in an order that
     depends on the padding, and its last digits differ.
 
     Args:

@@ -83,7 +83,7 @@ def make_solver(
 
     Args:
       objective: a smooth loss without constraints: `squared`, `squared_all` or `logistic`.
-      entries: the points.
+      entries: of the matrix.
       prior: see `objective.make_terms`.
       memory_size: number of past steps that shape the next.
 
@@ -95,7 +95,7 @@ def make_solver(
     terms = objectives.make_terms(objective, entries, prior)
     problem = Problem(*jax.tree.map(jnp.asarray, (entries, terms)))
     optimizer = optax.lbfgs(memory_size=memory_size)
-    # The points are arguments: as constants they would be compiled into the program.
+    # The entries are arguments: as constants they would be compiled into the program.
     program = jax.jit(functools.partial(iterate, objective, optimizer))
 
     def epoch(state, number, step_size):

@@ -1,7 +1,7 @@
 """The losses of one large matrix: a record each, and the table of their names.
 
 =============  ====================================================  =======================
-loss           point loss                                            all-cell term
+loss           loss of an entry                                      all-cell term
 =============  ====================================================  =======================
 `squared`      (x - u.v)^2
 `squared_all`  x^2 - 2 x u.v                                         <U^T U, V^T V>
@@ -33,7 +33,7 @@ _FULL_FLOAT32 = jax.lax.Precision.HIGHEST
 
 @dataclasses.dataclass(frozen=True)
 class AllCells:
-    """A term of all cells, which moves rows without points too.
+    """A term of all cells, which moves rows without entries too.
 
     The term is ``<sums of U, sums of V>``.
 
@@ -83,8 +83,8 @@ class Loss:
 
     Attributes:
       name: its name.
-      point: loss of a point of value ``x`` fitted by ``u . v``, elementwise.
-      half_slope: half the derivative of `point` with respect to ``u . v``.
+      of_entry: loss of an entry of value ``x`` fitted by ``u . v``, elementwise.
+      half_slope: half the derivative of `of_entry` with respect to ``u . v``.
       all_cells: its term of all cells, or None.
       domain: the values it takes, or None for any that are finite.
       centred: whether the matrix is centred first; the others read the values as they are.
@@ -95,7 +95,7 @@ class Loss:
     """
 
     name: str
-    point: Callable[[Array, Array], Array]
+    of_entry: Callable[[Array, Array], Array]
     half_slope: Callable[[Array, Array], Array]
     all_cells: AllCells | None = None
     domain: Domain | None = None
@@ -108,7 +108,7 @@ class Loss:
 
 _SQUARED: Final = Loss(
     "squared",
-    point=lambda value, fitted: (value - fitted) ** 2,
+    of_entry=lambda value, fitted: (value - fitted) ** 2,
     half_slope=lambda value, fitted: fitted - value,
     centred=True,
     quadratic=True,
@@ -117,7 +117,7 @@ _SQUARED: Final = Loss(
 
 _SQUARED_ALL: Final = Loss(
     "squared_all",
-    point=lambda value, fitted: value**2 - 2 * value * fitted,
+    of_entry=lambda value, fitted: value**2 - 2 * value * fitted,
     half_slope=lambda value, fitted: -jnp.asarray(value),
     all_cells=AllCells(
         sums=lambda factors: jnp.matmul(factors.T, factors, precision=_FULL_FLOAT32),
@@ -130,14 +130,14 @@ _SQUARED_ALL: Final = Loss(
 
 _ABSOLUTE: Final = Loss(
     "absolute",
-    point=lambda value, fitted: jnp.abs(value - fitted),
+    of_entry=lambda value, fitted: jnp.abs(value - fitted),
     half_slope=lambda value, fitted: 0.5 * jnp.sign(fitted - value),
     centred=True,
 )
 
 _LOGISTIC: Final = Loss(
     "logistic",
-    point=lambda value, fitted: jax.nn.softplus(-value * fitted),
+    of_entry=lambda value, fitted: jax.nn.softplus(-value * fitted),
     half_slope=lambda value, fitted: -0.5 * value * jax.nn.sigmoid(-value * fitted),
     domain=Domain(
         "labels -1 and 1",
@@ -148,14 +148,14 @@ _LOGISTIC: Final = Loss(
 )
 
 
-def _gkl_point(value: Array, fitted: Array) -> Array:
+def _gkl_of_entry(value: Array, fitted: Array) -> Array:
     entropy = value * jnp.log(jnp.where(value > 0, value, 1))
     return entropy - value * jnp.log(jnp.maximum(fitted, GKL_FLOOR)) - value
 
 
 _GKL: Final = Loss(
     "gkl",
-    point=_gkl_point,
+    of_entry=_gkl_of_entry,
     # Below the floor, the slope at the floor.
     half_slope=lambda value, fitted: -0.5 * value / jnp.maximum(fitted, GKL_FLOOR),
     all_cells=AllCells(

@@ -1,14 +1,14 @@
-"""The objective of matrix factorization: a loss over the points plus a penalty on the factors.
+"""The objective of matrix factorization: a loss over the entries plus a penalty on the factors.
 
     sum over observed (n, m) of  loss(x_nm, u_n . v_m)  +  all-cell term  +  penalty
 
 Reported without the factor 1/2. Gradients, here and in every solver, are those of *half* the
 objective, so that a step of SGD on the squared loss reads ``u += step (e v - lam u)``.
 
-The losses and their all-cell terms are those of `losses`. With ``N_n`` points in row n:
+The losses and their all-cell terms are those of `losses`. With ``N_n`` entries in row n:
 
 =============  ====================================================  =======================
-penalty        term (columns alike)                                  share of a point in u_n
+penalty        term (columns alike)                                  share of an entry
 =============  ====================================================  =======================
 `none`
 `l2`           lam sum_n abs(u_n - u0_n)^2                           lam / N_n
@@ -17,8 +17,8 @@ penalty        term (columns alike)                                  share of a 
 `prior`        sum_n lam_n abs(u_n - u0_n)^2                         lam_n / N_n
 =============  ====================================================  =======================
 
-The claim on which SGD rests: the local gradients of `local_gradient`, summed over all points, are
-the gradient of `full_gradient` on every row and column that has points.
+The claim on which SGD rests: the local gradients of `local_gradient`, summed over all entries, are
+the gradient of `full_gradient` on every row and column that has entries.
 
 Gemulla, Nijkamp, Haas, Sismanis: Large-scale matrix factorization with distributed stochastic
 gradient descent, KDD 2011.
@@ -132,7 +132,7 @@ def check_values(
 
     Args:
       objective: its loss decides.
-      entries: the points.
+      entries: of the matrix.
       row_ids: [N] names for the message; None for the rows' numbers.
       column_ids: [M] likewise.
 
@@ -168,7 +168,7 @@ class SideTerms(NamedTuple):
     A single row or column has the same type with the leading axis gone.
 
     Attributes:
-      count: [N] float32, numbers of points.
+      count: [N] float32, numbers of entries.
       weight: [N] float32, the penalty is ``weight_n |u_n - mean_n|^2``.
       mean: [N, K] prior means, or None for zero.
     """
@@ -186,11 +186,11 @@ class Terms(NamedTuple):
 
 
 def make_terms(objective: Objective, entries: Entries, prior: FactorPrior | None = None) -> Terms:
-    """Counts the points of rows and columns and weighs their penalties.
+    """Counts the entries of rows and columns and weighs their penalties.
 
     Args:
       objective: its penalty decides the weights.
-      entries: the points, without padding; NumPy.
+      entries: of the matrix, without padding; NumPy.
       prior: means [N, K], [M, K] and, for the penalty `prior`, precisions; None for zero means.
         Under ``objective.biases`` the two extra columns are added to its means, zero for a bias.
 
@@ -213,7 +213,7 @@ def terms_of_counts(
     column_counts: Array,
     prior: FactorPrior | None = None,
 ) -> Terms:
-    """`make_terms` from the numbers of points of rows [N] and of columns [M]."""
+    """`make_terms` from the numbers of entries of rows [N] and of columns [M]."""
     if objective.penalty == "prior" and prior is None:
         raise ValueError("the penalty 'prior' needs a prior, but none was given; pass one, or l2")
     sides = []
@@ -265,13 +265,13 @@ def trainable(objective: Objective, width: int) -> tuple[np.ndarray, np.ndarray]
     return u, v
 
 
-def point_loss(objective: Objective, value: Array, fitted: Array) -> Array:
-    """Loss of a point (or, elementwise, of many) of value ``x`` fitted by ``u . v``."""
-    return objective.record.point(value, fitted)
+def entry_loss(objective: Objective, value: Array, fitted: Array) -> Array:
+    """Loss of an entry (or, elementwise, of many) of value ``x`` fitted by ``u . v``."""
+    return objective.record.of_entry(value, fitted)
 
 
 def half_slope(objective: Objective, value: Array, fitted: Array) -> Array:
-    """Half the derivative of `point_loss` with respect to ``u . v``."""
+    """Half the derivative of `entry_loss` with respect to ``u . v``."""
     return objective.record.half_slope(value, fitted)
 
 
@@ -290,7 +290,7 @@ def side_gradient(
 ) -> Array:
     """Gradient of half the penalty and half the all-cell term with respect to one ``u_n``.
 
-    A row's points share it equally; a row without points takes it whole, once an epoch.
+    A row's entries share it equally; a row without entries takes it whole, once an epoch.
 
     Args:
       objective: the objective.
@@ -314,7 +314,7 @@ def local_gradient(
     terms: Terms,
     sums: tuple[CellSums, CellSums] = (None, None),
 ) -> tuple[Array, Array]:
-    """Gradient of half the objective's share at one point (n, m).
+    """Gradient of half the objective's share at one entry (n, m).
 
     Args:
       objective: the objective.
@@ -356,12 +356,12 @@ def sum_in_order(x: Array) -> Array:
     return jax.lax.scan(lambda sums, column: (sums + column, None), columns[0], columns[1:])[0]
 
 
-def point_losses(
+def entry_losses(
     objective: Objective, factors: Factors, rows: Array, columns: Array, values: Array
 ) -> Array:
-    """Losses of the points ``(rows, columns, values)``, each [E]. [E]."""
+    """Losses of the entries ``(rows, columns, values)``, each [E]. [E]."""
     u, v = jnp.asarray(factors.u), jnp.asarray(factors.v)
-    return point_loss(objective, values, (u[rows] * v[columns]).sum(axis=-1))
+    return entry_loss(objective, values, (u[rows] * v[columns]).sum(axis=-1))
 
 
 def objective_value(
@@ -372,11 +372,11 @@ def objective_value(
     Args:
       objective: the objective.
       factors: ``u`` [N, K] and ``v`` [M, K].
-      entries: the points, without padding.
+      entries: of the matrix, without padding.
       terms: from `make_terms`.
     """
-    points = point_losses(objective, factors, entries.rows, entries.columns, entries.values)
-    value = points.sum()
+    losses = entry_losses(objective, factors, entries.rows, entries.columns, entries.values)
+    value = losses.sum()
     for side in ("u", "v"):
         value += jax.vmap(lambda f, t, side=side: penalty(objective, f, t, side))(
             jnp.asarray(getattr(factors, side)), getattr(terms, side)
@@ -387,21 +387,21 @@ def objective_value(
     return value
 
 
-def total(points: Array, penalties: Array, u_sums: CellSums, v_sums: CellSums) -> float:
+def total(losses: Array, penalties: Array, u_sums: CellSums, v_sums: CellSums) -> float:
     """Adds the objective up in float64, in block order, from float32 sums over blocks.
 
     Where the objective decides (bold driver, early stopping) it must not depend on how many
     devices added the blocks up.
 
     Args:
-      points: sums of `point_losses` over blocks, any shape.
+      losses: sums of `entry_losses` over blocks, any shape.
       penalties: sums of `penalty` over blocks of rows and of columns, any shape.
       u_sums: `cell_sums` of each block of rows, [P, ...], or None.
       v_sums: of each block of columns.
     """
     # Where the steps diverged the sum is NaN, as it should be, and NumPy need not warn.
     with np.errstate(invalid="ignore", over="ignore"):
-        value = np.asarray(points, np.float64).sum() + np.asarray(penalties, np.float64).sum()
+        value = np.asarray(losses, np.float64).sum() + np.asarray(penalties, np.float64).sum()
         if u_sums is not None:
             u_total = np.asarray(u_sums, np.float64).sum(axis=0)
             value += (u_total * np.asarray(v_sums, np.float64).sum(axis=0)).sum()
@@ -410,13 +410,13 @@ def total(points: Array, penalties: Array, u_sums: CellSums, v_sums: CellSums) -
 
 @functools.partial(jax.jit, static_argnums=0)
 def _block_sums(objective, factors, entries, terms):
-    points = point_losses(objective, factors, entries.rows, entries.columns, entries.values)
+    losses = entry_losses(objective, factors, entries.rows, entries.columns, entries.values)
     penalties = [
         jax.vmap(lambda f, t, side=side: penalty(objective, f, t, side))(factor, side_terms)
         for side, factor, side_terms in zip("uv", factors, terms, strict=True)
     ]
     return (
-        *(_sums_of_runs(x) for x in (points, jnp.concatenate(penalties))),
+        *(_sums_of_runs(x) for x in (losses, jnp.concatenate(penalties))),
         *(None if s is None else s[None] for s in (cell_sums(objective, f) for f in factors)),
     )
 
@@ -426,7 +426,7 @@ def _sums_of_runs(x, length=4096):
 
 
 def evaluate(objective: Objective, factors: Factors, entries: Entries, terms: Terms) -> float:
-    """The objective, with sums over runs of points added in float64. Arguments as above."""
+    """The objective, with sums over runs of entries added in float64. Arguments as above."""
     return total(*_block_sums(objective, Factors(*map(jnp.asarray, factors)), entries, terms))
 
 

@@ -1,11 +1,11 @@
 """Iterative parameter mixing: every worker runs SGD on its shard, then the factors are averaged.
 
-The points are dealt out to W workers at random. In each epoch every worker starts from the same
-factors, runs one epoch of SGD over its own points on its own copy, and the copies are averaged.
-Factors that meet few points of a row in one shard move little, and averaging W of them divides the
+The entries are dealt out to W workers at random. In each epoch every worker starts from the same
+factors, runs one epoch of SGD over its own entries on its own copy, and the copies are averaged.
+Factors that meet few entries of a row in one shard move little, and averaging W of them divides the
 move by W: the more workers, the slower an epoch converges. It is here to be compared with.
 
-A worker's points carry the same share of the penalty as in SGD, so that the workers' objectives
+A worker's entries carry the same share of the penalty as in SGD, so that the workers' objectives
 add up to the whole one.
 
 McDonald, Hall, Mann: Distributed training strategies for the structured perceptron, NAACL 2010.
@@ -25,10 +25,10 @@ from metamf_jax import parallel
 from metamf_jax.factorization import block_objective, block_update, visits
 from metamf_jax.factorization import objective as objectives
 from metamf_jax.factorization.block_objective import SQUARED_ERROR
-from metamf_jax.factorization.block_update import Points, SideBlocks, Work
-from metamf_jax.factorization.blocks import Blocks
+from metamf_jax.factorization.block_update import SideBlocks, Work
+from metamf_jax.factorization.blocks import BlockEntries, Blocks
+from metamf_jax.factorization.entries_source import LastShuffle, shuffled_entries
 from metamf_jax.factorization.objective import Objective, Terms
-from metamf_jax.factorization.points_source import LastShuffle, shuffled_points
 from metamf_jax.factorization.sgd import SgdConfig
 from metamf_jax.factorization.solver import Solver, one_by_one
 from metamf_jax.parallel import REPLICATED, SPLIT
@@ -41,7 +41,7 @@ class MixingState(NamedTuple):
     Attributes:
       u: copies of all rows.
       v: copies of all columns.
-      shuffle: of the points in the last epoch, which the objective then sums in the same order.
+      shuffle: of the entries in the last epoch, which the objective then sums in the same order.
     """
 
     u: SideBlocks
@@ -50,11 +50,11 @@ class MixingState(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """One worker's points.
+    """One worker's entries.
 
     Attributes:
       cut: as one block; all shards have their rows and columns in the same places.
-      config: what the order of its points is drawn from; its seed is the worker's own.
+      config: what the order of its entries is drawn from; its seed is the worker's own.
     """
 
     cut: Blocks
@@ -62,47 +62,47 @@ class Shard(NamedTuple):
 
 
 def deal_shards(entries: Entries, config: SgdConfig, num_workers: int, width: int) -> list[Shard]:
-    """Deals the points out to the workers at random.
+    """Deals the entries out to the workers at random.
 
     Args:
-      entries: the points.
+      entries: of the matrix.
       config: their order and the seed of all.
       num_workers: W.
       width: columns of the factors to come, which size the sub-blocks.
 
     Raises:
-      ValueError: more workers than points.
+      ValueError: more workers than entries.
     """
     rows, columns, values = (np.asarray(x) for x in (entries.rows, entries.columns, entries.values))
     if num_workers > len(values):
         raise ValueError(
-            f"expected at most as many workers as points, {len(values)}, got {num_workers}"
+            f"expected at most as many workers as entries, {len(values)}, got {num_workers}"
         )
     owner = np.random.default_rng(config.seed).permutation(len(values)) % num_workers
-    # As many sub-blocks in all shards, of which some have a point less.
+    # As many sub-blocks in all shards, of which some have an entry less.
     size = -(-len(values) // num_workers)
     shards = []
     for w in range(num_workers):
         mine = owner == w
         own = Entries(rows[mine], columns[mine], values[mine], entries.shape)
         # One seed for all, so that all shards permute rows and columns alike.
-        cut = visits.cut_matrix(own, config, 1, width, num_points=size)
+        cut = visits.cut_matrix(own, config, 1, width, num_entries=size)
         seed = config.seed * num_workers + w
         shards.append(Shard(cut, dataclasses.replace(config, seed=seed)))
     return shards
 
 
-def stacked_points(shards: list[Shard], shuffle: int) -> Points:
-    """The shards' points in the order of a shuffle, [W, L] each, padded with zeros."""
-    longest = max(shard.cut.points.values.shape[1] for shard in shards)
+def stacked_entries(shards: list[Shard], shuffle: int) -> BlockEntries:
+    """The shards' entries in the order of a shuffle, [W, L] each, padded with zeros."""
+    longest = max(shard.cut.entries.values.shape[1] for shard in shards)
     each = [
         [
             np.pad(x[0], (0, longest - x.shape[1]))
-            for x in shuffled_points(shard.cut, shard.config, shuffle)
+            for x in shuffled_entries(shard.cut, shard.config, shuffle)
         ]
         for shard in shards
     ]
-    return Points(*(np.stack(x) for x in zip(*each, strict=True)))
+    return BlockEntries(*(np.stack(x) for x in zip(*each, strict=True)))
 
 
 # What each device runs, for B of the workers.
@@ -114,12 +114,12 @@ def run_epoch(
     num_workers: int,
     u: SideBlocks,
     v: SideBlocks,
-    points: Points,
+    entries: BlockEntries,
     first: Array,
     last: Array,
     step_size: Array,
 ) -> tuple[SideBlocks, ...]:
-    """Every worker runs SGD over its points, on its copies; then the factors are averaged.
+    """Every worker runs SGD over its entries, on its copies; then the factors are averaged.
 
     Args:
       objective: the objective.
@@ -127,7 +127,7 @@ def run_epoch(
       num_workers: W.
       u: B copies of all rows.
       v: B copies of all columns.
-      points: of the B shards.
+      entries: of the B shards.
       first: [B, Q], see `block_update.Work`.
       last: [B, Q].
       step_size: scalar.
@@ -136,8 +136,8 @@ def run_epoch(
     sums = tuple(objectives.cell_sums(objective, side.factors[0]) for side in (u, v))
     if sums[0] is not None:
         u, v = (
-            block_update.step_without_points(objective, u, sums[1], free[0], step_size),
-            block_update.step_without_points(objective, v, sums[0], free[1], step_size),
+            block_update.step_without_entries(objective, u, sums[1], free[0], step_size),
+            block_update.step_without_entries(objective, v, sums[0], free[1], step_size),
         )
     moved = parallel.as_varying(
         block_update.block_update(
@@ -147,7 +147,7 @@ def run_epoch(
             step_size,
             u,
             v,
-            points,
+            entries,
             _own_work(first, last),
             sums,
         )
@@ -174,14 +174,14 @@ def losses_of_shards(
     objective: Objective,
     u: SideBlocks,
     v: SideBlocks,
-    points: Points,
+    entries: BlockEntries,
     first: Array,
     last: Array,
 ) -> Array:
-    """[B], sums over shards of the points' losses."""
+    """[B], sums over shards of the entries' losses."""
     work = _own_work(first, last)
     factors = u.factors, v.factors
-    losses = block_update.block_losses(config.backend, objective, *factors, points, work)
+    losses = block_update.block_losses(config.backend, objective, *factors, entries, work)
     return parallel.as_varying(losses)
 
 
@@ -197,17 +197,17 @@ def make_programs(
     objective: Objective, config: SgdConfig, num_workers: int, mesh: Mesh
 ) -> Programs:
     """Binds the functions above to a mesh; nothing is compiled before the first call."""
-    sides_and_points = (SPLIT,) * 5
+    sides_and_entries = (SPLIT,) * 5
     return Programs(
         parallel.sharded(
             mesh,
             functools.partial(run_epoch, objective, config, num_workers),
-            (*sides_and_points, REPLICATED),
+            (*sides_and_entries, REPLICATED),
             (SPLIT, SPLIT),
         ),
         {
             each.loss: parallel.sharded(
-                mesh, functools.partial(losses_of_shards, config, each), sides_and_points, SPLIT
+                mesh, functools.partial(losses_of_shards, config, each), sides_and_entries, SPLIT
             )
             for each in (objective, SQUARED_ERROR)
         },
@@ -225,16 +225,16 @@ class Setup(NamedTuple):
 
     Attributes:
       mesh: the devices.
-      shards: a worker's points each.
+      shards: a worker's entries each.
       terms: of the objective.
-      points: of all shards, by the number of the shuffle.
+      entries: of all shards, by the number of the shuffle.
       programs: what the devices run.
     """
 
     mesh: Mesh
     shards: list[Shard]
     terms: Terms
-    points: LastShuffle
+    entries: LastShuffle
     programs: Programs
 
 
@@ -256,7 +256,7 @@ def epoch(setup: Setup, state: MixingState, number: int, step_size: float) -> Mi
     u, v = setup.programs.run_epoch(
         state.u,
         state.v,
-        setup.points(shuffle),
+        setup.entries(shuffle),
         np.concatenate([visit.first[:, 0] for visit in drawn]),
         np.concatenate([visit.last[:, 0] for visit in drawn]),
         np.float32(step_size),
@@ -265,16 +265,16 @@ def epoch(setup: Setup, state: MixingState, number: int, step_size: float) -> Mi
 
 
 def losses_by_shard(setup: Setup, state: MixingState, objective: Objective) -> np.ndarray:
-    """Sums over shards of the points' losses, [W]; `objective` names the loss."""
+    """Sums over shards of the entries' losses, [W]; `objective` names the loss."""
     # A shard's sub-blocks are neighbours: one visit for all.
     ends = np.stack([shard.cut.offsets[0, 0, [0, -1]] for shard in setup.shards])
     program = setup.programs.losses[objective.loss]
-    points = setup.points(int(state.shuffle))
-    return parallel.to_host(program(state.u, state.v, points, ends[:, :1], ends[:, 1:]))
+    entries = setup.entries(int(state.shuffle))
+    return parallel.to_host(program(state.u, state.v, entries, ends[:, :1], ends[:, 1:]))
 
 
 def objective_of(setup: Setup, state: MixingState, losses: np.ndarray) -> float:
-    """The objective of the first copy, from the points' losses under it."""
+    """The objective of the first copy, from the entries' losses under it."""
     penalties, cell_sums = parallel.to_host(setup.programs.penalties(state.u, state.v))
     return objectives.total(
         losses,
@@ -303,15 +303,15 @@ def make_solver(
 
     Args:
       objective: any loss and penalty.
-      entries: the points.
-      config: how a worker visits its points.
+      entries: of the matrix.
+      config: how a worker visits its entries.
       num_workers: W, a multiple of `num_devices`.
       num_devices: D.
       prior: see `objective.make_terms`.
       width: columns of the factors to come, which size the sub-blocks; any other width works too.
 
     Raises:
-      ValueError: bad values, more workers than points, or fewer devices than asked for.
+      ValueError: bad values, more workers than entries, or fewer devices than asked for.
     """
     objectives.check_values(objective, entries)
     config = dataclasses.replace(config, backend=block_update.choose_backend(config.backend))
@@ -321,7 +321,7 @@ def make_solver(
         mesh,
         shards,
         objectives.make_terms(objective, entries, prior),
-        LastShuffle(lambda shuffle: parallel.split(mesh, stacked_points(shards, shuffle))),
+        LastShuffle(lambda shuffle: parallel.split(mesh, stacked_entries(shards, shuffle))),
         make_programs(objective, config, num_workers, mesh),
     )
     losses = block_objective.remember_last(functools.partial(losses_by_shard, setup))

@@ -1,6 +1,6 @@
-"""Stochastic gradient descent, one point at a time.
+"""Stochastic gradient descent, one entry at a time.
 
-At a point ``x`` in row n and column m, both factors move from their old values:
+At an entry ``x`` in row n and column m, both factors move from their old values:
 
     u_n <- u_n - step * gradient_u,      v_m <- v_m - step * gradient_v
 
@@ -10,7 +10,7 @@ by ``sqrt(1 + sum of the mean squares of its gradients before this one)``. Where
 bounds the factors, as `gkl` does, they are projected to be at least zero.
 
 What a run needs of all cells (``V^T V`` or ``sum_m v_m``) is computed before it and held fixed.
-Rows and columns without points take the whole of it in one step at its start.
+Rows and columns without entries take the whole of it in one step at its start.
 
 `run_in_order` is what the faster backends of `block_update` must equal.
 """
@@ -25,20 +25,22 @@ from metamf_jax.factorization import objective as objectives
 from metamf_jax.factorization.objective import CellSums, Objective, SideTerms, Terms
 from metamf_jax.types import Array, Factors
 
+# Named after the flag.
 POINT_ORDERS: Final = ("blocks", "full")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SgdConfig:
-    """What all that runs SGD over blocks of points reads.
+    """What all that runs SGD over blocks of entries reads.
 
     Attributes:
-      point_order: `blocks` visits cache-sized sub-blocks in a fresh random order every epoch, and
-        shuffles inside them every 8th, or every 64th where a block has many; `full` puts all points
-        of a block into a fresh random order every epoch, which takes longer than the updates.
+      point_order: of the entries. `blocks` visits cache-sized sub-blocks in a fresh random order
+        every epoch, and shuffles inside them every 8th, or every 64th where a block has many;
+        `full` puts all entries of a block into a fresh random order every epoch, which takes longer
+        than the updates.
       backend: one of `block_update.BACKENDS`.
       per_row: whether AdaGrad scales the steps, see `step_size.StepSize.per_row`.
-      seed: of the permutation, the strata and the order of points.
+      seed: of the permutation, the strata and the order of entries.
     """
 
     point_order: str = "blocks"
@@ -70,7 +72,7 @@ def project(objective: Objective, factor: Array) -> Array:
     return jnp.maximum(factor, 0) if objective.record.non_negative else factor
 
 
-def point_step(
+def entry_step(
     objective: Objective,
     per_row: bool,
     step_size: Array,
@@ -80,7 +82,7 @@ def point_step(
     terms: Terms,
     sums: tuple[CellSums, CellSums],
 ) -> tuple[Factors, Squares]:
-    """One step of SGD at one point.
+    """One step of SGD at one entry.
 
     Args:
       objective: the objective.
@@ -104,7 +106,7 @@ def point_step(
     return Factors(*(project(objective, f) for f in moved)), squares
 
 
-def step_without_points(
+def step_without_entries(
     objective: Objective,
     step_size: Array,
     factors: Array,
@@ -112,7 +114,7 @@ def step_without_points(
     opposite: CellSums,
     trainable: Array,
 ) -> Array:
-    """Moves the rows without points down the all-cell term and the penalty.
+    """Moves the rows without entries down the all-cell term and the penalty.
 
     The step is cut to what is stable there, one over the trace of the curvature.
 
@@ -141,7 +143,7 @@ def step_without_points(
 
 
 def take(tree: Any, index: Array) -> Any:
-    """Entry `index` of every array's leading axis."""
+    """Place `index` of every array's leading axis."""
     return jax.tree.map(lambda x: x[index], tree)
 
 
@@ -151,13 +153,13 @@ def run_in_order(
     step_size: Array,
     factors: Factors,
     squares: Squares,
-    points: tuple[Array, Array, Array],
+    entries: tuple[Array, Array, Array],
     terms: Terms,
     sums: tuple[CellSums, CellSums],
     first: Array | int = 0,
     last: Array | int | None = None,
 ) -> tuple[Factors, Squares]:
-    """Runs SGD once over the points, in the order given.
+    """Runs SGD once over the entries, in the order given.
 
     Args:
       objective: the objective.
@@ -165,17 +167,17 @@ def run_in_order(
       step_size: scalar.
       factors: ``u`` [N, K] and ``v`` [M, K].
       squares: of all rows and columns.
-      points: rows [E], columns [E] and values [E], in the order to visit.
+      entries: rows [E], columns [E] and values [E], in the order to visit.
       terms: from `objective.make_terms`.
       sums: `objective.cell_sums` of U and of V, held fixed.
-      first: number of the first point to visit.
-      last: number of the point to stop before; None for E.
+      first: number of the first entry to visit.
+      last: number of the entry to stop before; None for E.
 
     Returns:
       The new factors and squares.
     """
-    factors, squares, terms, points = jax.tree.map(jnp.asarray, (factors, squares, terms, points))
-    rows, columns, values = points
+    factors, squares, terms, entries = jax.tree.map(jnp.asarray, (factors, squares, terms, entries))
+    rows, columns, values = entries
 
     def visit(t, carry):
         n, m = rows[t], columns[t]
@@ -187,7 +189,7 @@ def run_in_order(
             return type(pair)(pair[0].at[n].set(new[0]), pair[1].at[m].set(new[1]))
 
         factors, squares = carry
-        new_factors, new_squares = point_step(
+        new_factors, new_squares = entry_step(
             objective,
             per_row,
             step_size,

@@ -29,7 +29,7 @@ class Solver(NamedTuple):
         ran): one, or as many as the method runs at once; the bits are those of single ones.
       objective: state -> the objective, penalty included.
       factors: state -> Factors, in the order of the matrix's rows and columns.
-      squared_error: state -> sum of (x - u . v)^2 over the points; None where the points are to be
+      squared_error: state -> sum of (x - u . v)^2 over the entries; None where they are to be
         scored with the factors.
     """
 
@@ -203,11 +203,11 @@ def initial_factors(
     init: str = "uniform",
     scale: float | None = None,
 ) -> Factors:
-    """Small random factors around the prior means; the means themselves where there are no points.
+    """Small random factors around the prior means; the means themselves where there are no entries.
 
     Args:
       objective: under `gkl` the draw is folded to positive values.
-      entries: the points.
+      entries: of the matrix.
       terms: from `objective.make_terms`.
       rank: K, without the bias columns.
       rng: draws the factors.
@@ -255,7 +255,7 @@ def _initial_side(
     if objective.record.non_negative:
         draw = np.abs(draw)
     draw = (scale * draw).astype(np.float32)
-    # Nothing but the prior would ever pull a row without points from where it starts.
+    # Nothing but the prior would ever pull a row without entries from where it starts.
     draw[terms.count == 0] = 0
     if objective.biases:
         draw = with_bias_columns(draw, side)

@@ -40,7 +40,7 @@ class SolverConfig(DsgdConfig):
         return als.AlsConfig(self.conjugate_steps, self.num_devices, self.backend)
 
 
-# Objective, points, configuration, prior, width of the factors to come -> solver.
+# Objective, entries, configuration, prior, width of the factors to come -> solver.
 _Make = Callable[[Objective, Entries, SolverConfig, FactorPrior | None, int], Solver]
 
 
@@ -90,7 +90,7 @@ def _make_lbfgs(objective, entries, config, prior, width):
 
 SOLVERS: Final = {
     "sgd": Kind(
-        "stochastic gradient descent, one point after the other",
+        "stochastic gradient descent, one entry after the other",
         "SGD",
         LOSSES,
         _make_sgd,
@@ -171,14 +171,14 @@ def choose_step_size(
     init: str = "uniform",
     scale: float | None = None,
 ) -> StepSize:
-    """The rule with the first step size that serves best on a sample of at least 50,000 points.
+    """The rule with the first step size that serves best on a sample of at least 50,000 entries.
 
     Each of 1/2, 1/4 .. 1/2048 runs three epochs of SGD on the sample; the lowest objective wins. A
-    sample's rows have fewer points than the matrix's; the penalty `prior` is read as no penalty.
+    sample's rows have fewer entries than the matrix's; the penalty `prior` is read as no penalty.
 
     Args:
       objective: the objective.
-      entries: the points.
+      entries: of the matrix.
       rank: K, without bias columns.
       rule: its name and power are kept.
       config: backend, order and seed.

@@ -104,15 +104,15 @@ def parse(text: str) -> StepSize:
 
 
 def sample_entries(entries: Entries, rng: np.random.Generator, at_least: int = 50_000) -> Entries:
-    """A random sub-matrix with at least `at_least` points, or everything where there are fewer.
+    """A random sub-matrix with at least `at_least` entries, or everything where there are fewer.
 
     Args:
-      entries: the points; NumPy.
+      entries: of the matrix; NumPy.
       rng: draws the rows and columns to keep.
-      at_least: number of points wanted.
+      at_least: number of entries wanted.
 
     Returns:
-      The points of the rows and columns drawn, renumbered.
+      The entries of the rows and columns drawn, renumbered.
     """
     if len(entries.values) <= at_least:
         return entries

@@ -1,6 +1,6 @@
 """Strata: which blocks of a P x P grid are worked on together, as an array of integers.
 
-A stratum is a set of P blocks no two of which share a row block or a column block. Points of
+A stratum is a set of P blocks no two of which share a row block or a column block. Entries of
 different blocks of a stratum are then interchangeable, so its blocks may run in parallel and the
 result is still that of some serial order. Gemulla et al., KDD 2011.
 """

@@ -107,7 +107,7 @@ class Step(NamedTuple):
       send: [D - 1, B].
       receive: [D - 1, B].
       held: [B], the column block in each of the device's slots after the move.
-      work: which points to visit then.
+      work: which entries to visit then.
     """
 
     rounds: Array

@@ -1,4 +1,4 @@
-"""What SGD visits in which order, all of it drawn from the seed: the cut, the strata, the points.
+"""What SGD visits in which order, all of it drawn from the seed: the cut, the strata, the entries.
 
 Each stream of random numbers is drawn from the seed and the numbers of epoch, shuffle or block, so
 that a run that goes on finds the same as one that never stopped, on any number of devices.
@@ -18,7 +18,7 @@ from metamf_jax.types import Entries
 # have many. With many the order of sub-blocks is random enough: on ML-1M at rank 32 (AdaGrad, 256
 # sub-blocks a block) the test RMSE after 20 epochs was 0.8521 with a shuffle every epoch, every 8th
 # and with none, and a shuffle takes as long as several epochs. With one, on matrices of a hundred
-# cells, the objective ends 1% higher when it comes rarely.
+# entries, the objective ends 1% higher when it comes rarely.
 _INSIDE_EVERY, _INSIDE_EVERY_OF_MANY, _MANY = 8, 64, 8
 
 # Streams of random numbers drawn from one seed.
@@ -30,7 +30,7 @@ def _generator(config: SgdConfig, stream: int, *numbers: int) -> np.random.Gener
 
 
 def block_rng(config: SgdConfig, shuffle: int) -> BlockRng:
-    """Draws the order of each block's points in a shuffle; the 0th is that of the cut."""
+    """Draws the order of each block's entries in a shuffle; the 0th is that of the cut."""
     return lambda i, j: _generator(config, _INSIDE, shuffle, i, j)
 
 
@@ -45,22 +45,22 @@ def cut_matrix(
     num_blocks: int,
     width: int,
     own: range | None = None,
-    num_points: int | None = None,
+    num_entries: int | None = None,
 ) -> Blocks:
     """Cuts the matrix as `config` says.
 
     Args:
-      entries: the points.
-      config: its order of points and seed.
+      entries: of the matrix.
+      config: its order of entries and seed.
       num_blocks: P, blocks per side.
       width: columns of the factors to come, which size the sub-blocks.
-      own: the row blocks whose points to keep; None for all.
-      num_points: what the number of sub-blocks follows from; None for that of the entries.
+      own: the row blocks whose entries to keep; None for all.
+      num_entries: what the number of sub-blocks follows from; None for that of the entries.
     """
     cuts = 1, 1
     if config.point_order == "blocks":
-        num_points = len(entries.values) if num_points is None else num_points
-        cuts = cuts_for_cache(entries.shape, num_blocks, width, num_points)
+        num_entries = len(entries.values) if num_entries is None else num_entries
+        cuts = cuts_for_cache(entries.shape, num_blocks, width, num_entries)
     return make_blocks(entries, num_blocks, cuts, sides_rng(config), block_rng(config, 0), own)
 
 
@@ -69,9 +69,9 @@ class Visits(NamedTuple):
 
     Attributes:
       schedule: [S, P], see `strata.make_schedule`.
-      first: [P, S, Q] int32: first point of each sub-block to visit, see `block_update.Work`.
+      first: [P, S, Q] int32: first entry of each sub-block to visit, see `block_update.Work`.
       last: [P, S, Q] int32.
-      shuffle: which shuffle of the points inside the sub-blocks to use, counted from 0.
+      shuffle: which shuffle of the entries inside the sub-blocks to use, counted from 0.
     """
 
     schedule: np.ndarray
@@ -123,7 +123,7 @@ def in_a_row(drawn: list[Visits]) -> Visits:
 
 
 def every_block_once(cut: Blocks | BlockStore, shuffle: int) -> Visits:
-    """A pass over all points that changes nothing; a block's sub-blocks are one visit."""
+    """A pass over all entries that changes nothing; a block's sub-blocks are one visit."""
     schedule = strata.make_schedule("seq", cut.num_blocks, np.random.default_rng(0))
     ends = _offsets_in_order(cut, schedule)[:, :, [0, -1]]
     return Visits(schedule, ends[:, :, :1], ends[:, :, 1:], shuffle)

@@ -2,7 +2,7 @@
 
 The matrices are [height, height] in flat float32 arrays, ``height`` a multiple of `TILE`'s columns,
 of which the first ``width`` rows and columns count and only the part above the diagonal is read.
-Both the sum over points and the trailing updates of the blocked factorization are sums of outer
+Both the sum over entries and the trailing updates of the blocked factorization are sums of outer
 products, `vectors.add_products`.
 """
 
@@ -22,10 +22,10 @@ from metamf_jax.kernels.vectors import (
     multiply,
 )
 
-# Points gathered at a time: 32 kB at width 128.
+# Vectors gathered at a time: 32 kB at width 128.
 BATCH = 64
 
-# Rows of the Cholesky factor between two trailing updates. At width 128 an iteration of ALS on
+# Rows of the Cholesky factor between two trailing updates. At width 128 a sweep of ALS on
 # MovieLens-1M took 589 ms on two cores, and 755 ms with 32, once each on a machine with other work.
 _PANEL = 16
 
@@ -41,11 +41,11 @@ def padded(width: int) -> int:
 
 
 @inside
-def add_gram(gram, points, count, width, height):
-    """``gram += sum_e p_e p_e^T`` over the first ``count`` rows of points [BATCH * height]."""
+def add_gram(gram, vectors, count, width, height):
+    """``gram += sum_e d_e d_e^T`` over the first ``count`` of vectors [BATCH * height]."""
     for j in range(np.uint64(0), width, _ROWS):
         for k in range(j // _COLUMNS * _COLUMNS, height, _COLUMNS):
-            add_products(gram, j * height + k, points, j, k, height, count, _ONE)
+            add_products(gram, j * height + k, vectors, j, k, height, count, _ONE)
 
 
 @inside

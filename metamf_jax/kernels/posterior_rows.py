@@ -25,10 +25,10 @@ _ZERO, _HALF, _ONE, _TWICE = (np.float32(x) for x in (0, 0.5, 1, 2))
 # Its square is a normal number.
 _TINY = 1e-18
 _NEXT, _TWO, _LANES = (np.uint64(x) for x in (1, 2, LANES))
-# A row without cells takes as long as so many cells.
-_CELLS_A_ROW = 10
-# Less work than so many cells is not worth waking a thread for, which takes 0.05 ms.
-_CELLS_A_PART = 4000
+# A row without entries takes as long as so many entries.
+_ENTRIES_A_ROW = 10
+# Less work than so many entries is not worth waking a thread for, which takes 0.05 ms.
+_ENTRIES_A_PART = 4000
 
 # JAX's results are read-only as NumPy arrays.
 _INDEX, _VECTOR, _TABLE = (
@@ -49,10 +49,10 @@ def _compiled(*arguments: Any):
 
 
 class Sorted(NamedTuple):
-    """A list of cells row by row.
+    """A list of entries row by row.
 
     Attributes:
-      starts: [N + 1] int32: row n has the cells ``starts[n]`` up to ``starts[n + 1]``.
+      starts: [N + 1] int32: row n has the entries ``starts[n]`` up to ``starts[n + 1]``.
       columns: [E] int32.
       values: [E] float32.
       parts: rows where one thread's share ends and the next begins, from 0 to N.
@@ -76,21 +76,21 @@ def _sort(rows, columns, values, places, sorted_columns, sorted_values):
 
 
 def sort(rows: np.ndarray, columns: np.ndarray, values: np.ndarray, counts: np.ndarray) -> Sorted:
-    """Sorts cells by row, those of a row in the order of the list.
+    """Sorts entries by row, those of a row in the order of the list.
 
     Args:
-      rows: [E], N for padding cells, which are dropped.
+      rows: [E], N for padding entries, which are dropped.
       columns: [E].
       values: [E].
-      counts: [N], cells of each row.
+      counts: [N], entries of each row.
     """
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     found = np.empty(starts[-1], np.int32), np.empty(starts[-1], np.float32)
     listed = (np.ascontiguousarray(x, np.int32) for x in (rows, columns))
     _sort(*listed, np.ascontiguousarray(values, np.float32), starts[:-1].copy(), *found)
-    cost = starts + _CELLS_A_ROW * np.arange(len(starts))
+    cost = starts + _ENTRIES_A_ROW * np.arange(len(starts))
     # Twice as many as threads: one that is held up leaves the rest to others.
-    parts = min(2 * _threads(), cost[-1] // _CELLS_A_PART) if _threads() > 1 else 1
+    parts = min(2 * _threads(), cost[-1] // _ENTRIES_A_PART) if _threads() > 1 else 1
     cuts = np.searchsorted(cost, np.linspace(0, cost[-1], max(parts, 1) + 1))
     return Sorted(starts, *found, cuts)
 
@@ -110,7 +110,7 @@ def _solve(
     starts,  # [N + 1]
     columns,  # [E]
     values,  # [E]
-    points,  # [M * 2 * height], see `solve`
+    of_columns,  # [M * 2 * height], see `solve`
     root,  # [M], of the weight
     offset,  # [M]
     offset_spread,  # [M], times the weight
@@ -125,9 +125,9 @@ def _solve(
     square,  # [N]
 ):
     width = np.uint64(mean.shape[1])
-    # The target of a cell and the root of its weight follow its design.
+    # The target of an entry and the root of its weight follow its design.
     target, weight, extended = width, width + _NEXT, width + _NEXT + _NEXT
-    height = np.uint64(points.shape[0] // (2 * root.shape[0]))
+    height = np.uint64(of_columns.shape[0] // (2 * root.shape[0]))
     gram = np.empty(height * height, np.float32)
     batch = np.empty(np.uint64(BATCH) * height, np.float32)
     uncertain = np.empty(height, np.float32)
@@ -158,11 +158,11 @@ def _solve(
                     m = np.uint64(columns[np.uint64(begin) + e])
                     at = _TWO * m * height
                     for k in range(height):
-                        batch[e * height + k] = points[at + k]
+                        batch[e * height + k] = of_columns[at + k]
                     rest = values[np.uint64(begin) + e] - base[n] - offset[m]
                     batch[e * height + target] = root[m] * rest
                     of_offset += offset_spread[m]
-                    add_multiple(uncertain, np.uint64(0), points, at + height, height, _ONE)
+                    add_multiple(uncertain, np.uint64(0), of_columns, at + height, height, _ONE)
                 add_gram(gram, batch, count, extended, height)
             lane = members
             for j in range(extended):
@@ -243,7 +243,7 @@ def _solve(
 
 
 def solve(matrix: Sorted, problem: Any) -> tuple[np.ndarray, ...]:
-    """`row_solver.solve` of a list of cells: the arrays of its ``Solution``.
+    """`row_solver.solve` of a list of entries: the arrays of its ``Solution``.
 
     Args:
       matrix: from `sort`.
@@ -252,15 +252,15 @@ def solve(matrix: Sorted, problem: Any) -> tuple[np.ndarray, ...]:
     p = problem._make(np.ascontiguousarray(x, np.float32) for x in problem)
     num_rows, width = p.mean.shape
     root = np.sqrt(p.weight)
-    # Of each column its design, a place for the cell's target, and its weight, all times the root;
+    # Of each column its design, a place for the entry's target, and its weight, all times the root;
     # then its spread times the weight.
-    points = np.zeros((len(root), 2, padded(width + 2)), np.float32)
-    points[:, 0, :width] = root[:, None] * p.design
-    points[:, 0, width + 1] = root
-    points[:, 1, :width] = p.weight[:, None] * p.spread
+    of_columns = np.zeros((len(root), 2, padded(width + 2)), np.float32)
+    of_columns[:, 0, :width] = root[:, None] * p.design
+    of_columns[:, 0, width + 1] = root
+    of_columns[:, 1, :width] = p.weight[:, None] * p.spread
     # Factors that explain nothing die away to numbers with which arithmetic is ten times slower.
-    points[np.abs(points) < _TINY] = 0
-    arguments = points.ravel(), root, p.offset, p.weight * p.offset_spread, *p[5:]
+    of_columns[np.abs(of_columns) < _TINY] = 0
+    arguments = of_columns.ravel(), root, p.offset, p.weight * p.offset_spread, *p[5:]
     shapes = (num_rows, width), (num_rows, width), (num_rows,), (num_rows,)
     solution = tuple(np.empty(shape, np.float32) for shape in shapes)
 

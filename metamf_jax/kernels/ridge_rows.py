@@ -16,12 +16,12 @@ _TINY = np.float32(1e-30)
 
 
 def _solve_rows(
-    starts,  # [R + 1] first point of each row
+    starts,  # [R + 1] first entry of each row
     columns,
     values,
     design,  # [M, padded K]
     offset,  # [M]
-    base_gram,  # [padded K, padded K], or [0, 0] where the points alone count
+    base_gram,  # [padded K, padded K], or [0, 0] where the entries alone count
     base_moment,  # [K], or [0]
     weight,  # [R]
     mean,  # [R, K]
@@ -106,11 +106,11 @@ def solve_rows(
     """The best factors of rows, one ridge regression each.
 
     Row n minimises ``w^T G w / 2 - m . w + weight_n / 2 |w - mean_n|^2``, where G and m are sums of
-    ``d d^T`` and ``(x - offset) d`` over its points; or, where a base is given, G is the base's and
-    m the base's plus the sum. Where the weight is zero, the answer is near ``current_n``.
+    ``d d^T`` and ``(x - offset) d`` over its entries; or, where a base is given, G is the base's
+    and m the base's plus the sum. Where the weight is zero, the answer is near ``current_n``.
 
     Args:
-      starts: [R + 1] int32: row n has the points ``starts[n]`` up to ``starts[n + 1]``.
+      starts: [R + 1] int32: row n has the entries ``starts[n]`` up to ``starts[n + 1]``.
       columns: [E] int32.
       values: [E] float32.
       design: [M, padded(K)] float32, zero beyond K.
@@ -122,7 +122,7 @@ def solve_rows(
       current: [R, K].
 
     Returns:
-      [R, K]; rows without points stay at the mean, unless a base is given.
+      [R, K]; rows without entries stay at the mean, unless a base is given.
     """
     height = design.shape[1]
     shapes = [mean.shape, (height * height,), (BATCH * height,), (height,), (height,)]

@@ -54,10 +54,10 @@ def _draw_rows(
                 one = scale * root[m]
                 target = one * (values[np.uint64(begin) + e] - offset[m])
                 for k in range(height):
-                    entry = scale * design[m, k]
-                    batch[e * height + k] = entry
-                    moment[k] += target * entry
-                    border[k] += one * entry
+                    scaled = scale * design[m, k]
+                    batch[e * height + k] = scaled
+                    moment[k] += target * scaled
+                    border[k] += one * scaled
                 corner += one * one
                 of_effect += one * target
             add_gram(gram, batch, count, rank, height)

@@ -227,15 +227,15 @@ def add_product(typing_context, sums, at_sums, x, at_x, y, at_y, sign):
 
 
 @intrinsic
-def add_products(typing_context, sums, at_sums, points, at_rows, at_columns, stride, count, sign):
+def add_products(typing_context, sums, at_sums, pairs, at_rows, at_columns, stride, count, sign):
     """Adds ``sign * sum_e a_e b_e^T`` to a tile of `TILE` rows and columns.
 
     Args:
       sums: holds the tile from ``at_sums``, its rows ``stride`` apart.
-      points: ``a_e`` begins at ``at_rows + e stride``, ``b_e`` at ``at_columns + e stride``.
+      pairs: ``a_e`` begins at ``at_rows + e stride``, ``b_e`` at ``at_columns + e stride``.
       count: how many.
     """
-    signature = types.void(sums, PLACE, points, PLACE, PLACE, PLACE, PLACE, NUMBER)
+    signature = types.void(sums, PLACE, pairs, PLACE, PLACE, PLACE, PLACE, NUMBER)
     num_rows, vectors = TILE[0], TILE[1] // LANES
 
     def generate(context, builder, signature, arguments):

@@ -21,7 +21,7 @@ import numpy as np
 
 from metamf_jax import parallel
 from metamf_jax.factorization import block_update
-from metamf_jax.factorization.als import Runs, cut_into_runs, deal_rows
+from metamf_jax.factorization.dealt_rows import Runs, cut_into_runs, deal_rows
 from metamf_jax.parallel import REPLICATED, SPLIT
 from metamf_jax.types import Array, Entries
 
@@ -34,7 +34,7 @@ class RowsData(NamedTuple):
     Attributes:
       mesh: the devices.
       compiled: whether the compiled kernel draws.
-      entries: the dealt entries, as ``als.DealtRows`` without its rows, or as ``als.Runs``.
+      entries: the dealt entries, as `DealtRows` without its rows, or as `Runs`.
       dealt_shape: (D, R), with places for R rows on each device.
       places: [N], where each row stands among the dealt ones.
       counts: [N], entries of each row.
@@ -156,7 +156,7 @@ def _draw_compiled(entries, design, root, offset, weight, precision, pull, noise
 
 
 def _draw_xla(entries, design, root, offset, weight, precision, pull, noise):
-    """`kernels.row_draws.draw_rows`, with the entries of one device as `als.Runs`."""
+    """`kernels.row_draws.draw_rows`, with the entries of one device as `Runs`."""
     runs, width = Runs(*entries), precision.shape[0]
     # Padding entries read this column of zeros.
     padding = len(root)

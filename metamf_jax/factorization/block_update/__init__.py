@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 import jax
 
 from metamf_jax.factorization import sgd
+from metamf_jax.factorization.blocks import BlockEntries
 from metamf_jax.factorization.objective import CellSums, Objective, SideTerms
 from metamf_jax.kernels import ffi
 from metamf_jax.types import Array
@@ -25,7 +26,7 @@ class SideBlocks(NamedTuple):
       factors: [B, R, K].
       squares: [B, R] AdaGrad's memory, see `sgd.Squares`.
       terms: `objective.SideTerms` with arrays of [B, R] and [B, R, K]; a row that is only there to
-        fill the block up has no points, no weight and zero factors.
+        fill the block up has no entries, no weight and zero factors.
     """
 
     factors: Array
@@ -33,19 +34,11 @@ class SideBlocks(NamedTuple):
     terms: SideTerms
 
 
-class Points(NamedTuple):
-    """The points of B row blocks, [B, L] each; see `blocks.Blocks`."""
-
-    rows: Array
-    columns: Array
-    values: Array
-
-
 class Work(NamedTuple):
-    """Which points to visit.
+    """Which entries to visit.
 
     Attributes:
-      first: [B, Q] int32: row block b visits its points ``first[b, 0] .. last[b, 0] - 1``, then
+      first: [B, Q] int32: row block b visits its entries ``first[b, 0] .. last[b, 0] - 1``, then
         ``first[b, 1] ..``, and so on.
       last: [B, Q] int32.
       slots: [B] int32: all of them lie in the column block ``v.factors[slots[b]]``.
@@ -90,11 +83,11 @@ def block_update(
     step_size: Array,
     u: SideBlocks,
     v: SideBlocks,
-    points: Points,
+    entries: BlockEntries,
     work: Work,
     sums: tuple[CellSums, CellSums],
 ) -> tuple[SideBlocks, SideBlocks]:
-    """Runs `sgd.point_step` over the points of B blocks, no two in one row or column block.
+    """Runs `sgd.entry_step` over the entries of B blocks, no two in one row or column block.
 
     Args:
       backend: from `choose_backend`.
@@ -103,24 +96,24 @@ def block_update(
       step_size: float32 scalar.
       u: B row blocks.
       v: column blocks.
-      points: of the row blocks.
+      entries: of the row blocks, [B, L] each.
       work: what to visit, in which order.
       sums: `objective.cell_sums` of the whole U and V, held fixed.
 
     Returns:
       u and v with new factors and squares.
     """
-    return _module(backend).block_update(objective, per_row, step_size, u, v, points, work, sums)
+    return _module(backend).block_update(objective, per_row, step_size, u, v, entries, work, sums)
 
 
-def step_without_points(
+def step_without_entries(
     objective: Objective,
     side: SideBlocks,
     opposite: CellSums,
     trainable: Array,
     step_size: Array,
 ) -> SideBlocks:
-    """`sgd.step_without_points` of B blocks of one side, one after the other; XLA's alone.
+    """`sgd.step_without_entries` of B blocks of one side, one after the other; XLA's alone.
 
     Args:
       objective: with an all-cell term.
@@ -131,7 +124,7 @@ def step_without_points(
     """
 
     def one_block(block):
-        return sgd.step_without_points(
+        return sgd.step_without_entries(
             objective, step_size, block.factors, block.terms, opposite, trainable
         )
 
@@ -139,19 +132,19 @@ def step_without_points(
 
 
 def block_losses(
-    backend: str, objective: Objective, u: Array, v: Array, points: Points, work: Work
+    backend: str, objective: Objective, u: Array, v: Array, entries: BlockEntries, work: Work
 ) -> Array:
-    """Sum of `objective.point_losses` over the points of each of B blocks.
+    """Sum of `objective.entry_losses` over the entries of each of B blocks.
 
     Args:
       backend: from `choose_backend`.
       objective: the objective.
       u: [B, R, K] row blocks of factors.
       v: [B', C, K] column blocks of factors.
-      points: of the row blocks.
+      entries: of the row blocks, [B, L] each.
       work: as for `block_update`.
 
     Returns:
       [B] float32.
     """
-    return _module(backend).block_losses(objective, u, v, points, work)
+    return _module(backend).block_losses(objective, u, v, entries, work)

@@ -2,7 +2,7 @@
 
 There are two kernels. `_make_plain_update` serves the objectives whose gradients are
 ``slope y + weight x``: a row's factors, padded to whole vectors, are read once and written once for
-each point, and four points that share no row or column are visited together (`four_points`).
+each entry, and four entries that share no row or column are visited together (`four_entries`).
 `_update` serves all others: prior means, all-cell terms and projections.
 """
 
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numba
 import numpy as np
 
-from metamf_jax.factorization.block_update.four_points import differ, dot_four, step_four
+from metamf_jax.factorization.block_update.four_entries import differ, dot_four, step_four
 from metamf_jax.factorization.losses import GKL_FLOOR, LOSSES
 from metamf_jax.kernels.ffi import VECTORISED, NumbaKernel
 from metamf_jax.kernels.vectors import dot, in_vectors, move_both, padded
@@ -26,7 +26,8 @@ _SQUARED, _SQUARED_ALL, _ABSOLUTE, _LOGISTIC, _GKL = map(LOSSES.index, LOSSES)
 _HALF, _ONE, _ZERO, _TWO = (np.float32(x) for x in (0.5, 1, 0, 2))
 _FLOOR = np.float32(GKL_FLOOR)
 
-_POINTS = ("int32[:,:]", "int32[:,:]", "float32[:,:]", "int32[:,:]", "int32[:,:]", "int32[:]")
+_ENTRIES = ("int32[:,:]", "int32[:,:]", "float32[:,:]")
+_WORK = ("int32[:,:]", "int32[:,:]", "int32[:]")
 _FACTORS = ("float32[:,:,:]", "float32[:,:,:]")
 _TABLES = ("float32[:,:]", "float32[:,:]")
 
@@ -64,7 +65,7 @@ def _make_plain_update(vectors):
         first,
         last,
         slots,
-        share_u,  # [B, R] penalty weight of a point
+        share_u,  # [B, R] penalty weight of an entry
         share_v,
         old_u,
         old_v,
@@ -249,7 +250,8 @@ def _make_plain_update(vectors):
         _plain_update,
         arguments=(
             *("int32", "bool", "bool", "float32"),
-            *_POINTS,
+            *_ENTRIES,
+            *_WORK,
             *_TABLES,
             *_FACTORS,
             *_TABLES,
@@ -277,7 +279,7 @@ def _update(
     slots,
     share_u,
     share_v,
-    inverse_u,  # [B, R] one over the number of points
+    inverse_u,  # [B, R] one over the number of entries
     inverse_v,
     mean_u,  # [B, R, K], or [0, 0, 0]
     mean_v,
@@ -386,7 +388,8 @@ _update_kernel = NumbaKernel(
     _update,
     arguments=(
         *("int32", "bool", "bool", "float32"),
-        *_POINTS,
+        *_ENTRIES,
+        *_WORK,
         *(_TABLES * 2),
         *_FACTORS,
         *_TABLES,
@@ -396,11 +399,11 @@ _update_kernel = NumbaKernel(
     results=(*_FACTORS, *_TABLES),
 )
 _losses_kernel = NumbaKernel(
-    _losses, arguments=("int32", *_POINTS, *_FACTORS), results=("float32[:]",)
+    _losses, arguments=("int32", *_ENTRIES, *_WORK, *_FACTORS), results=("float32[:]",)
 )
 
 
-def block_update(objective, per_row, step_size, u, v, points, work, sums):
+def block_update(objective, per_row, step_size, u, v, entries, work, sums):
     """See `metamf_jax.factorization.block_update.block_update`."""
     has_means = u.terms.mean is not None
     all_cells = sums[0] is not None
@@ -415,7 +418,7 @@ def block_update(objective, per_row, step_size, u, v, points, work, sums):
         jnp.bool_(per_row),
         jnp.bool_(objective.biases),
         step_size,
-        *points,
+        *entries,
         *work,
         *(side.terms.weight * i for side, i in zip((u, v), inverse, strict=True)),
     )
@@ -452,7 +455,7 @@ def block_update(objective, per_row, step_size, u, v, points, work, sums):
     )
 
 
-def block_losses(objective, u, v, points, work):
+def block_losses(objective, u, v, entries, work):
     """See `metamf_jax.factorization.block_update.block_losses`."""
     loss = jnp.int32(LOSSES.index(objective.loss))
-    return _losses_kernel(loss, *points, *work, u, v, shapes=[u.shape[:1]])[0]
+    return _losses_kernel(loss, *entries, *work, u, v, shapes=[u.shape[:1]])[0]

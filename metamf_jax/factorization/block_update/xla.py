@@ -1,4 +1,4 @@
-"""Blocks through XLA's own loops: any platform, one point at a time."""
+"""Blocks through XLA's own loops: any platform, one entry at a time."""
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +9,14 @@ from metamf_jax.factorization.objective import Terms
 from metamf_jax.types import Factors
 
 
-def block_update(objective, per_row, step_size, u, v, points, work, sums):
+def block_update(objective, per_row, step_size, u, v, entries, work, sums):
     """See `metamf_jax.factorization.block_update.block_update`."""
 
     def one_block(b, carry):
         u, v = carry
         s = work.slots[b]
         terms = Terms(sgd.take(u.terms, b), sgd.take(v.terms, s))
-        block = sgd.take(points, b)
+        block = sgd.take(entries, b)
 
         def sub_block(q, here):
             factors, squares = here
@@ -39,21 +39,21 @@ def block_update(objective, per_row, step_size, u, v, points, work, sums):
     return jax.lax.fori_loop(0, _count(work), one_block, (u, v))
 
 
-def block_losses(objective, u, v, points, work):
+def block_losses(objective, u, v, entries, work):
     """See `metamf_jax.factorization.block_update.block_losses`."""
-    points, work = jax.tree.map(jnp.asarray, (points, work))
-    place = jnp.arange(points.rows.shape[1])
+    entries, work = jax.tree.map(jnp.asarray, (entries, work))
+    place = jnp.arange(entries.rows.shape[1])
 
     def one_block(b, sums):
-        rows, columns, values = sgd.take(points, b)
+        rows, columns, values = sgd.take(entries, b)
         factors = Factors(u[b], v[work.slots[b]])
-        losses = objectives.point_losses(objective, factors, rows, columns, values)
+        losses = objectives.entry_losses(objective, factors, rows, columns, values)
         # The sub-blocks of a block are neighbours.
         inside = (place >= work.first[b].min()) & (place < work.last[b].max())
         return sums.at[b].set(jnp.where(inside, losses, 0).sum())
 
     # Zero, and not a constant, so that under `shard_map` it differs between devices like the sums.
-    zero = 0 * points.values[:, 0]
+    zero = 0 * entries.values[:, 0]
     return jax.lax.fori_loop(0, _count(work), one_block, zero)
 
 

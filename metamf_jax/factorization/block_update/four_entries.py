@@ -1,10 +1,10 @@
-"""Four points of SGD at a time, as LLVM instructions. Imports Numba.
+"""Four entries of SGD at a time, as LLVM instructions. Imports Numba.
 
-Points that share neither row nor column may be visited together: each then finds the same factors
-as if they were visited one after the other. A core waits for the one product of a point most of its
-time; four give it enough to do, and what is not vectors in one point (slopes, step sizes, sums of
-squares) is vectors in four. At rank 32 a core made 1.8 times as many updates a second as point by
-point, at rank 128 1.5 times.
+Entries that share neither row nor column may be visited together: each then finds the same factors
+as if they were visited one after the other. A core waits for the one product of an entry most of
+its time; four give it enough to do, and what is not vectors in one entry (slopes, step sizes, sums
+of squares) is vectors in four. At rank 32 a core made 1.8 times as many updates a second as entry
+by entry, at rank 128 1.5 times.
 
 Arrays are as in `kernels.vectors`. What is known of a row is (step size, sum of squares, squared
 norm, penalty weight), in an array of four columns.
@@ -54,7 +54,7 @@ def _vector_of(builder, values):
 
 @intrinsic
 def differ(typing_context, rows, columns, place):
-    """Whether the four points from a place on are in different rows and different columns."""
+    """Whether the four entries from a place on are in different rows and different columns."""
     signature = types.boolean(rows, columns, PLACE)
 
     def generate(context, builder, signature, arguments):
@@ -158,7 +158,7 @@ def step_four(
     vectors,
     scaled,
 ):
-    """One step of SGD at four points, which `differ`.
+    """One step of SGD at four entries, which `differ`.
 
     Args:
       x: rows from the four places `at_x`.
