@@ -99,17 +99,25 @@ def load_draws(path: str | os.PathLike) -> NamedDraws:
         num_draws, num_rows, width = draws.rows.shape
         num_columns = draws.columns.shape[1]
         shapes = {
+            "rows": (max(num_draws, 1), num_rows, max(width, 1)),
             "columns": (num_draws, num_columns, width),
             "row_shares": (num_draws, num_rows),
             "column_shares": (num_draws, num_columns),
             "alpha": (num_draws,),
         }
         for name, shape in shapes.items():
-            if getattr(draws, name).shape != shape:
-                raise ValueError(f"{name} has shape {getattr(draws, name).shape}, expected {shape}")
+            array = getattr(draws, name)
+            if array.shape != shape:
+                raise ValueError(f"{name} has shape {array.shape}, expected {shape}")
+        for name in ("row_shares", "column_shares", "alpha"):
+            if (getattr(draws, name) <= 0).any():
+                raise ValueError(f"expected positive {name}: they are precisions")
+        scale = arrays["scale"]
+        if scale.shape != (len(Scale._fields),) or not np.isfinite(scale).all():
+            raise ValueError(f"expected a scale of {len(Scale._fields)} finite numbers")
         return NamedDraws(
             draws,
-            Scale(*arrays["scale"].tolist()),
+            Scale(*scale.tolist()),
             decode_ids(arrays["row_ids"], num_rows),
             decode_ids(arrays["column_ids"], num_columns),
         )
