@@ -9,8 +9,12 @@ the last bit the same; parameter mixing lags behind.
     python -m experiments.factorize --flagfile=experiments/flagfiles/factorize_ml100k.txt \
         --data_dir=DIR --workdir=runs/best
 
-The workdir receives the factors with the names of rows and columns (``factors.safetensors``) and
-``summary.json``; started again, a run that was cut short goes on from its last epoch.
+    python -m experiments.factorize --dataset=ml100k --split=official --data_dir=DIR \
+        --solver=gibbs --workdir=runs/gibbs
+
+The workdir receives the factors with the names of rows and columns (``factors.safetensors``; the
+sampler's draws: ``draws.safetensors``) and ``summary.json``; started again, a run that was cut
+short goes on from its last epoch.
 """
 
 import dataclasses
@@ -21,7 +25,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import common, shared_flags, splits
+from experiments import common, sample, shared_flags, splits
 from metamf_jax import parallel, processes, sums
 from metamf_jax.data import entry_streams, sources
 from metamf_jax.factorization import (
@@ -79,6 +83,8 @@ _DEFAULTS = {
     "step_size": "bold_driver:auto",
 }
 
+_GIBBS = "the posterior, by Gibbs sampling: predictions with error bars"
+
 # Of `--als_solver=cg`.
 _CONJUGATE_STEPS = 3
 
@@ -96,7 +102,10 @@ _SPLIT = flags.DEFINE_enum(
 )
 _TEST_FRACTION = shared_flags.test_fraction()
 _SOLVER = flags.DEFINE_enum(
-    "solver", "dsgd", list(SOLVERS), str({name: kind.told for name, kind in SOLVERS.items()})
+    "solver",
+    "dsgd",
+    [*SOLVERS, "gibbs"],
+    str({name: kind.told for name, kind in SOLVERS.items()} | {"gibbs": _GIBBS}),
 )
 _LOSS = flags.DEFINE_enum(
     "loss", None, [*objectives.LOSSES, *objectives.ALIASES], "Loss, or a name for loss and penalty."
@@ -117,8 +126,8 @@ _EARLY_STOPPING = flags.DEFINE_float(
 _EVALUATE_EVERY = flags.DEFINE_integer(
     "evaluate_every",
     1,
-    "Epochs between two evaluations of objective and errors, each with a checkpoint; 0 for the last"
-    " epoch alone. --early_stopping compares two evaluations.",
+    "Epochs (sweeps of gibbs) between two evaluations of objective and errors, each with a"
+    " checkpoint; 0 for the last alone. --early_stopping compares two evaluations.",
     lower_bound=0,
 )
 _INIT = flags.DEFINE_string(
@@ -149,6 +158,39 @@ _ALS_SOLVER = flags.DEFINE_string(
     " steps of conjugate gradients from the factors before, through XLA.",
 )
 _BACKEND = flags.DEFINE_enum("backend", "auto", block_update.BACKENDS, "How blocks are updated.")
+_DRAWS = flags.DEFINE_integer(
+    "draws", None, "gibbs: draws kept, of all chains together (100).", lower_bound=1
+)
+_BURN_IN = flags.DEFINE_integer(
+    "burn_in", None, "gibbs: sweeps of each chain before its first kept draw (30).", lower_bound=0
+)
+_CHAINS = flags.DEFINE_integer(
+    "chains", None, "gibbs: independent chains (2), which part the draws.", lower_bound=1
+)
+_PATTERN_FEATURES = flags.DEFINE_integer(
+    "pattern_features",
+    None,
+    "gibbs: singular vectors of the pattern of observed cells, as features of rows and columns."
+    " Default: 64, from 300,000 cells on 128.",
+    lower_bound=0,
+)
+_ROW_NOISE = flags.DEFINE_float(
+    "row_noise",
+    None,
+    "gibbs: shape a of the Gamma(a, a) prior of each row's share in the noise's precision (2); 0"
+    " for rows all alike.",
+    lower_bound=0,
+)
+_COLUMN_NOISE = flags.DEFINE_float(
+    "column_noise", None, "gibbs: the same of the columns (3).", lower_bound=0
+)
+
+_OF_GIBBS = (_DRAWS, _BURN_IN, _CHAINS, _PATTERN_FEATURES, _ROW_NOISE, _COLUMN_NOISE)
+# What means nothing to a sampler.
+_NOT_OF_GIBBS = (
+    *(_PENALTY, _REGULARIZATION, _BIASES, _EPOCHS, _EARLY_STOPPING, _INIT, _STEP_SIZE),
+    *(_SCHEDULE, _POINT_ORDER, _BLOCKS, _BLOCK_STORE, _ALS_SOLVER),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -549,9 +591,55 @@ def _chosen() -> dict[str, Any]:
     return chosen
 
 
+def _of_sampler() -> sample.Config:
+    """What the preset sets, and flags change.
+
+    Raises:
+      ValueError: a flag is given that does not apply to sampling.
+    """
+    given = [f"--{flag.name}" for flag in _NOT_OF_GIBBS if flag.present]
+    if given:
+        raise ValueError(f"--solver=gibbs does not read {', '.join(given)}; leave it out")
+    if _LOSS.value not in (None, "squared"):
+        raise ValueError(
+            "the solver 'gibbs' serves the loss squared (Gaussian noise), got"
+            f" {_LOSS.value!r}; solvers that serve it: {', '.join(_serving(_LOSS.value))}"
+        )
+    chosen = dict(sample.PRESETS[common.PRESET.value])
+    chosen.update((flag.name, flag.value) for flag in (_RANK, *_OF_GIBBS) if flag.value is not None)
+    return sample.Config(
+        dataset=_INPUT.value or _DATASET.value,
+        test_input=_TEST_INPUT.value,
+        split=_SPLIT.value,
+        fold=_FOLD.value,
+        test_fraction=_TEST_FRACTION.value,
+        evaluate_every=_EVALUATE_EVERY.value,
+        backend=_BACKEND.value,
+        seed=common.SEED.value,
+        **chosen,
+    )
+
+
+def _serving(loss: str) -> list[str]:
+    """The solvers that serve a loss or an alias."""
+    name, _ = objectives.resolve_names(loss, None if loss in objectives.ALIASES else "none")
+    return [solver_name for solver_name, kind in SOLVERS.items() if name in kind.losses]
+
+
 def main() -> None:
     several = common.DEVICES.value or processes.count() > 1
     num_devices = len(parallel.devices()) if several else 1
+    if common.WORKDIR.value is None:
+        raise ValueError("--workdir is needed: the folder for the run's files")
+    where = common.WORKDIR.value, common.DATA_DIR.value
+    if _SOLVER.value == "gibbs":
+        config = _of_sampler()
+        with common.profiled(common.WORKDIR.value):
+            sample.run(config, *where, num_devices)
+        return
+    given = [f"--{flag.name}" for flag in _OF_GIBBS if flag.present]
+    if given:
+        raise ValueError(f"--solver=gibbs alone reads {', '.join(given)}; leave it out")
     if not SOLVERS[_SOLVER.value].several_devices:
         num_devices = 1
     config = Config(
@@ -572,10 +660,8 @@ def main() -> None:
         seed=common.SEED.value,
         **_chosen(),
     )
-    if common.WORKDIR.value is None:
-        raise ValueError("--workdir is needed: the folder for the run's files")
     with common.profiled(common.WORKDIR.value):
-        run(config, common.WORKDIR.value, common.DATA_DIR.value, num_devices)
+        run(config, *where, num_devices)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,21 @@ The answer has a line for each cell: row, column, value, and in ``known`` whethe
 stood in the training table: ``both``, only the ``row``, only the ``column``, or ``neither``. What
 is not known is answered by the mean of the known ones. Factors may also be a LIBMF model in text;
 ``--libmf_output`` writes one.
+
+Of the draws that ``--solver=gibbs`` left the value is the mean over draws; ``--std`` and
+``--quantiles`` tell where the cell's value may lie, noise and all. ``--top_by=upper`` ranks columns
+by the mean of the fitted value plus its standard deviation over draws, so that what is not yet
+known well comes first; it is then a column of the answer.
+
+    python -m experiments.predict --factors=runs/gibbs --pairs=cells.csv --std \
+        --quantiles=0.05,0.95 --output=values.csv
 """
 
 import csv
 import io
 import os
 import pathlib
+from typing import NamedTuple
 
 import numpy as np
 from absl import flags
@@ -23,13 +32,17 @@ from metamf_jax.data import libmf_text, tables
 from metamf_jax.data.tables import write as write_tables
 from metamf_jax.factorization import prediction
 from metamf_jax.factorization.factor_file import load_factors
+from metamf_jax.posterior import draws_file, predictive
+from metamf_jax.posterior.draws_file import NamedDraws
 from metamf_jax.runs.files import write_text
 from metamf_jax.types import Factors
 
 _OUTPUT = shared_flags.output()
 _PAIRS = shared_flags.pairs()
 _FACTORS = flags.DEFINE_string(
-    "factors", None, "Workdir of a factorization, its factors.safetensors, or a LIBMF model."
+    "factors",
+    None,
+    "Workdir of a factorization, its factors.safetensors or draws.safetensors, or a LIBMF model.",
 )
 _TOP = flags.DEFINE_integer(
     "top", None, "Writes so many columns with the largest values for each row.", lower_bound=1
@@ -37,6 +50,19 @@ _TOP = flags.DEFINE_integer(
 _ROWS = flags.DEFINE_string("rows", None, "File of row ids, one a line, for --top. Default: all.")
 _EXCLUDE = flags.DEFINE_string(
     "exclude", None, "Table whose cells --top leaves out, for instance the training ratings."
+)
+_TOP_BY = flags.DEFINE_enum(
+    "top_by",
+    "mean",
+    ["mean", "upper"],
+    "Of draws, what --top ranks by: the mean of the fitted value, or that plus its standard"
+    " deviation over draws.",
+)
+_STD = flags.DEFINE_bool(
+    "std", False, "Of draws: a column `std`, the standard deviation of a cell's value."
+)
+_QUANTILES = flags.DEFINE_list(
+    "quantiles", [], "Of draws: probabilities, each a column such as `q0.05`, of a cell's value."
 )
 _LIBMF_OUTPUT = flags.DEFINE_string(
     "libmf_output", None, "File to write the factors to, as a model for LIBMF's mf-predict."
@@ -53,47 +79,85 @@ _LIBMF_NUMBERS = flags.DEFINE_enum(
 _KNOWN = np.array(["both", "row", "column", "neither"], object)
 
 
-def read_factors(path: str | os.PathLike) -> tuple[Factors, np.ndarray, np.ndarray]:
-    """(factors, row ids, column ids) from a workdir, a safetensors file or a LIBMF model.
+class NamedFactors(NamedTuple):
+    """Factors ``u`` [N, K] and ``v`` [M, K], with row ids [N] and column ids [M]."""
+
+    factors: Factors
+    row_ids: np.ndarray
+    column_ids: np.ndarray
+
+
+class Details(NamedTuple):
+    """What draws are asked beside values.
+
+    Attributes:
+      std: whether the standard deviation is.
+      quantiles: probabilities, as they were written.
+      upper: whether the best columns are those with the largest upper bound.
+    """
+
+    std: bool = False
+    quantiles: tuple[str, ...] = ()
+    upper: bool = False
+
+
+def read_model(path: str | os.PathLike) -> NamedFactors | NamedDraws:
+    """Reads a workdir, a safetensors file or a LIBMF model.
 
     Raises:
       ValueError: there is no such file, or it holds something else.
     """
     path = pathlib.Path(path)
     if path.is_dir():
-        path = path / "factors.safetensors"
+        draws = path / "draws.safetensors"
+        path = draws if draws.exists() else path / "factors.safetensors"
     if path.exists():
         with path.open("rb") as file:
             start = file.read(2)
         # A safetensors file starts with the length of its header in eight bytes.
         if start in (b"f ", b"\x1f\x8b"):
-            return libmf_text.read_libmf(path)
-    return load_factors(path)
+            return NamedFactors(*libmf_text.read_libmf(path))
+        if draws_file.holds_draws(path):
+            return draws_file.load_draws(path)
+    return NamedFactors(*load_factors(path))
+
+
+def _answers(
+    model: NamedFactors | NamedDraws, rows: np.ndarray, columns: np.ndarray, details: Details
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Values [P] of cells, -1 for what is unknown, and further columns [P] by name."""
+    if isinstance(model, NamedFactors):
+        return prediction.predict(prediction.with_unknown(model.factors), rows, columns), {}
+    probabilities = tuple(map(float, details.quantiles))
+    found = predictive.predict_unknown(model.draws, model.scale, rows, columns, probabilities)
+    extra = {"std": found.std} if details.std else {}
+    extra |= {f"q{p}": q for p, q in zip(details.quantiles, found.quantiles, strict=True)}
+    return found.mean.astype("f"), {name: x.astype("f") for name, x in extra.items()}
 
 
 def write_pairs(
     path: str,
-    factors: Factors,
-    row_ids: np.ndarray,
-    column_ids: np.ndarray,
+    model: NamedFactors | NamedDraws,
     asked_rows: np.ndarray,
     asked_columns: np.ndarray,
+    details: Details,
 ) -> None:
     """Answers the cells asked for, in their order.
 
     Args:
       path: the file to write.
-      factors: ``u`` [N, K] and ``v`` [M, K].
-      row_ids: [N].
-      column_ids: [M].
+      model: what answers.
       asked_rows: [P] ids.
       asked_columns: [P] ids.
+      details: of draws.
     """
-    rows = tables.positions(asked_rows, row_ids)
-    columns = tables.positions(asked_columns, column_ids)
-    values = prediction.predict(prediction.with_unknown(factors), rows, columns)
+    rows = tables.positions(asked_rows, model.row_ids)
+    columns = tables.positions(asked_columns, model.column_ids)
+    values, extra = _answers(model, rows, columns, details)
     known = _KNOWN[(columns < 0) + 2 * (rows < 0)]
-    write_tables.write_pairs(path, asked_rows, asked_columns, values, extra={"known": known})
+    write_tables.write_pairs(
+        path, asked_rows, asked_columns, values, extra={**extra, "known": known}
+    )
     some = {name: int((known == name).sum()) for name in _KNOWN[1:]}
     print(
         f"wrote {path}: {len(values)} cells; column unknown {some['row']}, row unknown"
@@ -101,45 +165,61 @@ def write_pairs(
     )
 
 
+def _top_columns(
+    model: NamedFactors | NamedDraws,
+    numbers: np.ndarray,
+    count: int,
+    left_out: tuple[np.ndarray, np.ndarray],
+    upper: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`prediction.top_columns` of rows, -1 for an unknown one; those of `left_out` are places."""
+    everyone = np.arange(len(numbers))
+    if isinstance(model, NamedFactors):
+        u = prediction.with_unknown(model.factors).u[numbers]
+        factors = Factors(u, model.factors.v)
+        return prediction.top_columns(factors, everyone, count, left_out)
+    rows = predictive.with_unknown(model.draws).rows[:, numbers]
+    draws = model.draws._replace(rows=rows)
+    return predictive.top_columns(draws, model.scale, everyone, count, left_out, upper)
+
+
 def write_top(
     path: str,
-    factors: Factors,
-    row_ids: np.ndarray,
-    column_ids: np.ndarray,
+    model: NamedFactors | NamedDraws,
     count: int,
-    asked_rows: np.ndarray | None = None,
-    excluded: tuple[np.ndarray, np.ndarray] | None = None,
+    asked_rows: np.ndarray | None,
+    excluded: tuple[np.ndarray, np.ndarray] | None,
+    details: Details,
 ) -> None:
     """Writes the columns with the largest values for each row, the largest first.
 
     Args:
       path: the file to write.
-      factors: ``u`` [N, K] and ``v`` [M, K].
-      row_ids: [N].
-      column_ids: [M].
+      model: what answers.
       count: columns a row; fewer where fewer are left.
       asked_rows: [R] ids; None for all. An unknown row is answered like the mean of the known ones.
       excluded: ids of the rows [X] and columns [X] of cells to leave out.
+      details: of draws.
     """
-    asked = row_ids if asked_rows is None else asked_rows
+    asked = model.row_ids if asked_rows is None else asked_rows
     # Every row asked for gets a number of its own, so that unknown ones leave out cells too.
-    numbers = tables.positions(asked, row_ids)
+    numbers = tables.positions(asked, model.row_ids)
     left_out = np.zeros((2, 0), int)
     if excluded is not None:
-        left_out = np.stack(
-            [tables.positions(excluded[0], asked), tables.positions(excluded[1], column_ids)]
-        )
+        of_columns = tables.positions(excluded[1], model.column_ids)
+        left_out = np.stack([tables.positions(excluded[0], asked), of_columns])
         left_out = left_out[:, (left_out >= 0).all(axis=0)]
-    u = prediction.with_unknown(factors).u[numbers]
-    everyone = np.arange(len(asked))
-    columns, values = prediction.top_columns(
-        Factors(u, factors.v), everyone, count, (left_out[0], left_out[1])
-    )
+    columns, values = _top_columns(model, numbers, count, (left_out[0], left_out[1]), details.upper)
     kept = np.isfinite(values)
-    rows = np.broadcast_to(everyone[:, None], kept.shape)[kept]
+    rows, columns = np.nonzero(kept)[0], columns[kept]
+    values, extra = values[kept], {}
+    if isinstance(model, NamedDraws):
+        upper = {"upper": values} if details.upper else {}
+        values, extra = _answers(model, numbers[rows], columns, details)
+        extra |= upper
     known = _KNOWN[2 * (numbers[rows] < 0)]
     write_tables.write_pairs(
-        path, asked[rows], column_ids[columns[kept]], values[kept], extra={"known": known}
+        path, asked[rows], model.column_ids[columns], values, extra={**extra, "known": known}
     )
     print(
         f"wrote {path}: {kept.sum()} cells of {len(asked)} rows, {(numbers < 0).sum()} of them"
@@ -173,19 +253,46 @@ def main() -> None:
     if _TOP.value is None and (_ROWS.value or _EXCLUDE.value):
         raise ValueError("--rows and --exclude go with --top=N")
     output = common.needed(_OUTPUT) if _LIBMF_OUTPUT.value is None else ""
-    table = read_factors(source)
+    details = _details()
+    model = read_model(source)
+    if isinstance(model, NamedFactors) and details != Details():
+        raise ValueError(
+            f"{source} holds factors, which tell no spread: --std, --quantiles and --top_by=upper"
+            " need the draws of --solver=gibbs"
+        )
     if _LIBMF_OUTPUT.value is not None:
-        write_libmf(_LIBMF_OUTPUT.value, *table, _LIBMF_NUMBERS.value)
+        if isinstance(model, NamedDraws):
+            raise ValueError(f"{source} holds draws, but a LIBMF model is one pair of factors")
+        write_libmf(_LIBMF_OUTPUT.value, *model, _LIBMF_NUMBERS.value)
     elif _PAIRS.value is not None:
-        write_pairs(output, *table, *tables.read_pairs(_PAIRS.value))
+        write_pairs(output, model, *tables.read_pairs(_PAIRS.value), details)
     elif _TOP.value is not None:
         write_top(
             output,
-            *table,
+            model,
             _TOP.value,
             tables.read_ids(_ROWS.value) if _ROWS.value else None,
             tables.read_pairs(_EXCLUDE.value) if _EXCLUDE.value else None,
+            details,
         )
+
+
+def _details() -> Details:
+    """What the flags ask.
+
+    Raises:
+      ValueError: a quantile is no probability, or --top_by stands without --top.
+    """
+    for text in _QUANTILES.value:
+        try:
+            sound = 0 < float(text) < 1
+        except ValueError:
+            sound = False
+        if not sound:
+            raise ValueError(f"expected --quantiles between 0 and 1, got {text!r}")
+    if _TOP_BY.present and _TOP.value is None:
+        raise ValueError("--top_by goes with --top=N")
+    return Details(_STD.value, tuple(_QUANTILES.value), _TOP_BY.value == "upper")
 
 
 if __name__ == "__main__":

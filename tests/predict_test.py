@@ -8,6 +8,10 @@ import pytest
 
 from experiments import predict
 from metamf_jax.factorization.factor_file import save_factors
+from metamf_jax.posterior import draws_file
+from metamf_jax.posterior.chains import Draws
+from metamf_jax.posterior.hyperprior import Hyperprior
+from metamf_jax.posterior.predictive import Scale
 from metamf_jax.types import Factors
 from tests.experiments_test import launch
 
@@ -94,6 +98,110 @@ def test_a_libmf_model_answers_alike(factors, tmp_path):
     dense = factors.u @ factors.v.T
     got = [float(line[2]) for line in table(out)[1:]]
     np.testing.assert_allclose(got, [dense[2, 1], dense[0, 3]], rtol=1e-5)
+
+
+@pytest.fixture
+def draws(tmp_path):
+    """Saves 50 draws of three rows and four columns; the folder is that of the test."""
+    rng = np.random.default_rng(0)
+
+    def normal(*shape):
+        return rng.normal(size=(50, *shape)).astype("f")
+
+    def positive(*shape):
+        return rng.gamma(9, 1 / 9, size=(50, *shape)).astype("f")
+
+    prior = Hyperprior(normal(2, 3), normal(3, 3), positive(1))
+    made = Draws(
+        normal(3, 3) + normal(3, 3)[:1],
+        normal(4, 3) + normal(4, 3)[:1],
+        positive(3),
+        positive(4),
+        4 * positive(),
+        prior,
+        prior,
+    )
+    named = draws_file.NamedDraws(made, Scale(3.5, 1.1, 1, 5), ROWS, COLUMNS)
+    draws_file.save_draws(tmp_path / "draws.safetensors", named)
+    return named
+
+
+def values_of_draws(named):
+    """[S, N, M] fitted values, clipped, and the deviation of the noise."""
+    draws, scale = named.draws, named.scale
+    u, v = (x.astype(float) for x in (draws.rows, draws.columns))
+    fitted = np.einsum("snk,smk->snm", u[..., :-1], v[..., :-1])
+    fitted += u[..., None, -1] + v[:, None, :, -1]
+    precision = draws.alpha[:, None, None] * draws.row_shares[:, :, None]
+    noise = scale.unit / np.sqrt(precision * draws.column_shares[:, None])
+    return np.clip(scale.center + scale.unit * fitted, scale.low, scale.high), noise
+
+
+def test_draws_answer_with_spread_and_quantiles(draws, tmp_path):
+    asked = [("007", "30"), ("ann", "10"), ("bob", "40"), ("eve", "20"), ("bob", "99")]
+    (tmp_path / "pairs.csv").write_text("user,item\n" + "".join(f"{n},{m}\n" for n, m in asked))
+    out, pairs = tmp_path / "out.csv", f"--pairs={tmp_path / 'pairs.csv'}"
+    run(tmp_path, pairs, "--std", "--quantiles=0.05,0.95", f"--output={out}")
+    lines = table(out)
+    assert lines[0] == ["row", "column", "value", "std", "q0.05", "q0.95", "known"]
+    assert [(line[0], line[1]) for line in lines[1:]] == asked
+    assert [line[-1] for line in lines[1:]] == ["both", "both", "both", "column", "row"]
+    numbers = np.array([line[2:-1] for line in lines[1:]], float)
+    fitted, noise = values_of_draws(draws)
+    std = np.sqrt(fitted.var(axis=0) + (noise**2).mean(axis=0))
+    at = [2, 0, 1], [2, 0, 3]
+    np.testing.assert_allclose(numbers[:3, 0], fitted.mean(axis=0)[at], rtol=1e-4)
+    np.testing.assert_allclose(numbers[:3, 1], std[at], rtol=1e-4)
+    assert (numbers[:, 2] < numbers[:, 0]).all()
+    assert (numbers[:, 0] < numbers[:, 3]).all()
+    # Of whom nothing is known it is no more certain than of those who are known.
+    assert (numbers[3:, 1] > 0.8 * std.mean()).all()
+    # Without them, the columns of factors.
+    run(tmp_path / "draws.safetensors", pairs, f"--output={out}")
+    assert table(out)[0] == ["row", "column", "value", "known"]
+
+
+@pytest.mark.parametrize("by", ["mean", "upper"])
+def test_the_best_columns_of_draws(draws, by, tmp_path):
+    (tmp_path / "seen.csv").write_text("user,item,rating\nbob,20,3\n")
+    (tmp_path / "rows.txt").write_text("user\nbob\neve\n")
+    out = tmp_path / "out.csv"
+    arguments = f"--top_by={by}", f"--exclude={tmp_path / 'seen.csv'}", f"--output={out}"
+    run(tmp_path, "--top=3", f"--rows={tmp_path / 'rows.txt'}", *arguments)
+    head, *lines = table(out)
+    assert head == ["row", "column", "value", *(["upper"] if by == "upper" else []), "known"]
+    fitted, _ = values_of_draws(draws)
+    mean, upper = fitted.mean(axis=0)[1], (fitted.mean(axis=0) + fitted.std(axis=0))[1]
+    by_value = mean if by == "mean" else upper
+    order = sorted([0, 2, 3], key=lambda m: -by_value[m])
+    mine = [line for line in lines if line[0] == "bob"]
+    assert [int(line[1]) for line in mine] == [10 * (m + 1) for m in order]
+    np.testing.assert_allclose([float(line[2]) for line in mine], mean[order], rtol=1e-4)
+    np.testing.assert_allclose([float(line[-2]) for line in mine], by_value[order], rtol=1e-4)
+    assert [line[-1] for line in lines if line[0] == "eve"] == ["column"] * 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--libmf_output=out",), "holds draws, but a LIBMF model is one pair of factors"),
+        (("--top=3", "--quantiles=0.5,2"), "expected --quantiles between 0 and 1, got '2'"),
+        (("--pairs=a", "--top_by=upper"), "--top_by goes with --top=N"),
+        (("--top=3", "--factors=factors.safetensors", "--std"), "holds factors, which tell no"),
+        (("--top=3", "--factors=cut"), "cut does not hold"),
+    ],
+)
+@pytest.mark.usefixtures("factors", "draws")
+def test_mistakes_with_draws(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cut").write_bytes((tmp_path / "draws.safetensors").read_bytes()[:-1])
+    output = () if "out" in arguments[0] else ("--output=out.csv",)
+    ended = launch(predict, "--factors=draws.safetensors", *arguments, *output)
+    assert ended.code == 1
+    assert ended.err.startswith("error: ")
+    assert message in ended.err
+    assert ended.err.count("\n") == 1
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith((".", "out"))]
 
 
 @pytest.mark.parametrize(

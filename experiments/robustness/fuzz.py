@@ -41,6 +41,10 @@ from metamf_jax.factorization import factor_file
 from metamf_jax.imputation.prior import LearnedPrior, TrainedOn, metadata, read_prior
 from metamf_jax.meta_learning import meta_loss
 from metamf_jax.meta_learning.episodes import Standardization
+from metamf_jax.posterior import draws_file
+from metamf_jax.posterior.chains import Draws
+from metamf_jax.posterior.hyperprior import Hyperprior
+from metamf_jax.posterior.predictive import Scale
 from metamf_jax.runs import checkpoint, run_log
 from metamf_jax.types import Factors
 
@@ -196,6 +200,16 @@ def _factors() -> list[bytes]:
     return [saved(names), saved(np.arange(3))]
 
 
+def _draws() -> list[bytes]:
+    ones = functools.partial(np.ones, dtype=np.float32)
+    prior = Hyperprior(ones((2, 1, 3)), ones((2, 3, 3)), ones((2, 0)))
+    sides = ones((2, 3, 3)), ones((2, 2, 3)), ones((2, 3)), ones((2, 2))
+    draws = Draws(*sides, ones(2), prior, prior)
+    names = np.array(["ann", "bob", "ü"], object)
+    named = draws_file.NamedDraws(draws, Scale(3.0, 1.0, 1.0, 5.0), names, np.array([7, 8]))
+    return [_saved(lambda path: draws_file.save_draws(path, named), "draws")]
+
+
 def _config() -> list[bytes]:
     return [
         json.dumps(
@@ -299,6 +313,12 @@ READERS: Mapping[str, Reader] = {
         "factors.safetensors",
         _factors,
         lambda path, folder: factor_file.load_factors(path),
+        _rewrite_safetensors,
+    ),
+    "draws": Reader(
+        "draws.safetensors",
+        _draws,
+        lambda path, folder: draws_file.load_draws(path),
         _rewrite_safetensors,
     ),
     "config": Reader("config.json", _config, lambda path, folder: run_log.read_config(folder)),

@@ -1,6 +1,7 @@
 """Answers from factors: values of listed cells, and the best columns of rows."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -44,11 +45,19 @@ def predict(factors: Factors, rows: np.ndarray, columns: np.ndarray) -> np.ndarr
     return values
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def _best(u: Array, v: Array, excluded: Array, count: int) -> tuple[Array, Array]:
-    values = jnp.matmul(u, v.T, precision=jax.lax.Precision.HIGHEST)
+@jax.jit
+def _products(u: Array, v: Array) -> Array:
+    return jnp.matmul(u, v.T, precision=jax.lax.Precision.HIGHEST)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _largest(values: Array, excluded: Array, count: int) -> tuple[Array, Array]:
     # Excluded columns are numbers; M, one past the end, fills the table up.
-    values = values.at[jnp.arange(len(u))[:, None], excluded].set(-jnp.inf, mode="drop")
+    values = (
+        jnp.asarray(values)
+        .at[jnp.arange(len(values))[:, None], excluded]
+        .set(-jnp.inf, mode="drop")
+    )
     best, columns = jax.lax.top_k(values, count)
     return best, columns
 
@@ -70,9 +79,31 @@ def top_columns(
       columns left, they end in M and -inf.
     """
     u, v = map(np.asarray, factors)
-    rows = np.asarray(rows)
-    num_columns, count = len(v), min(count, len(v))
-    step = max(1, min(len(rows), _FLOATS_AT_ONCE // (num_columns + u.shape[1])))
+    return largest_columns(
+        lambda part: _products(u[part], v), rows, len(v), count, excluded, len(v) + u.shape[1]
+    )
+
+
+def largest_columns(
+    values_of: Callable[[np.ndarray], Array],
+    rows: np.ndarray,
+    num_columns: int,
+    count: int,
+    excluded: tuple[np.ndarray, np.ndarray],
+    floats_of_row: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`top_columns` of values that some function computes.
+
+    Args:
+      values_of: from [B] of the rows to their values [B, M].
+      rows: [R] int.
+      num_columns: M.
+      count: as in `top_columns`.
+      excluded: likewise.
+      floats_of_row: that the function takes for a row, by which B is chosen.
+    """
+    rows, count = np.asarray(rows), min(count, num_columns)
+    step = max(1, min(len(rows), _FLOATS_AT_ONCE // floats_of_row))
     order = np.argsort(excluded[0], kind="stable")
     excluded_rows, excluded_columns = (np.asarray(x)[order] for x in excluded)
     first, last = (np.searchsorted(excluded_rows, rows, side) for side in ("left", "right"))
@@ -86,7 +117,7 @@ def top_columns(
         inside = place < last[part, None]
         table = np.full(place.shape, num_columns, np.int32)
         table[inside] = excluded_columns[place[inside]]
-        values, columns = map(np.asarray, _best(u[rows[part]], v, table, count))
+        values, columns = map(np.asarray, _largest(values_of(rows[part]), table, count))
         size = min(step, len(rows) - start)
         left = np.isfinite(values[:size])
         best[0][start : start + size] = np.where(left, columns[:size], num_columns)

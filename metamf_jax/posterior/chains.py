@@ -11,7 +11,7 @@ positive sequence. They are of quantities that do not change when the factors ar
 
 import concurrent.futures
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import NamedTuple
 
 import jax
@@ -92,7 +92,7 @@ def init(data: Data, config: GibbsConfig, chains: ChainsConfig) -> list[State]:
 
 def sweeps(
     states: list[State], data: Data, config: GibbsConfig, chains: ChainsConfig, first: int = 1
-) -> Iterator[tuple[int, list[State]]]:
+) -> Generator[tuple[int, list[State]], None, None]:
     """Yields the number of each sweep, from `first` to the last, and the states after it."""
 
     def advance(chain: int) -> State:

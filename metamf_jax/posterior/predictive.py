@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metamf_jax.factorization import prediction
 from metamf_jax.posterior.chains import Draws
 from metamf_jax.types import Array
 
@@ -77,6 +78,98 @@ def predict(
         return np.clip(scale.center + scale.unit * standardised, scale.low, scale.high)
 
     return Prediction(on_scale(mean), scale.unit * std, on_scale(quantile))
+
+
+def predict_unknown(
+    draws: Draws, scale: Scale, rows: Array, columns: Array, quantiles: tuple[float, ...] = ()
+) -> Prediction:
+    """`predict`, with -1 for a row or column that is not known.
+
+    Its value is that of the mean of the known ones' factors; its spread and quantiles are those of
+    a known one, in each draw another, drawn at random.
+    """
+    rows, columns = np.asarray(rows), np.asarray(columns)
+    if min(rows.min(initial=0), columns.min(initial=0)) >= 0:
+        return predict(draws, scale, rows, columns, quantiles)
+    mean = predict(with_unknown(draws), scale, rows, columns).mean
+    _, std, found = predict(with_unknown(draws, drawn=True), scale, rows, columns, quantiles)
+    return Prediction(mean, std, found)
+
+
+def with_unknown(draws: Draws, drawn: bool = False) -> Draws:
+    """Appends to both sides what number -1 then means, an unknown row or column.
+
+    Args:
+      draws: [S, N, L] and [S, M, L] of factors.
+      drawn: whether it is in each draw a known one, drawn at random, or else the mean of them.
+    """
+    rng = np.random.default_rng(0)
+
+    def extended(factors, shares):
+        size = factors.shape[:2]
+        weight = np.full((*size, 1), 1 / size[1], np.float32)
+        if drawn:
+            weight = np.zeros((*size, 1), np.float32)
+            weight[np.arange(size[0]), rng.integers(0, size[1], size[0])] = 1
+        both = np.concatenate([factors, shares[..., None]], axis=2)
+        both = np.concatenate([both, (weight * both).sum(axis=1, keepdims=True)], axis=1)
+        return both[..., :-1], both[..., -1]
+
+    rows, row_shares = extended(draws.rows, draws.row_shares)
+    columns, column_shares = extended(draws.columns, draws.column_shares)
+    return draws._replace(
+        rows=rows, columns=columns, row_shares=row_shares, column_shares=column_shares
+    )
+
+
+def top_columns(
+    draws: Draws,
+    scale: Scale,
+    rows: np.ndarray,
+    count: int,
+    excluded: tuple[np.ndarray, np.ndarray],
+    upper: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The columns with the largest predictions in each row; see `prediction.top_columns`.
+
+    Args:
+      draws: S of them.
+      scale: of the values.
+      rows: [R] int, the rows asked for.
+      count: columns wanted a row.
+      excluded: (rows [X] int, columns [X] int), cells that are not to be named.
+      upper: whether columns are ordered by the mean of the fitted value plus its standard deviation
+        over draws (without the noise, which tells nothing of a column's worth), not by its mean.
+    """
+    num_draws, num_columns, width = draws.columns.shape
+    v = jnp.asarray(draws.columns)
+    return prediction.largest_columns(
+        lambda part: _scores(draws.rows[:, part], v, scale, upper),
+        rows,
+        num_columns,
+        count,
+        excluded,
+        4 * num_columns + num_draws * width,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _scores(rows, columns, scale, upper):
+    """[R, M], of all draws' values one after the other (Welford's sums)."""
+
+    def add(sums, draw):
+        number, mean, square = sums
+        u, v = draw
+        products = jnp.matmul(u[:, :-1], v[:, :-1].T, precision=jax.lax.Precision.HIGHEST)
+        values = scale.center + scale.unit * (products + u[:, -1:] + v[None, :, -1])
+        values = jnp.clip(values, scale.low, scale.high)
+        change = values - mean
+        mean = mean + change / (number + 1)
+        return (number + 1, mean, square + change * (values - mean)), None
+
+    zeros = jnp.zeros((rows.shape[1], columns.shape[1]))
+    (number, mean, square), _ = jax.lax.scan(add, (0.0, zeros, zeros), (rows, columns))
+    return mean + jnp.sqrt(square / number) if upper else mean
 
 
 def fitted(rows: Array, columns: Array, i: Array, j: Array) -> jax.Array:

@@ -1,5 +1,6 @@
-"""What a process has used: seconds of compilation, bytes of memory."""
+"""What a process has used: seconds of compilation, bytes of memory; and the memory that is left."""
 
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -52,3 +53,13 @@ def peak_memory_bytes(devices: Sequence[Any]) -> int | None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Linux counts in KiB, macOS in bytes.
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def available_memory_bytes() -> int | None:
+    """Bytes that this process could still take without swapping; None where nobody tells."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            found = re.search(r"MemAvailable:\s*(\d+) kB", file.read())
+    except OSError:
+        return None
+    return None if found is None else 1024 * int(found[1])

@@ -1,0 +1,391 @@
+"""Samples the posterior of one large matrix: the run of ``experiments.factorize --solver=gibbs``.
+
+The chains' states, the sum of the draws' answers for the test cells and the traces by which mixing
+is judged are a checkpoint; kept draws are files of their own in ``WORKDIR/draws`` until the end,
+when they become ``draws.safetensors``, from which ``experiments.predict`` answers.
+"""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import shutil
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import common, splits
+from metamf_jax import processes
+from metamf_jax.data import sources
+from metamf_jax.posterior import chains, draws_file, gibbs, pattern, predictive
+from metamf_jax.posterior.chains import ChainsConfig
+from metamf_jax.posterior.gibbs import GibbsConfig, State
+from metamf_jax.posterior.predictive import Scale
+from metamf_jax.runs import resources
+from metamf_jax.runs.checkpoint import Checkpointer
+from metamf_jax.runs.run_log import RunLog, open_run_log
+from metamf_jax.types import Entries
+
+# What a preset sets where no flag does.
+PRESETS = {
+    "smoke": {"rank": 4, "draws": 8, "burn_in": 2, "pattern_features": 4},
+    "tiny": {},
+    "paper": {},
+    "best": {"rank": 48, "draws": 200, "chains": 4, "pattern_features": 128},
+}
+
+# Singular vectors; the more from so many entries on.
+_FEW_FEATURES, _MANY_FEATURES, _MANY_ENTRIES = 64, 128, 300_000
+# Cells whose fitted values are watched, and test cells whose intervals are.
+_WATCHED, _COVERED = 100, 20_000
+_INTERVAL = 0.05, 0.95
+_FEWEST_DRAWS_OF_A_CHAIN = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One posterior; the names are those of the flags.
+
+    `pattern_features` is None for a number that is chosen from the number of entries.
+    """
+
+    dataset: str = "synthetic"
+    test_input: str | None = None
+    split: str = "random"
+    fold: str = "u1"
+    test_fraction: float = 0.1
+    solver: str = "gibbs"
+    rank: int = 32
+    draws: int = 100
+    burn_in: int = 30
+    chains: int = 2
+    pattern_features: int | None = None
+    row_noise: float = 2.0
+    column_noise: float = 3.0
+    evaluate_every: int = 1
+    backend: str = "auto"
+    seed: int = 0
+
+    @property
+    def model(self) -> GibbsConfig:
+        """What is sampled."""
+        return GibbsConfig(self.rank, self.row_noise, self.column_noise)
+
+    @property
+    def lengths(self) -> ChainsConfig:
+        """For how long."""
+        return ChainsConfig(self.chains, self.burn_in, self.draws, seed=self.seed)
+
+
+class _Matrix(NamedTuple):
+    """The matrix, and what it is judged by.
+
+    Attributes:
+      train: the entries, standardised.
+      scale: of the values.
+      test: held-out entries, as they are.
+      ids: names of rows and columns.
+    """
+
+    train: Entries
+    scale: Scale
+    test: Entries
+    ids: tuple[np.ndarray, np.ndarray]
+
+
+class _Traces(NamedTuple):
+    """Of each chain, in the order of its kept draws; S / C of them.
+
+    Attributes:
+      alpha: [C, S / C], the precision of the noise.
+      norm: [C, S / C], of ``U V^T``.
+      predictions: [C, S / C, W], fitted values of the watched cells.
+    """
+
+    alpha: np.ndarray
+    norm: np.ndarray
+    predictions: np.ndarray
+
+
+class _Progress(NamedTuple):
+    """Where a run stands.
+
+    Attributes:
+      sweep: sweeps done.
+      states: of the chains.
+      total: [T] float64, the kept draws' answers for the test cells, summed.
+      traces: of the kept draws; zeros where there are none yet.
+    """
+
+    sweep: int
+    states: list[State]
+    total: np.ndarray
+    traces: _Traces
+
+
+class _Job(NamedTuple):
+    """What stays the same from sweep to sweep."""
+
+    config: Config
+    matrix: _Matrix
+    data: gibbs.Data
+    log: RunLog
+
+    @property
+    def watched(self) -> tuple[np.ndarray, np.ndarray]:
+        """Up to `_WATCHED` cells: of the test entries, or of all where there are none."""
+        entries = self.matrix.test if len(self.matrix.test.values) else self.matrix.train
+        return _some(entries, _WATCHED)[:2]
+
+    @property
+    def result(self) -> pathlib.Path:
+        """The file of all draws."""
+        return self.log.workdir / "draws.safetensors"
+
+    def path(self, number: int) -> pathlib.Path:
+        """The file of one draw, until all are there."""
+        return self.log.workdir / "draws" / f"{number}.safetensors"
+
+
+def _some(entries: Entries, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows, columns and values of up to so many entries, spread over their order."""
+    size = len(entries.values)
+    at = np.arange(min(count, size)) * size // max(1, min(count, size))
+    listed = entries.rows, entries.columns, entries.values
+    rows, columns, values = (np.asarray(x)[at] for x in listed)
+    return rows, columns, values
+
+
+def _read_matrix(config: Config, data_dir: str | None) -> _Matrix:
+    table = sources.load(config.dataset, data_dir, config.seed)
+    names = (field.name for field in dataclasses.fields(splits.Split) if field.name != "kind")
+    split = splits.Split(kind=config.split, **{name: getattr(config, name) for name in names})
+    train, test = splits.split_entries(table, split, data_dir)
+    entries = train.entries
+    if len(entries.values) == 0:
+        raise ValueError(f"{config.dataset} leaves no entries to sample from; hold out fewer")
+    values = np.asarray(entries.values, np.float64)
+    scale = Scale(
+        float(values.mean()), float(values.std()) or 1.0, float(values.min()), float(values.max())
+    )
+    values = ((values - scale.center) / scale.unit).astype(np.float32)
+    listed = Entries(entries.rows, entries.columns, values, entries.shape)
+    return _Matrix(listed, scale, test, (train.row_ids, train.column_ids))
+
+
+def _prepare(config: Config, matrix: _Matrix, num_devices: int, log: RunLog) -> gibbs.Data:
+    """Deals out the matrix, with the features of its pattern."""
+    count, entries = config.pattern_features, matrix.train
+    if count is None:
+        many = len(entries.values) >= _MANY_ENTRIES
+        count = _MANY_FEATURES if many else _FEW_FEATURES
+        log.print(f"{count} singular vectors of the pattern of {len(entries.values)} entries")
+    rows, columns = (np.asarray(x) for x in (entries.rows, entries.columns))
+    of_rows, of_columns = pattern.pattern_features(rows, columns, entries.shape, count, config.seed)
+    return gibbs.prepare(
+        entries,
+        (of_rows.features, of_columns.features),
+        (of_rows.groups, of_columns.groups),
+        config.model,
+        num_devices,
+        config.backend,
+    )
+
+
+def _require_room(config: Config, shape: tuple[int, int], workdir: pathlib.Path) -> None:
+    """Refuses draws for which there is no memory or no disk.
+
+    Raises:
+      ValueError: telling what they need and what is free.
+    """
+    if (workdir / "draws.safetensors").exists():
+        return
+    needed = draws_file.size_in_bytes(shape, config.rank, config.draws)
+    there = sum(path.stat().st_size for path in workdir.glob("draws/*.safetensors"))
+    folder = next(p for p in (workdir.absolute(), *workdir.absolute().parents) if p.exists())
+    memory, disk = resources.available_memory_bytes(), shutil.disk_usage(folder).free
+    lacking = []
+    if memory is not None and needed > memory:
+        lacking.append(f"{needed / 1e9:.1f} GB of memory, of which {memory / 1e9:.1f} are free")
+    # One file each, and then all in one.
+    if 2 * needed - there > disk:
+        lacking.append(
+            f"{(2 * needed - there) / 1e9:.1f} GB on the disk of {folder}, of which"
+            f" {disk / 1e9:.1f} are free"
+        )
+    if lacking:
+        raise ValueError(
+            f"{config.draws} draws of {shape[0]} rows and {shape[1]} columns at rank"
+            f" {config.rank} need {' and '.join(lacking)}; take fewer --draws or a smaller --rank"
+        )
+
+
+def _start(job: _Job) -> _Progress:
+    lengths = job.config.lengths
+    of_chains = lengths.num_chains, lengths.num_draws // lengths.num_chains
+    watched = len(job.watched[0])
+    traces = _Traces(*(np.zeros((*of_chains, *rest)) for rest in ((), (), (watched,))))
+    states = chains.init(job.data, job.config.model, lengths)
+    return _Progress(0, states, np.zeros(len(job.matrix.test.values)), traces)
+
+
+def _answers(job: _Job, state: State) -> np.ndarray:
+    """One draw's for the test cells."""
+    scale, test = job.matrix.scale, job.matrix.test
+    found = predictive.fitted(state.rows.factors, state.columns.factors, test.rows, test.columns)
+    values = scale.center + scale.unit * np.asarray(found, np.float64)
+    return np.clip(values, scale.low, scale.high)
+
+
+def _kept(job: _Job, progress: _Progress) -> _Progress:
+    """Writes the draws of a sweep, and adds them to what is told of all."""
+    config = job.config
+    at = progress.sweep - config.burn_in - 1
+    total, traces = progress.total, _Traces(*(x.copy() for x in progress.traces))
+    for chain, state in enumerate(progress.states):
+        total = total + _answers(job, state)
+        traces.alpha[chain, at] = state.alpha
+        traces.norm[chain, at] = chains.norm_of_product(state)
+        traces.predictions[chain, at] = predictive.fitted(
+            state.rows.factors, state.columns.factors, *job.watched
+        )
+        if processes.is_first():
+            draws_file.save_draw(job.path(at * config.chains + chain), state)
+    return progress._replace(total=total, traces=traces)
+
+
+def _sample(job: _Job, progress: _Progress, checkpointer: Checkpointer) -> _Progress:
+    """Runs the sweeps that are left, with an evaluation and a checkpoint every few."""
+    config, log = job.config, job.log
+    lengths = config.lengths
+    every, seconds = config.evaluate_every or lengths.num_sweeps, []
+    if processes.is_first() and progress.sweep < lengths.num_sweeps:
+        (log.workdir / "draws").mkdir(exist_ok=True)
+    left = chains.sweeps(progress.states, job.data, config.model, lengths, progress.sweep + 1)
+    with common.until_checkpoint() as leave_if_asked, contextlib.closing(left):
+        begin = time.perf_counter()
+        for sweep, states in left:
+            seconds.append(time.perf_counter() - begin)
+            progress = progress._replace(sweep=sweep, states=states)
+            if lengths.keeps(sweep):
+                progress = _kept(job, progress)
+            log.advance()
+            if sweep % every == 0 or sweep == lengths.num_sweeps:
+                log.metrics(sweep, _metrics(job, progress, seconds))
+                checkpointer.save(sweep, progress)
+                leave_if_asked()
+                seconds = []
+            begin = time.perf_counter()
+    return progress
+
+
+def _rmse(job: _Job, total: np.ndarray, count: int) -> float | None:
+    """Of the mean of so many answers."""
+    values = job.matrix.test.values
+    if len(values) == 0 or count == 0:
+        return None
+    return float(np.sqrt(np.mean((total / count - values) ** 2)))
+
+
+def _metrics(job: _Job, progress: _Progress, seconds: list[float]) -> dict[str, float]:
+    """A line of ``metrics.jsonl``; `seconds` are those of the sweeps since the last."""
+    config, states = job.config, progress.states
+    num_draws = max(0, progress.sweep - config.burn_in) * config.chains
+    of_sweep = sum(_answers(job, state) for state in states)
+    errors = {
+        "test_rmse": _rmse(job, progress.total, num_draws),
+        # Of the mean of this sweep's draws alone.
+        "sweep_test_rmse": _rmse(job, np.asarray(of_sweep), len(states)),
+    }
+    return {
+        **{name: value for name, value in errors.items() if value is not None},
+        "alpha": float(np.mean([state.alpha for state in states])),
+        "draws": num_draws,
+        "sweep_seconds": sum(seconds) / len(seconds),
+    }
+
+
+def _mixing(traces: _Traces) -> dict[str, float]:
+    """R-hat and effective sizes; of the watched cells the worst."""
+    if traces.alpha.shape[1] < _FEWEST_DRAWS_OF_A_CHAIN:
+        return {}
+    found = {}
+    for name, values in traces._asdict().items():
+        found[f"r_hat_{name}"] = float(np.max(chains.r_hat(values)))
+        found[f"effective_size_{name}"] = float(np.min(chains.effective_size(values)))
+    return found
+
+
+def _gathered(job: _Job) -> draws_file.NamedDraws:
+    """All draws, from the one file or the many; writes the one."""
+    if job.result.exists():
+        named = draws_file.load_draws(job.result)
+    else:
+        draws = draws_file.gather([job.path(n) for n in range(job.config.draws)])
+        named = draws_file.NamedDraws(draws, job.matrix.scale, *job.matrix.ids)
+        draws_file.save_draws(job.result, named)
+    shutil.rmtree(job.log.workdir / "draws", ignore_errors=True)
+    return named
+
+
+def _coverage(job: _Job, named: draws_file.NamedDraws) -> float | None:
+    """The part of (at most `_COVERED`) test cells that lie in their 90% interval."""
+    rows, columns, values = _some(job.matrix.test, _COVERED)
+    if len(values) == 0:
+        return None
+    low, high = predictive.predict(named.draws, named.scale, rows, columns, _INTERVAL).quantiles
+    return float(((low <= values) & (values <= high)).mean())
+
+
+def _finish(job: _Job, progress: _Progress) -> dict[str, Any]:
+    """Writes the draws and the summary."""
+    config, log = job.config, job.log
+    results: dict[str, Any] = {
+        "test_rmse": _rmse(job, progress.total, config.draws),
+        "alpha": float(progress.traces.alpha.mean()),
+        "draws": config.draws,
+        "sweeps": progress.sweep,
+        **_mixing(progress.traces),
+    }
+    if processes.is_first():
+        results["test_coverage_90"] = _coverage(job, _gathered(job))
+    told = []
+    if results["test_rmse"] is not None:
+        told.append(f"RMSE {results['test_rmse']:.4f} on the test cells")
+    if "r_hat_predictions" in results:
+        told.append(f"largest R-hat of predictions {results['r_hat_predictions']:.3f}")
+    told.append(f"wrote {job.result} and summary.json")
+    log.print("; ".join(told))
+    return log.finish(results)
+
+
+def run(
+    config: Config,
+    workdir: str | os.PathLike,
+    data_dir: str | None = None,
+    num_devices: int | None = None,
+) -> dict[str, Any]:
+    """Samples, or resumes, and scores; returns what ``summary.json`` holds.
+
+    Of several processes the first alone reads and writes the workdir.
+
+    Raises:
+      ValueError: the data cannot be read or split, there is no room for the draws, or the workdir
+        holds another configuration.
+    """
+    # A wrong number is refused before anything is read.
+    _, lengths = config.model, config.lengths
+    matrix = _read_matrix(config, data_dir)
+    if processes.is_first():
+        _require_room(config, matrix.train.shape, pathlib.Path(workdir))
+    log = open_run_log(workdir, "factorize", config)
+    job = _Job(config, matrix, _prepare(config, matrix, num_devices or 1, log), log)
+    checkpointer = Checkpointer(workdir, log.print)
+    progress = _start(job)
+    restored = checkpointer.restore(progress)
+    if restored is not None:
+        progress = restored._replace(sweep=int(restored.sweep))
+    log.resume_at(progress.sweep)
+    log.start_progress(lengths.num_sweeps, progress.sweep, "sweep")
+    return _finish(job, _sample(job, progress, checkpointer))

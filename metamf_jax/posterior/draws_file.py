@@ -1,0 +1,139 @@
+"""Draws of a posterior with the names of their rows and columns, as one safetensors file."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from metamf_jax.factorization.factor_file import decode_ids, encode_ids
+from metamf_jax.posterior import chains
+from metamf_jax.posterior.chains import Draws
+from metamf_jax.posterior.gibbs import State
+from metamf_jax.posterior.hyperprior import Hyperprior
+from metamf_jax.posterior.predictive import Scale
+from metamf_jax.runs.checkpoint import refusing_foreign, write_arrays
+
+_HEADER = "draws"
+_PRIORS = ("row_prior", "column_prior")
+
+
+class NamedDraws(NamedTuple):
+    """Draws, and what it takes to answer from them.
+
+    Attributes:
+      draws: S of them.
+      scale: of the values.
+      row_ids: [N] integers or strings.
+      column_ids: [M] likewise.
+    """
+
+    draws: Draws
+    scale: Scale
+    row_ids: np.ndarray
+    column_ids: np.ndarray
+
+
+def size_in_bytes(shape: tuple[int, int], rank: int, num_draws: int) -> int:
+    """What draws take, in memory and as a file, but for the few numbers of the hyperprior."""
+    # K factors, an effect and a share of the noise.
+    return 4 * num_draws * sum(shape) * (rank + 2)
+
+
+def save_draw(path: str | os.PathLike, state: State) -> None:
+    """Writes one draw, aside and renamed; many of them make `gather`."""
+    write_arrays(path, _named(chains.stack([state])), {"metamf_jax": "draw"})
+
+
+def gather(paths: Sequence[str | os.PathLike]) -> Draws:
+    """Reads what `save_draw` wrote, in the order of the paths.
+
+    Raises:
+      ValueError: a file is missing or holds something else.
+    """
+    held: dict[str, np.ndarray] = {}
+    for n, path in enumerate(paths):
+        with refusing_foreign(path, "a draw of this package"):
+            for name, one in safetensors.numpy.load_file(path).items():
+                if n == 0:
+                    held[name] = np.empty((len(paths), *one.shape[1:]), one.dtype)
+                held[name][n] = one[0]
+    return _unnamed(held)
+
+
+def save_draws(path: str | os.PathLike, named: NamedDraws) -> None:
+    """Writes draws, scale and both id maps, aside and renamed."""
+    arrays = _named(named.draws)
+    arrays["scale"] = np.array(named.scale, np.float64)
+    arrays["row_ids"] = encode_ids(named.row_ids)
+    arrays["column_ids"] = encode_ids(named.column_ids)
+    write_arrays(path, arrays, {"metamf_jax": _HEADER})
+
+
+def holds_draws(path: str | os.PathLike) -> bool:
+    """Whether this is a file that `save_draws` wrote."""
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return (file.metadata() or {}).get("metamf_jax") == _HEADER
+    except (safetensors.SafetensorError, OSError):
+        return False
+
+
+def load_draws(path: str | os.PathLike) -> NamedDraws:
+    """Reads what `save_draws` wrote.
+
+    Raises:
+      ValueError: there is no such file, or it is another one.
+    """
+    if not pathlib.Path(path).exists():
+        raise ValueError(f"{path} does not exist: expected draws as --solver=gibbs leaves them")
+    with refusing_foreign(path, "draws of this package"):
+        arrays = safetensors.numpy.load_file(path)
+        draws = _unnamed(arrays)
+        for name, array in _named(draws).items():
+            if array.dtype != np.float32 or not np.isfinite(array).all():
+                raise ValueError(f"expected {name} as finite float32, got {array.dtype}")
+        num_draws, num_rows, width = draws.rows.shape
+        num_columns = draws.columns.shape[1]
+        shapes = {
+            "rows": (max(num_draws, 1), num_rows, max(width, 1)),
+            "columns": (num_draws, num_columns, width),
+            "row_shares": (num_draws, num_rows),
+            "column_shares": (num_draws, num_columns),
+            "alpha": (num_draws,),
+        }
+        for name, shape in shapes.items():
+            array = getattr(draws, name)
+            if array.shape != shape:
+                raise ValueError(f"{name} has shape {array.shape}, expected {shape}")
+        for name in ("row_shares", "column_shares", "alpha"):
+            if (getattr(draws, name) <= 0).any():
+                raise ValueError(f"expected positive {name}: they are precisions")
+        scale = arrays["scale"]
+        if scale.shape != (len(Scale._fields),) or not np.isfinite(scale).all():
+            raise ValueError(f"expected a scale of {len(Scale._fields)} finite numbers")
+        return NamedDraws(
+            draws,
+            Scale(*scale.tolist()),
+            decode_ids(arrays["row_ids"], num_rows),
+            decode_ids(arrays["column_ids"], num_columns),
+        )
+
+
+def _named(draws: Draws) -> dict[str, np.ndarray]:
+    arrays = draws._asdict()
+    for side in _PRIORS:
+        prior = arrays.pop(side)
+        arrays |= {f"{side}.{name}": array for name, array in prior._asdict().items()}
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+
+
+def _unnamed(arrays: dict[str, np.ndarray]) -> Draws:
+    of_rows, of_columns = (
+        Hyperprior(*(arrays[f"{side}.{name}"] for name in Hyperprior._fields)) for side in _PRIORS
+    )
+    plain = {name: arrays[name] for name in Draws._fields if name not in _PRIORS}
+    return Draws(**plain, row_prior=of_rows, column_prior=of_columns)

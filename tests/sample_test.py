@@ -1,0 +1,183 @@
+"""The factorization binary when it samples: results, files, resuming, machines, mistakes."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+import sys
+import types
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import factorize, sample
+from launch import local_hosts
+from metamf_jax.posterior import draws_file
+from metamf_jax.runs import resources
+from metamf_jax.runs.checkpoint import Checkpointer
+from metamf_jax.runs.run_log import read_metrics
+from tests.experiments_test import launch
+
+SMALL: dict[str, Any] = {"rank": 2, "draws": 8, "burn_in": 2, "chains": 2, "pattern_features": 2}
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """A table of 20 rows and 20 columns."""
+    path = tmp_path_factory.mktemp("sampled") / "table.csv"
+    rng = np.random.default_rng(0)
+    cells = sorted({(int(n), int(m)) for n, m in rng.integers(0, 20, (200, 2))})
+    path.write_text("\n".join(f"u{n},i{m},{1 + (n * m) % 5}" for n, m in cells))
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(table, tmp_path_factory):
+    """The configuration and the workdir of one undisturbed run."""
+    config = sample.Config(dataset=str(table), **SMALL)
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    sample.run(config, workdir)
+    return config, workdir
+
+
+def test_result(whole):
+    config, workdir = whole
+    results = json.loads((workdir / "summary.json").read_text())["results"]
+    lines = read_metrics(workdir)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["draws"] for line in lines] == [0, 0, 2, 4, 6, 8]
+    assert "test_rmse" not in lines[1]
+    assert results["test_rmse"] == lines[-1]["test_rmse"] < 3
+    for name in ("alpha", "norm", "predictions"):
+        assert np.isfinite(results[f"r_hat_{name}"])
+        assert 0 < results[f"effective_size_{name}"] <= config.draws
+    named = draws_file.load_draws(workdir / "draws.safetensors")
+    assert named.draws.rows.shape == (8, 20, 3)
+    assert (named.scale.low, named.scale.high) == (1, 5)
+    assert set(named.row_ids) == {f"u{n}" for n in range(20)}
+    assert not (workdir / "draws").exists()
+
+
+class Killed(Exception):
+    """In place of a signal that nobody can catch."""
+
+
+@pytest.mark.parametrize("sweep", [3, 6])
+def test_killed_it_goes_on_to_the_same_bytes(whole, sweep, tmp_path, monkeypatch):
+    config, workdir = whole
+    config = dataclasses.replace(config, evaluate_every=4)
+    kept = sample._kept
+
+    def killed_after(job, progress):
+        kept(job, progress)
+        if progress.sweep == sweep:
+            raise Killed
+        return kept(job, progress)
+
+    monkeypatch.setattr(sample, "_kept", killed_after)
+    with pytest.raises(Killed):
+        sample.run(config, tmp_path)
+    assert Checkpointer(tmp_path).steps() == ([] if sweep < 4 else [4])
+    monkeypatch.undo()
+    sample.run(config, tmp_path, num_devices=2)
+    both = [(folder / "draws.safetensors").read_bytes() for folder in (workdir, tmp_path)]
+    assert both[0] == both[1]
+    of_whole, of_resumed = (read_metrics(folder)[-1] for folder in (workdir, tmp_path))
+    assert of_resumed["test_rmse"] == of_whole["test_rmse"]
+    # A run that is done has nothing to do.
+    sample.run(config, tmp_path)
+    assert (tmp_path / "draws.safetensors").read_bytes() == both[0]
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_the_bytes_do_not_depend_on_the_number_of_devices(whole, devices, tmp_path):
+    config, workdir = whole
+    sample.run(config, tmp_path, num_devices=devices)
+    both = [(folder / "draws.safetensors").read_bytes() for folder in (workdir, tmp_path)]
+    assert both[0] == both[1]
+
+
+def test_two_processes_give_the_bytes_of_one(whole, table, tmp_path, monkeypatch):
+    monkeypatch.chdir(pathlib.Path(__file__).parents[1])
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    _, workdir = whole
+    run = tmp_path / "run"
+    command = [
+        *(sys.executable, "-m", "experiments.factorize", "--solver=gibbs", f"--workdir={run}"),
+        *(f"--input={table}", *(f"--{name}={value}" for name, value in SMALL.items())),
+    ]
+    assert local_hosts.run(command, 2, 1, "first", 2) == 0
+    both = [(folder / "draws.safetensors").read_bytes() for folder in (workdir, run)]
+    assert both[0] == both[1]
+
+
+def test_draws_file_round_trip_and_refusal(whole, tmp_path):
+    path = whole[1] / "draws.safetensors"
+    named = draws_file.load_draws(path)
+    draws_file.save_draws(tmp_path / "again", named)
+    assert (tmp_path / "again").read_bytes() == path.read_bytes()
+    broken = named._replace(draws=named.draws._replace(alpha=named.draws.alpha[1:]))
+    draws_file.save_draws(tmp_path / "broken", broken)
+    with pytest.raises(ValueError, match="alpha has shape"):
+        draws_file.load_draws(tmp_path / "broken")
+    (tmp_path / "foreign").write_text("no")
+    assert not draws_file.holds_draws(tmp_path / "foreign")
+    with pytest.raises(ValueError, match="does not hold draws"):
+        draws_file.load_draws(tmp_path / "foreign")
+    with pytest.raises(ValueError, match="does not exist"):
+        draws_file.load_draws(tmp_path / "gone")
+    size = sum(x.nbytes for x in jax.tree.leaves(named.draws[:4]))
+    assert size == draws_file.size_in_bytes((20, 20), 2, 8)
+
+
+def test_draws_without_room_are_refused_before_the_start(whole, tmp_path, monkeypatch):
+    config, _ = whole
+    monkeypatch.setattr(resources, "available_memory_bytes", lambda: 100)
+    with pytest.raises(
+        ValueError, match=r"8 draws of 20 rows and 20 columns at rank 2 need .* fewer"
+    ):
+        sample.run(config, tmp_path / "run")
+    monkeypatch.undo()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=0))
+    with pytest.raises(ValueError, match=r"GB on the disk of .* take fewer --draws"):
+        sample.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--loss=gkl",), "serves the loss squared (Gaussian noise), got 'gkl'"),
+        (("--loss=logistic",), "solvers that serve it: sgd, psgd, dsgd, lbfgs"),
+        (("--penalty=l2",), "--solver=gibbs does not read --penalty"),
+        (("--step_size=constant:1", "--epochs=3"), "does not read --epochs, --step_size"),
+        (("--block_store=blocks",), "does not read --block_store"),
+        (("--draws=7",), "a multiple of the 2 chains, got 7"),
+        (("--solver=als",), "--solver=gibbs alone reads --burn_in"),
+    ],
+)
+def test_mistakes_end_in_one_line(flags, message, table, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = ("--solver=gibbs", "--burn_in=1", f"--input={table}", "--workdir=run")
+    ended = launch(factorize, *given, *flags)
+    assert ended.code == 1
+    assert ended.err.startswith("error: ")
+    assert message in ended.err
+    assert ended.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_presets(monkeypatch, tmp_path):
+    configs = []
+    monkeypatch.setattr(sample, "run", lambda config, *arguments: configs.append(config))
+    for more in ((), ("--preset=best",), ("--preset=best", "--rank=8", "--chains=1")):
+        launch(factorize, "--solver=gibbs", f"--workdir={tmp_path}", *more)
+    default, best, changed = configs
+    assert (default.rank, default.draws, default.chains, default.pattern_features) == (
+        *(32, 100, 2),
+        None,
+    )
+    assert (best.rank, best.draws, best.chains, best.pattern_features) == (48, 200, 4, 128)
+    assert (changed.rank, changed.chains, changed.draws) == (8, 1, 200)
