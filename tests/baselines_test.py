@@ -185,7 +185,9 @@ def test_the_shipped_grids_hold_what_predict_needs():
 
 
 def test_an_unknown_method_is_refused():
-    with pytest.raises(ValueError, match=r"unknown method 'meen'; there are metamf, mean, bias"):
+    with pytest.raises(
+        ValueError, match=r"unknown method 'meen'; there are metamf, mean, bayes, bias"
+    ):
         make_method("meen")
 
 
@@ -197,7 +199,7 @@ def test_bayes_has_the_posterior_mean_of_the_sampler_of_large_matrices(rank):
     features = tuple(np.zeros((size, 0), np.float32) for size in SHAPE)
     groups = np.zeros(0, int), np.zeros(0, int)
     data = gibbs.prepare(SUPPORT, features, groups, config)
-    draws = chains.run(data, config, ChainsConfig(num_chains=1, burn_in=20, num_draws=2000))
+    draws = chains.run(data, config, ChainsConfig(num_chains=1, burn_in=20, num_draws=3000))
     fitted = jax.vmap(bayes.fitted)(draws.rows, draws.columns)
     expected = np.asarray(fitted).mean(axis=0, dtype=np.float64)
 
@@ -209,6 +211,6 @@ def test_bayes_has_the_posterior_mean_of_the_sampler_of_large_matrices(rank):
         "noise": 1.0,
         "noise_shape": 1.0,
     }
-    found = jax.jit(bayes.posterior_mean, static_argnums=2)(PADDED, setting, 2000)
-    # Two means that differ by chance alone do so by 0.02.
-    np.testing.assert_allclose(found, expected, atol=0.05)
+    found = jax.jit(bayes.posterior_mean, static_argnums=2)(PADDED, setting, 30_000)
+    # Of 3000 draws the mean is by up to 0.035 off that of 200,000, over seeds and cells.
+    np.testing.assert_allclose(found, expected, atol=0.06)
