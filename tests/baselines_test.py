@@ -196,7 +196,7 @@ def test_bayes_has_the_posterior_mean_of_the_sampler_of_large_matrices(rank):
     degrees, precision = 5.0, 3.0
     scale = (rank + 1 + degrees) / precision
     config = GibbsConfig(rank, 0.0, 0.0, degrees, scale, scale)
-    features = tuple(np.zeros((size, 0), np.float32) for size in SHAPE)
+    features = np.zeros((SHAPE[0], 0), np.float32), np.zeros((SHAPE[1], 0), np.float32)
     groups = np.zeros(0, int), np.zeros(0, int)
     data = gibbs.prepare(SUPPORT, features, groups, config)
     draws = chains.run(data, config, ChainsConfig(num_chains=1, burn_in=20, num_draws=3000))
