@@ -24,7 +24,7 @@ SIDE = 10
 CONFIG = ModelConfig(EncoderConfig(channels=8, layers=1, rank=3), MapConfig(steps=2))
 EPISODES = episodes.EpisodeConfig(rows=(SIDE, SIDE), columns=(SIDE, SIDE), minimum_cells=1)
 # Their starts are random for each row and column, or they go through the columns in order.
-ORDER_MATTERS = {"mf", "autorec_user", "autorec_item", "deep_mf", "neural_mf", "iterative"}
+ORDER_MATTERS = {"bayes", "mf", "autorec_user", "autorec_item", "deep_mf", "neural_mf", "iterative"}
 # Those that are meta-trained here; the variants are the same program with other sizes, and
 # compiling their gradients would take a minute, that of `maml` two.
 LEARNING = [name for name in METHODS if make_method(name).init is None or name in ("metamf", "eml")]

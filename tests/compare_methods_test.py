@@ -123,7 +123,7 @@ def test_a_method_that_diverges_does_not_cost_the_others(untrained, monkeypatch,
 def test_a_wrong_method_is_named(tmp_path):
     ended = compare(tmp_path / "new", methods=("mean", "magic"))
     assert ended.code == 1
-    assert ended.err.startswith("error: unknown method 'magic'; there are metamf, mean, bias")
+    assert ended.err.startswith("error: unknown method 'magic'; there are metamf, mean, bayes,")
     assert not (tmp_path / "new").exists()
 
 

@@ -6,6 +6,7 @@ Another method is one file, with its equation and reference, and one line here.
 from metamf_jax.baselines import (
     autorec_item,
     autorec_user,
+    bayes,
     bias,
     deep_mf,
     eml,
@@ -25,6 +26,7 @@ from metamf_jax.meta_learning.meta_loss import ModelConfig
 METHODS: dict[str, MethodOf] = {
     "metamf": metamf.method,
     "mean": alone(mean),
+    "bayes": alone(bayes),
     "bias": alone(bias),
     "mf": alone(mf),
     "soft_impute": alone(soft_impute),
