@@ -18,7 +18,7 @@ import numpy as np
 from experiments import common, splits
 from metamf_jax import processes
 from metamf_jax.data import sources
-from metamf_jax.posterior import chains, draws_file, gibbs, pattern, predictive
+from metamf_jax.posterior import chains, draws_file, fit, gibbs, predictive
 from metamf_jax.posterior.chains import ChainsConfig
 from metamf_jax.posterior.gibbs import GibbsConfig, State
 from metamf_jax.posterior.predictive import Scale
@@ -32,11 +32,9 @@ PRESETS = {
     "smoke": {"rank": 4, "draws": 8, "burn_in": 2, "pattern_features": 4},
     "tiny": {},
     "paper": {},
-    "best": {"rank": 48, "draws": 200, "chains": 4, "pattern_features": 128},
+    "best": {"rank": 48, "draws": 200, "chains": 4, "pattern_features": 512},
 }
 
-# Singular vectors; the more from so many entries on.
-_FEW_FEATURES, _MANY_FEATURES, _MANY_ENTRIES = 64, 128, 300_000
 # Cells whose fitted values are watched, and test cells whose intervals are.
 _WATCHED, _COVERED = 100, 20_000
 _INTERVAL = 0.05, 0.95
@@ -165,12 +163,8 @@ def _read_matrix(config: Config, data_dir: str | None) -> _Matrix:
     entries = train.entries
     if len(entries.values) == 0:
         raise ValueError(f"{config.dataset} leaves no entries to sample from; hold out fewer")
-    values = np.asarray(entries.values, np.float64)
-    scale = Scale(
-        float(values.mean()), float(values.std()) or 1.0, float(values.min()), float(values.max())
-    )
-    values = ((values - scale.center) / scale.unit).astype(np.float32)
-    listed = Entries(entries.rows, entries.columns, values, entries.shape)
+    scale = fit.scale_of(entries.values)
+    listed = fit.standardised(entries, scale)
     return _Matrix(listed, scale, test, (train.row_ids, train.column_ids))
 
 
@@ -178,19 +172,10 @@ def _prepare(config: Config, matrix: _Matrix, num_devices: int, log: RunLog) -> 
     """Deals out the matrix, with the features of its pattern."""
     count, entries = config.pattern_features, matrix.train
     if count is None:
-        many = len(entries.values) >= _MANY_ENTRIES
-        count = _MANY_FEATURES if many else _FEW_FEATURES
+        count = fit.num_pattern_vectors(entries)
         log.print(f"{count} singular vectors of the pattern of {len(entries.values)} entries")
-    rows, columns = (np.asarray(x) for x in (entries.rows, entries.columns))
-    of_rows, of_columns = pattern.pattern_features(rows, columns, entries.shape, count, config.seed)
-    return gibbs.prepare(
-        entries,
-        (of_rows.features, of_columns.features),
-        (of_rows.groups, of_columns.groups),
-        config.model,
-        num_devices,
-        config.backend,
-    )
+    features = fit.features_of(entries, count, config.seed)
+    return fit.prepare(entries, config.model, features, num_devices, config.backend)
 
 
 def _require_room(config: Config, shape: tuple[int, int], workdir: pathlib.Path) -> None:

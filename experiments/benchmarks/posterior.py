@@ -154,11 +154,11 @@ def _rmse(predicted: np.ndarray, test: Entries) -> float:
 def sweep_against_als(train: Entries, rank: int, rounds: int = 5) -> dict[str, float]:
     """Least milliseconds of a sweep of one chain and of exact ALS with biases, taken in turn."""
     bare = gibbs.GibbsConfig(rank=rank)
-    data = fit.prepare(train, bare, fit.features_of(train, 0))
+    standard = fit.standardised(train, fit.scale_of(train.values))
+    data = fit.prepare(standard, bare, fit.features_of(train, 0))
     lengths = chains.ChainsConfig(num_chains=1, burn_in=0, num_draws=rounds + 2)
     drawing = chains.sweeps(chains.init(data, bare, lengths), data, bare, lengths)
     goal = objective.Objective("squared", "l2", 1.0, biases=True)
-    standard = fit.standardised(train, fit.scale_of(train.values))
     method = als.make_solver(goal, standard, width=rank + 2)
     terms = objective.make_terms(goal, standard)
     state = method.init(

@@ -70,14 +70,16 @@ def fit(
     config, lengths = config or GibbsConfig(), lengths or ChainsConfig()
     count = num_pattern_vectors(entries) if num_vectors is None else num_vectors
     scale, features = scale_of(entries.values), features_of(entries, count)
-    data = prepare(entries, config, features, num_devices, backend)
+    data = prepare(standardised(entries, scale), config, features, num_devices, backend)
     return Posterior(chains.run(data, config, lengths), scale, features)
 
 
-def features_of(entries: Entries, num_vectors: int) -> tuple[SideFeatures, SideFeatures]:
+def features_of(
+    entries: Entries, num_vectors: int, seed: int = 0
+) -> tuple[SideFeatures, SideFeatures]:
     """The features of the pattern, of both sides."""
     rows, columns = np.asarray(entries.rows), np.asarray(entries.columns)
-    return pattern.pattern_features(rows, columns, entries.shape, num_vectors)
+    return pattern.pattern_features(rows, columns, entries.shape, num_vectors, seed)
 
 
 def prepare(
@@ -87,10 +89,10 @@ def prepare(
     num_devices: int = 1,
     backend: str = "auto",
 ) -> Data:
-    """A matrix in its own units, ready to be swept; see `fit`."""
+    """A standardised matrix, ready to be swept; see `fit`."""
     rows, columns = features
     return gibbs.prepare(
-        standardised(entries, scale_of(entries.values)),
+        entries,
         (rows.features, columns.features),
         (rows.groups, columns.groups),
         config,
