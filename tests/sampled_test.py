@@ -166,3 +166,36 @@ def test_the_estimator_transforms_what_it_fitted(ratings, completed, dense):
     np.testing.assert_array_equal(found[missing], values[missing])
     np.testing.assert_array_equal(bars[missing], errors[missing])
     np.testing.assert_array_equal(found[~np.isnan(dense)], dense[~np.isnan(dense)])
+
+
+def test_imputations_spread_as_the_error_bars_say(ratings, completed, dense):
+    train, test = ratings
+    observed = ~np.isnan(dense)
+    several = fold_in.impute(completed, dense, observed, 20, seed=0)
+    for each in several:
+        np.testing.assert_array_equal(each[observed], dense[observed])
+    low, high = train.values.min(), train.values.max()
+    at = test.rows, test.columns
+    values, errors = completion.predict(completed, *at)
+    drawn = np.stack([each[at] for each in several])
+    assert low - 0.1 <= drawn.min() < drawn.max() <= high + 0.1
+    np.testing.assert_allclose(drawn.mean(axis=0).mean(), values.mean(), atol=0.1)
+    np.testing.assert_allclose(drawn.std(axis=0).mean(), errors.mean(), rtol=0.2)
+    with pytest.raises(ValueError, match="1 to 100 imputations, got 0"):
+        fold_in.impute(completed, dense, observed, 0, seed=0)
+
+
+def test_a_table_is_imputed_several_times():
+    rng = np.random.default_rng(0)
+    whole = rng.normal(size=(60, 1)) * [1.0, -10.0, 100.0, 0.5] + [0, 5, 0, 3]
+    whole += 0.3 * np.array([1.0, 10.0, 100.0, 0.5]) * rng.normal(size=whole.shape)
+    holes = np.where(rng.random(whole.shape) < 0.2, np.nan, whole)
+    missing = np.isnan(holes)
+    imputer = MetaMFImputer().fit(holes)
+    assert imputer.completion_.sampled is None
+    several = np.stack(imputer.sample(holes, imputations=10))
+    assert (several[:, ~missing] == holes[~missing]).all()
+    units = whole.std(axis=0)
+    left = ((several.mean(axis=0) - whole) / units)[missing]
+    assert np.sqrt((left**2).mean()) < 0.8
+    assert ((several.std(axis=0) / units)[missing] > 0.1).all()

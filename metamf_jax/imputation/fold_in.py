@@ -95,6 +95,24 @@ def fold_in_columns(
     return _over_fitted_rows(completion, values, observed)
 
 
+def impute(
+    completion: Completion, values: np.ndarray, observed: np.ndarray, imputations: int, seed: int
+) -> list[np.ndarray]:
+    """Completes rows several times, by draws; see `sampled.impute`.
+
+    Where the matrix was not answered by draws, they are of the posterior of these rows alone, each
+    column, or row where these have units, standardised by itself.
+    """
+    if completion.sampled is not None:
+        return sampled.impute(completion.sampled, values, observed, imputations, seed)
+    turned = completion.standardized_by == "rows"
+    if turned:
+        values, observed = values.T, observed.T
+    drawn = sampled.fit(_entries(values, observed), "columns")
+    found = sampled.impute(drawn, values, observed, imputations, seed)
+    return [each.T for each in found] if turned else found
+
+
 def _over_fitted_columns(completion, values, observed):
     """Rows of what was fitted, a block at a time."""
     per_block = max(1, _BLOCK_CELLS // len(completion.columns.v))

@@ -68,6 +68,7 @@ class Sampled(NamedTuple):
       draws: S of them.
       fitted_rows: the rows by their cells.
       inflation: by what error bars are multiplied.
+      one_unit: whether all cells are standardised alike.
     """
 
     shape: tuple[int, int]
@@ -79,6 +80,7 @@ class Sampled(NamedTuple):
     draws: Draws
     fitted_rows: RowIndex
     inflation: float
+    one_unit: bool
 
     @property
     def rows(self) -> Factors:
@@ -140,6 +142,7 @@ def fit(entries: Entries, by: str, lengths: ChainsConfig = LENGTHS) -> Sampled:
         draws=chains.run(data, config, lengths),
         fitted_rows=row_index.build(entries),
         inflation=1.0,
+        one_unit=by == "matrix",
     )
 
 
@@ -223,6 +226,45 @@ def fold_in_columns(
         )
     moments = _moments(sampled.rows.at(n), columns, sampled.draws.alpha, (low, high))
     return _in_units(sampled, moments, center, scale)
+
+
+def impute(
+    sampled: Sampled, values: np.ndarray, observed: np.ndarray, imputations: int, seed: int = 0
+) -> list[np.ndarray]:
+    """Completes rows several times, each by one draw and its noise.
+
+    Draws are taken at even distances over all chains. Where all cells have one unit, values are
+    clipped to the range of the observed ones.
+
+    Args:
+      sampled: the fitted matrix, of one unit for all cells or one for each column.
+      values: [N', M], whatever the unobserved cells hold.
+      observed: [N', M] bool; these cells come back as they are.
+      imputations: how many, no more than there are draws.
+      seed: of the noise.
+
+    Returns:
+      So many matrices [N', M] of the dtype of ``values``.
+
+    Raises:
+      ValueError: more imputations than draws, or fewer than one.
+    """
+    count = len(sampled.draws.alpha)
+    if not 1 <= imputations <= count:
+        raise ValueError(f"expected 1 to {count} imputations, got {imputations}")
+    m, rng = sampled.places.columns, np.random.default_rng([seed, 0x1247])
+    rows, columns = further_rows(sampled, values, observed), sampled.columns.at(m)
+    center, scale = _units(sampled, m)
+    found = []
+    for s in np.linspace(0, count - 1, imputations).round().astype(int):
+        drawn = fitted(rows.numbers[s], columns.numbers[s]).astype(np.float64)
+        shares = rows.shares[s][:, None] * columns.shares[s]
+        drawn += rng.standard_normal(drawn.shape) / np.sqrt(sampled.draws.alpha[s] * shares)
+        if sampled.one_unit:
+            drawn = np.clip(drawn, sampled.bounds.low[m], sampled.bounds.high[m])
+        drawn = center + scale * drawn
+        found.append(np.where(observed, values, drawn).astype(values.dtype))
+    return found
 
 
 def _fold_in(
