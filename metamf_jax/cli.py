@@ -144,6 +144,37 @@ def _write_matrix(output: str, completed: Completion, given: Input, std: bool) -
     return int(np.prod(table.entries.shape)) - len(table.entries.rows)
 
 
+def write_imputations(
+    output: str, completed: Completion, given: Input, imputations: int, seed: int
+) -> list[str]:
+    """Writes all missing cells several times, by draws; returns the names of the files.
+
+    They are those of `output` with a hyphen and a number, from 1, before the extension.
+
+    Raises:
+      ValueError: fewer than one imputation or more than there are draws.
+    """
+    import numpy as np
+
+    from metamf_jax.data.tables import fill
+    from metamf_jax.imputation import fold_in
+
+    cells = given.table.entries
+    values = np.full(cells.shape, np.nan)
+    values[cells.rows, cells.columns] = cells.values
+    observed = ~np.isnan(values)
+    rows, columns = np.nonzero(~observed)
+    files = []
+    several = fold_in.impute(completed, values, observed, imputations, seed)
+    for n, each in enumerate(several, start=1):
+        files.append(_beside(output, f"-{n}"))
+        if given.found.dense:
+            fill.write_filled(files[-1], given.path, given.found, given.table, each)
+        else:
+            _write_pairs(files[-1], given, (rows, columns), each[rows, columns], None)
+    return files
+
+
 def _places(pairs: tuple[np.ndarray, np.ndarray], table: Table) -> list[np.ndarray]:
     """Row and column numbers of pairs of ids."""
     import numpy as np
@@ -240,14 +271,14 @@ def with_unknown(table: Table, pairs: tuple[np.ndarray, np.ndarray]) -> Table:
     return table._replace(entries=entries, row_ids=sides[0], column_ids=sides[1])
 
 
-def _beside(output: str) -> str:
+def _beside(output: str, mark: str = ".std") -> str:
     """``completed.csv.gz`` to ``completed.std.csv.gz``."""
     import pathlib
 
     path = pathlib.Path(output)
     suffixes = "".join(path.suffixes[-2:] if path.suffix == ".gz" else path.suffixes[-1:])
     stem = path.name[: len(path.name) - len(suffixes)]
-    return str(path.with_name(f"{stem}.std{suffixes}"))
+    return str(path.with_name(f"{stem}{mark}{suffixes}"))
 
 
 def _impute(flags: argparse.Namespace) -> None:
@@ -260,11 +291,20 @@ def _impute(flags: argparse.Namespace) -> None:
         raise ValueError(
             "--top and --pairs exclude each other: one picks cells, the other lists them"
         )
+    if flags.imputations is not None and (flags.top or flags.pairs or flags.std or flags.plot):
+        raise ValueError(
+            "--imputations writes all missing cells, and no errors: it excludes --top, --pairs, "
+            "--std and --plot"
+        )
     started = time.monotonic()
     given, pairs = _read(flags)
     compilation_cache.use(None)
     completed = _complete(flags, given.table, started)
     _tell(completed, given.table, flags.weights)
+    if flags.imputations is not None:
+        files = write_imputations(flags.output, completed, given, flags.imputations, flags.seed)
+        print(f"wrote {len(files)} imputations, {files[0]} to {files[-1]}")
+        return
     count = write_imputed(flags.output, completed, given, pairs=pairs, top=flags.top, std=flags.std)
     print(f"wrote {count} imputed cells to {flags.output}")
     if flags.std and given.found.dense and pairs is None and flags.top is None:
@@ -381,6 +421,13 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="write standard errors too (a column; for a matrix a second file): the true value "
         "lies within 1.645 of them in nine of ten cases",
+    )
+    impute.add_argument(
+        "--imputations",
+        type=int,
+        metavar="M",
+        help="draw the missing cells M times, for multiple imputation, into FILE-1 to FILE-M (the "
+        "number before the extension)",
     )
     impute.add_argument("--plot", metavar="FILE.png", help="draw the table, before and after")
     impute.add_argument(

@@ -154,3 +154,32 @@ def test_columns_with_units_of_their_own_are_told_apart(tmp_path, capsys):
     assert cli.main([*arguments, "--missing", "by_value"]) == 0
     with pytest.raises(SystemExit):
         cli.main([*arguments, "--missing", "never"])
+
+
+def test_several_imputations(ratings, tmp_path, capsys):
+    output = tmp_path / "drawn.csv"
+    arguments = ["impute", str(ratings), f"--output={output}", "--imputations=3"]
+    assert cli.main(arguments) == 0
+    assert "wrote 3 imputations" in capsys.readouterr().out
+    several = [read(tmp_path / f"drawn-{n}.csv") for n in (1, 2, 3)]
+    assert not output.exists()
+    assert {len(lines) for lines in several} == {1 + 14 * 9 - len(LINES)}
+    values = np.array([[line[2] for line in lines[1:]] for lines in several], float)
+    assert (values.std(axis=0) > 0).mean() > 0.9
+    assert cli.main([*arguments, "--std"]) == 1
+    assert "--imputations" in capsys.readouterr().err
+
+
+def test_several_imputations_of_a_matrix(tmp_path):
+    path, output = tmp_path / "table.csv", tmp_path / "drawn.csv"
+    rng = np.random.default_rng(0)
+    cells = [
+        [f"{x:.2f}" if rng.random() < 0.8 else "" for x in row] for row in rng.normal(size=(20, 4))
+    ]
+    path.write_text("a,b,c,d\n" + "\n".join(map(",".join, cells)) + "\n")
+    assert cli.main(["impute", str(path), f"--output={output}", "--imputations=2"]) == 0
+    one, other = (read(tmp_path / f"drawn-{n}.csv") for n in (1, 2))
+    assert one != other
+    for given, drawn in zip(cells, one[1:], strict=True):
+        assert all(x in ("", y) for x, y in zip(given, drawn, strict=True))
+        assert all(drawn)

@@ -318,6 +318,7 @@ def ablations(prior: LearnedPrior) -> dict[str, tuple[LearnedPrior, list[str]]]:
         return [name for name in CANDIDATES if name not in parts]
 
     return {
+        "no draws": (prior, list(CANDIDATES)),
         "no learned prior": (prior._replace(params=params), without("learned")),
         "no posterior": (prior, without("posterior")),
         "no rows alike": (prior, without("gaussian", "neighbors")),

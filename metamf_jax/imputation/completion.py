@@ -4,11 +4,13 @@ import dataclasses
 
 import numpy as np
 
+from metamf_jax.imputation import sampled
 from metamf_jax.imputation.candidates import Cells, ColumnState, RowHalf
 from metamf_jax.imputation.held_out import Check
-from metamf_jax.imputation.places import Places
+from metamf_jax.imputation.places import Places, find_places
 from metamf_jax.imputation.prior import LearnedPrior
 from metamf_jax.imputation.row_index import RowIndex
+from metamf_jax.imputation.sampled import Sampled
 from metamf_jax.imputation.scaling import Bounds, Scaling
 from metamf_jax.types import Array
 
@@ -37,6 +39,7 @@ class Completion:
       cells, columns: see their classes.
       fitted_rows: where the transpose was fitted, its columns by their cells; else None.
       check: what was found on held-out cells.
+      sampled: draws of the matrix's posterior, where these answer for all cells instead.
     """
 
     prior: LearnedPrior
@@ -55,6 +58,7 @@ class Completion:
     columns: ColumnState
     fitted_rows: RowIndex | None
     check: Check
+    sampled: Sampled | None = None
 
 
 def predict(
@@ -68,12 +72,14 @@ def predict(
     Raises:
       ValueError: a number is negative.
     """
+    if completion.sampled is not None:
+        return sampled.predict(completion.sampled, rows, columns)
     cells = completion.cells
     kinds = "row", "column"
     if completion.transposed:
         rows, columns, kinds = columns, rows, kinds[::-1]
-    n = _places(rows, kinds[0], completion.places.rows, len(cells.u))
-    m = _places(columns, kinds[1], completion.places.columns, len(cells.v))
+    n = find_places(rows, kinds[0], completion.places.rows, len(cells.u) - 1)
+    m = find_places(columns, kinds[1], completion.places.columns, len(cells.v) - 1)
     values, errors = np.empty(len(n)), np.empty(len(n))
     for start in range(0, len(n), _BLOCK):
         part = slice(start, start + _BLOCK)
@@ -84,14 +90,6 @@ def predict(
     return values, errors
 
 
-def _places(numbers, kind: str, places: np.ndarray, size: int) -> np.ndarray:
-    numbers = np.asarray(numbers)
-    if len(numbers) and numbers.min() < 0:
-        raise ValueError(f"expected {kind} numbers from 0, got {numbers.min()}")
-    # The last place is padding: it has no cell.
-    return np.append(places, size - 1)[np.minimum(numbers, len(places))]
-
-
 def predict_rows(completion: Completion, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
     """All values and standard errors of rows ``first .. last - 1``; float64 [last - first, M]."""
     return predict_each_row(completion, np.arange(*slice(first, last).indices(completion.shape[0])))
@@ -99,6 +97,8 @@ def predict_rows(completion: Completion, first: int, last: int) -> tuple[np.ndar
 
 def predict_each_row(completion: Completion, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """All values and standard errors of these rows; float64 [len(rows), M]."""
+    if completion.sampled is not None:
+        return sampled.predict_each_row(completion.sampled, rows)
     cells, places = completion.cells, completion.places
     if completion.transposed:
         every = RowHalf(cells.u[places.rows], cells.p[places.rows])

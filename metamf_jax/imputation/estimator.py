@@ -157,6 +157,30 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         fitted, errors = fitted.astype(values.dtype), errors.astype(values.dtype)
         return (fitted, errors) if return_std else fitted
 
+    def sample(self, X: Any, imputations: int = 5) -> list[np.ndarray]:
+        """Completes X several times, for multiple imputation (Rubin 1987).
+
+        Missing cells are drawn from the posterior predictive distribution of one joint model
+        (`metamf_jax.posterior`): each time another draw of factors, effects and noise. Where a
+        large sparse matrix of one unit was fitted (``completion_.sampled`` is not None), rows are
+        completed by its draws, within the range of the observed values. Otherwise the model is
+        fitted to the cells of X alone, each column in its own unit (each row, where `fit` found
+        that rows have units), and the imputations are not those of `transform` with noise: that
+        weights other models too.
+
+        Args:
+          X: as for `transform`.
+          imputations: how many, at most 100.
+
+        Returns:
+          So many completed matrices [N', M], of X's floating dtype; observed cells as they are.
+
+        Raises:
+          ValueError: fewer than one imputation or more than 100, or no observed cell.
+        """
+        values, observed = self._checked(X)
+        return fold_in.impute(self.completion_, values, observed, imputations, self._seed())
+
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True

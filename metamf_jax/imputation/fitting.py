@@ -78,6 +78,7 @@ class Fit(NamedTuple):
       check: what the held-out cells said.
       held_out: these cells; None where there were too few.
       numbers: [H], which of the observed cells they are.
+      of_bias, of_means: [H], what the bias model and the columns' means made of them.
     """
 
     by: str
@@ -88,6 +89,8 @@ class Fit(NamedTuple):
     check: Check
     held_out: HeldOut | None
     numbers: np.ndarray
+    of_bias: np.ndarray
+    of_means: np.ndarray
 
 
 class _Predictions(NamedTuple):
@@ -129,7 +132,7 @@ def fit(
     checked = len(entries.rows) >= held_out.FEWEST_CHECKED
     held = held_out.folds(len(entries.rows), seed)
     # Of a handful of cells none is held out; they go through the same compiled program.
-    parts = [_without(entries, numbers) if checked else entries for numbers in held]
+    parts = [without(entries, numbers) if checked else entries for numbers in held]
     scales = _scalings(prior, [entries, *parts], by)
     progress(f"fitting {len(scales)} times, standardised by {by}")
     standardised = [
@@ -141,8 +144,11 @@ def fit(
     if found is None:
         start = held_out.start_weights(allowed), held_out.START_INFLATION
         nothing = held_out.no_check(entries.shape[1])
-        return Fit(by, scales[0], whole, *start, nothing, None, np.zeros(0, int))
-    return Fit(by, scales[0], whole, *_check(entries, found, allowed), found.numbers)
+        none = np.zeros(0)
+        return Fit(by, scales[0], whole, *start, nothing, None, none.astype(int), none, none)
+    of_simple = found.values["bias"], found.values["mean"]
+    checked = _check(entries, found, allowed)
+    return Fit(by, scales[0], whole, *checked, found.numbers, *of_simple)
 
 
 def _scalings(prior: LearnedPrior, matrices: list[Entries], by: str) -> list[Scaling]:
@@ -293,7 +299,7 @@ def _encode(config, params, batch):
     return jax.vmap(lambda observations: zero_shot.encode(config, params, observations))(batch)
 
 
-def _without(entries: Entries, numbers: np.ndarray) -> Entries:
+def without(entries: Entries, numbers: np.ndarray) -> Entries:
     """All cells but those with these numbers, in their order."""
     kept = np.ones(len(entries.rows), bool)
     kept[numbers] = False

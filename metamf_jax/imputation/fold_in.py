@@ -12,6 +12,7 @@ from metamf_jax.imputation import (
     row_gaussian,
     row_index,
     row_solver,
+    sampled,
     scaling,
     zero_shot,
 )
@@ -45,6 +46,8 @@ def fold_in_rows(
     Returns:
       float64 [N', M], twice.
     """
+    if completion.sampled is not None:
+        return sampled.fold_in_rows(completion.sampled, values, observed)
     if not completion.transposed:
         return _over_fitted_columns(completion, values, observed)
     assert completion.fitted_rows is not None
@@ -83,10 +86,31 @@ def fold_in_columns(
             f"expected values and a mask of {completion.shape[0]} rows, got shapes {values.shape} "
             f"and {observed.shape}"
         )
+    if completion.sampled is not None:
+        _entries(values, observed)
+        return sampled.fold_in_columns(completion.sampled, values, observed)
     if completion.transposed:
         found, errors = _over_fitted_columns(completion, values.T, observed.T)
         return found.T, errors.T
     return _over_fitted_rows(completion, values, observed)
+
+
+def impute(
+    completion: Completion, values: np.ndarray, observed: np.ndarray, imputations: int, seed: int
+) -> list[np.ndarray]:
+    """Completes rows several times, by draws; see `sampled.impute`.
+
+    Where the matrix was not answered by draws, they are of the posterior of these rows alone, each
+    column, or row where these have units, standardised by itself.
+    """
+    if completion.sampled is not None:
+        return sampled.impute(completion.sampled, values, observed, imputations, seed)
+    turned = completion.standardized_by == "rows"
+    if turned:
+        values, observed = values.T, observed.T
+    drawn = sampled.fit(_entries(values, observed), "columns")
+    found = sampled.impute(drawn, values, observed, imputations, seed)
+    return [each.T for each in found] if turned else found
 
 
 def _over_fitted_columns(completion, values, observed):
@@ -147,10 +171,8 @@ def _solve_rows(config, params, context, v, of_columns, observations):
 def _over_fitted_rows(completion: Completion, values, observed):
     """Columns of what was fitted, by the posterior."""
     n, post = completion.places.rows, completion.columns.posterior
-    rows, columns = np.nonzero(observed)
-    entries = Entries(rows, columns, np.asarray(values[rows, columns], np.float64), values.shape)
-    if len(rows):
-        require_valid(entries)
+    entries = _entries(values, observed)
+    rows, columns = entries.rows, entries.columns
     scales, bounds = _units_of_columns(completion, entries)
     listed = Entries(
         columns.astype(np.int32),
@@ -167,6 +189,15 @@ def _over_fitted_rows(completion: Completion, values, observed):
     found = scales.centers + scales.scales * standardised
     errors = completion.inflation * scales.scales * np.sqrt(variances)
     return np.clip(found, *bounds), errors
+
+
+def _entries(values, observed) -> Entries:
+    """The observed cells, which are finite."""
+    rows, columns = np.nonzero(observed)
+    entries = Entries(rows, columns, np.asarray(values[rows, columns], np.float64), values.shape)
+    if len(rows):
+        require_valid(entries)
+    return entries
 
 
 def _units_of_columns(completion: Completion, entries: Entries) -> tuple[Scaling, Bounds]:

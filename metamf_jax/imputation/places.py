@@ -51,6 +51,24 @@ def set_aside(entries: Entries) -> tuple[Entries, Places]:
     return dense, Places(places[0], places[1], (numbers[0], numbers[1]))
 
 
+def find_places(numbers, kind: str, places: np.ndarray, last: int) -> np.ndarray:
+    """Where rows (or columns) of these numbers stand, unknown ones at the last place.
+
+    Args:
+      numbers: [P], from 0.
+      kind: ``row`` or ``column``, for the message.
+      places: [N] of those known.
+      last: a place without cells.
+
+    Raises:
+      ValueError: a number is negative.
+    """
+    numbers = np.asarray(numbers)
+    if len(numbers) and numbers.min() < 0:
+        raise ValueError(f"expected {kind} numbers from 0, got {numbers.min()}")
+    return np.append(places, last)[np.minimum(numbers, len(places))]
+
+
 def require_valid(entries: Entries) -> None:
     """Refuses what cannot be completed.
 

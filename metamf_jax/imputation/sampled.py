@@ -1,0 +1,357 @@
+"""A matrix completed by draws of its posterior, and what these say of its cells.
+
+The draws are those of `metamf_jax.posterior`: of factors, effects, their hyperparameters and the
+noise, by Gibbs sampling, with features of which cells are observed. A cell's value is the mean over
+draws of what each makes of it, clipped to the range of the observed values; its error is the spread
+of the draws and their noise. One row and one column without cells are drawn with the others, from
+the prior: they answer for whatever is empty or unknown.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse
+
+from metamf_jax.imputation import row_index, scaling
+from metamf_jax.imputation.places import Places, find_places, set_aside
+from metamf_jax.imputation.row_index import RowIndex
+from metamf_jax.imputation.scaling import Bounds, Scaling
+from metamf_jax.posterior import chains, gibbs, pattern
+from metamf_jax.posterior.chains import ChainsConfig, Draws
+from metamf_jax.posterior.gibbs import GibbsConfig
+from metamf_jax.posterior.hyperprior import Hyperprior
+from metamf_jax.posterior.pattern import SideFeatures
+from metamf_jax.types import Entries
+
+# Of the draws that answer, and of those that are compared on held-out cells.
+LENGTHS = ChainsConfig(num_chains=2, burn_in=30, num_draws=100)
+SHORT_LENGTHS = ChainsConfig(num_chains=2, burn_in=20, num_draws=50)
+# With so many cells, and no larger a share of all, a matrix of one unit is answered by draws. Those
+# of 30 x 30 with some 200 cells were answered better in one rating set, worse in another.
+_FEWEST, _MOST_OBSERVED = 1000, 0.5
+# Beyond it a sweep takes seconds.
+_MOST = 3_000_000
+# On cuts of 100 x 100 and 200 x 200 of two rating sets a rank of an eighth of the shorter side was
+# best, of a quarter 0.4% worse.
+_RANK_SHARE, _MOST_RANK = 8, 32
+_FEWEST_VECTORS, _VECTORS, _MANY_VECTORS, _MANY_ENTRIES = 16, 64, 128, 300_000
+# Cells answered at once: some 10 MB.
+_BLOCK = 2**20
+
+
+class Factors(NamedTuple):
+    """What S draws hold of the rows of one side.
+
+    Attributes:
+      numbers: [S, N, K + 1], factors with the effect last.
+      shares: [S, N], of the noise's precision.
+    """
+
+    numbers: np.ndarray
+    shares: np.ndarray
+
+    def at(self, places: np.ndarray | slice) -> "Factors":
+        """Of some of the rows."""
+        return Factors(self.numbers[:, places], self.shares[:, places])
+
+
+class Sampled(NamedTuple):
+    """A matrix completed by draws.
+
+    Attributes:
+      shape: (N, M).
+      places: where each row and column stands among the drawn ones.
+      scaling: of the drawn columns.
+      bounds: of their values, standardised.
+      config: of the sampler.
+      features: of the drawn rows and columns.
+      draws: S of them.
+      fitted_rows: the rows by their cells.
+      inflation: by what error bars are multiplied.
+      one_unit: whether all cells are standardised alike.
+    """
+
+    shape: tuple[int, int]
+    places: Places
+    scaling: Scaling
+    bounds: Bounds
+    config: GibbsConfig
+    features: tuple[SideFeatures, SideFeatures]
+    draws: Draws
+    fitted_rows: RowIndex
+    inflation: float
+    one_unit: bool
+
+    @property
+    def rows(self) -> Factors:
+        """The drawn rows, the last one without cells."""
+        return Factors(self.draws.rows, self.draws.row_shares)
+
+    @property
+    def columns(self) -> Factors:
+        """The drawn columns, the last one without cells."""
+        return Factors(self.draws.columns, self.draws.column_shares)
+
+
+def suits(entries: Entries) -> bool:
+    """Whether a matrix of one unit for all cells is one to be answered by draws: large and sparse.
+
+    Args:
+      entries: without empty rows or columns.
+    """
+    count = len(entries.rows)
+    return _FEWEST <= count <= _MOST and count < _MOST_OBSERVED * np.prod(
+        entries.shape, dtype=float
+    )
+
+
+def fit(entries: Entries, by: str, lengths: ChainsConfig = LENGTHS) -> Sampled:
+    """Draws from the posterior of a matrix.
+
+    Args:
+      entries: [E] observed cells, NumPy arrays.
+      by: the standardisation, one of `scaling.SCALINGS`.
+      lengths: of the chains.
+    """
+    dense, places = set_aside(entries)
+    # Beside the rows and columns with cells one without.
+    shape = dense.shape[0] + 1, dense.shape[1] + 1
+    dense = Entries(dense.rows, dense.columns, dense.values, shape)
+    scales = scaling.fit_scaling(dense, by)
+    standardised = scaling.standardize(dense, scales)
+    listed = Entries(dense.rows, dense.columns, standardised.values.astype(np.float32), shape)
+    bounds = scaling.fit_bounds(dense, by, shape[1])
+    rank, vectors = _sizes(dense)
+    config = GibbsConfig(rank=rank)
+    features = pattern.pattern_features(
+        np.asarray(dense.rows), np.asarray(dense.columns), shape, vectors
+    )
+    data = gibbs.prepare(
+        listed,
+        (features[0].features, features[1].features),
+        (features[0].groups, features[1].groups),
+        config,
+    )
+    return Sampled(
+        shape=entries.shape,
+        places=places,
+        scaling=scales,
+        bounds=Bounds(*((bound - scales.centers) / scales.scales for bound in bounds)),
+        config=config,
+        features=features,
+        draws=chains.run(data, config, lengths),
+        fitted_rows=row_index.build(entries),
+        inflation=1.0,
+        one_unit=by == "matrix",
+    )
+
+
+def _sizes(entries: Entries) -> tuple[int, int]:
+    """The rank, and how many singular vectors of the pattern."""
+    side = min(entries.shape) // _RANK_SHARE
+    most = _VECTORS if len(entries.rows) < _MANY_ENTRIES else _MANY_VECTORS
+    return int(np.clip(side, 2, _MOST_RANK)), int(np.clip(side, _FEWEST_VECTORS, most))
+
+
+def predict(
+    sampled: Sampled, rows: np.ndarray, columns: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values and errors at cells; see `completion.predict`."""
+    n = find_places(rows, "row", sampled.places.rows, sampled.places.occupied[0])
+    m = find_places(columns, "column", sampled.places.columns, sampled.places.occupied[1])
+    values, errors = np.empty(len(n)), np.empty(len(n))
+    for start in range(0, len(n), _BLOCK // 32):
+        part = slice(start, start + _BLOCK // 32)
+        i, j = n[part], m[part]
+        low, high = (bound[j] for bound in sampled.bounds)
+        total, square, noise = np.zeros((3, len(i)))
+        for s, alpha in enumerate(sampled.draws.alpha):
+            u, v = sampled.draws.rows[s, i], sampled.draws.columns[s, j]
+            fitted = np.einsum("pk,pk->p", u[:, :-1], v[:, :-1]) + u[:, -1] + v[:, -1]
+            clipped = np.clip(fitted, low, high)
+            total += clipped
+            square += clipped**2
+            noise += 1 / (
+                alpha * sampled.draws.row_shares[s, i] * sampled.draws.column_shares[s, j]
+            )
+        moments = [x / len(sampled.draws.alpha) for x in (total, square, noise)]
+        values[part], errors[part] = _in_units(sampled, moments, *_units(sampled, j))
+    return values, errors
+
+
+def predict_each_row(sampled: Sampled, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All values and errors of these rows; float64 [len(rows), M]."""
+    return _of_rows(sampled, sampled.rows.at(sampled.places.rows[rows]))
+
+
+def fold_in_rows(
+    sampled: Sampled, values: np.ndarray, observed: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values and errors of all cells of further rows; see `fold_in.fold_in_rows`.
+
+    A row with the cells of a fitted one is answered as that; another one by draws of its factors,
+    given each draw of all else, with noise that is the same for all rows.
+    """
+    return _of_rows(sampled, further_rows(sampled, values, observed))
+
+
+def further_rows(sampled: Sampled, values: np.ndarray, observed: np.ndarray) -> Factors:
+    """The draws of rows [N', M], fitted or not."""
+    numbers = row_index.find(sampled.fitted_rows, values, observed)
+    found = sampled.rows.at(sampled.places.rows[np.maximum(numbers, 0)])
+    m = sampled.places.columns
+    standardised = (values - sampled.scaling.centers[m]) / sampled.scaling.scales[m]
+    used = observed & (m < sampled.places.occupied[1])
+    for n in np.flatnonzero(numbers < 0):
+        places = m[used[n]]
+        found.numbers[:, n], found.shares[:, n] = _fold_in(
+            sampled.columns, sampled, 0, places, standardised[n, used[n]]
+        )
+    return found
+
+
+def fold_in_columns(
+    sampled: Sampled, values: np.ndarray, observed: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values and errors of all cells of further columns; see `fold_in.fold_in_columns`."""
+    n = sampled.places.rows
+    used = observed & (n < sampled.places.occupied[0])[:, None]
+    # Those of a column without cells.
+    center, scale, low, high = (part[-1] for part in (*sampled.scaling, *sampled.bounds))
+    standardised = (values - center) / scale
+    columns = sampled.columns.at(np.zeros(values.shape[1], int))
+    for m in range(values.shape[1]):
+        columns.numbers[:, m], columns.shares[:, m] = _fold_in(
+            sampled.rows, sampled, 1, n[used[:, m]], standardised[used[:, m], m]
+        )
+    moments = _moments(sampled.rows.at(n), columns, sampled.draws.alpha, (low, high))
+    return _in_units(sampled, moments, center, scale)
+
+
+def impute(
+    sampled: Sampled, values: np.ndarray, observed: np.ndarray, imputations: int, seed: int = 0
+) -> list[np.ndarray]:
+    """Completes rows several times, each by one draw and its noise.
+
+    Draws are taken at even distances over all chains. Where all cells have one unit, values are
+    clipped to the range of the observed ones.
+
+    Args:
+      sampled: the fitted matrix, of one unit for all cells or one for each column.
+      values: [N', M], whatever the unobserved cells hold.
+      observed: [N', M] bool; these cells come back as they are.
+      imputations: how many, no more than there are draws.
+      seed: of the noise.
+
+    Returns:
+      So many matrices [N', M] of the dtype of ``values``.
+
+    Raises:
+      ValueError: more imputations than draws, or fewer than one.
+    """
+    count = len(sampled.draws.alpha)
+    if not 1 <= imputations <= count:
+        raise ValueError(f"expected 1 to {count} imputations, got {imputations}")
+    m, rng = sampled.places.columns, np.random.default_rng([seed, 0x1247])
+    rows, columns = further_rows(sampled, values, observed), sampled.columns.at(m)
+    center, scale = _units(sampled, m)
+    found = []
+    for s in np.linspace(0, count - 1, imputations).round().astype(int):
+        drawn = fitted(rows.numbers[s], columns.numbers[s]).astype(np.float64)
+        shares = rows.shares[s][:, None] * columns.shares[s]
+        drawn += rng.standard_normal(drawn.shape) / np.sqrt(sampled.draws.alpha[s] * shares)
+        if sampled.one_unit:
+            drawn = np.clip(drawn, sampled.bounds.low[m], sampled.bounds.high[m])
+        drawn = center + scale * drawn
+        found.append(np.where(observed, values, drawn).astype(values.dtype))
+    return found
+
+
+def _fold_in(
+    others: Factors, sampled: Sampled, side: int, places: np.ndarray, values: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws of the numbers [S, L] and the share [S] of one more row of a side.
+
+    Args:
+      others: of the other side.
+      sampled: the fitted matrix.
+      side: 0 for a row, 1 for a column.
+      places: where the row's cells stand among the others.
+      values: of these cells, standardised.
+    """
+    draws, shape = sampled.draws, (sampled.config.row_noise, sampled.config.column_noise)[side]
+    prior: Hyperprior = (draws.row_prior, draws.column_prior)[side]
+    pattern_of_row = scipy.sparse.csr_array(
+        (np.ones(len(places)), (np.zeros(len(places), int), places)),
+        shape=(1, others.numbers.shape[1]),
+    )
+    features = pattern.of_further_rows(sampled.features[side], pattern_of_row)[0]
+    mean = np.append(np.float32(1), features) @ prior.coefficients
+    near, shares = others.numbers[:, places], others.shares[:, places]
+    # [S, C, L], the effect of the row as the last factor.
+    design = np.concatenate([near[..., :-1], np.ones_like(near[..., :1])], axis=2)
+    targets = values.astype(np.float32) - near[..., -1]
+    weighted = design * shares[..., None]
+    # [S, L, C] x [S, C, L] and [S, L, C] x [S, C, 1]
+    gram = weighted.transpose(0, 2, 1) @ design
+    moment = weighted.transpose(0, 2, 1) @ targets[..., None]
+    pull = prior.precision @ mean[..., None]
+    noise = np.random.default_rng([side, 0xF01D]).standard_normal(mean.shape)[..., None]
+    weight = draws.alpha[:, None, None]
+    found = np.linalg.solve(prior.precision + weight * gram, pull + weight * moment)
+    own = np.ones(len(draws.alpha))
+    if shape:
+        # The expected share of the noise given what a row of a usual one leaves.
+        left = (shares * (targets - (design @ found)[..., 0]) ** 2).sum(axis=1)
+        own = (shape + len(places) / 2) / (shape + draws.alpha * left / 2)
+    weight = weight * own[:, None, None]
+    precision = prior.precision + weight * gram
+    # With A = C C^T a draw is A^-1 h + C^-T z.
+    root = np.linalg.cholesky(precision).transpose(0, 2, 1)
+    found = np.linalg.solve(precision, pull + weight * moment) + np.linalg.solve(root, noise)
+    return found[..., 0].astype(np.float32), own
+
+
+def _of_rows(sampled: Sampled, rows: Factors) -> tuple[np.ndarray, np.ndarray]:
+    """All cells of rows, a block at a time."""
+    m = sampled.places.columns
+    columns = sampled.columns.at(m)
+    bounds = Bounds(*(bound[m].astype(np.float32) for bound in sampled.bounds))
+    count = rows.shares.shape[1]
+    values, errors = np.empty((2, count, len(m)))
+    step = max(1, _BLOCK // max(1, len(m)))
+    for start in range(0, count, step):
+        part = slice(start, start + step)
+        moments = _moments(rows.at(part), columns, sampled.draws.alpha, bounds)
+        values[part], errors[part] = _in_units(sampled, moments, *_units(sampled, m))
+    return values, errors
+
+
+def _moments(rows: Factors, columns: Factors, alpha: np.ndarray, bounds):
+    """Means over draws of clipped values, of their squares, and of the noise's variance; [N, M]."""
+    total, square = np.zeros((2, rows.shares.shape[1], columns.shares.shape[1]), np.float32)
+    for u, v in zip(rows.numbers, columns.numbers, strict=True):
+        clipped = fitted(u, v)
+        np.clip(clipped, *bounds, out=clipped)
+        total += clipped
+        np.square(clipped, out=clipped)
+        square += clipped
+    # [N, S] x [S, M]
+    noise = (1 / (alpha[:, None] * rows.shares)).T @ (1 / columns.shares)
+    return total / len(alpha), square / len(alpha), noise / len(alpha)
+
+
+def fitted(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Standardised values [N, M] under one draw of rows [N, L] and columns [M, L]."""
+    return u[:, :-1] @ v[:, :-1].T + u[:, -1:] + v[:, -1]
+
+
+def _units(sampled: Sampled, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return sampled.scaling.centers[places], sampled.scaling.scales[places]
+
+
+def _in_units(sampled: Sampled, moments, center, scale) -> tuple[np.ndarray, np.ndarray]:
+    """Values and errors in the units of the values."""
+    mean, square, noise = (np.asarray(x, np.float64) for x in moments)
+    errors = np.sqrt(np.maximum(square - mean**2, 0) + noise)
+    return center + scale * mean, sampled.inflation * scale * errors
