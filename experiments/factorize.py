@@ -158,9 +158,7 @@ _ALS_SOLVER = flags.DEFINE_string(
     " steps of conjugate gradients from the factors before, through XLA.",
 )
 _BACKEND = flags.DEFINE_enum("backend", "auto", block_update.BACKENDS, "How blocks are updated.")
-_DRAWS = flags.DEFINE_integer(
-    "draws", None, "gibbs: draws kept, of all chains together (100).", lower_bound=1
-)
+_DRAWS = shared_flags.draws()
 _BURN_IN = flags.DEFINE_integer(
     "burn_in", None, "gibbs: sweeps of each chain before its first kept draw (30).", lower_bound=0
 )

@@ -63,6 +63,15 @@ def test_fraction() -> flags.FlagHolder[float]:
 
 
 @functools.cache
+def draws() -> flags.FlagHolder[int | None]:
+    """Of the binaries that draw posteriors, or tasks."""
+    told = (
+        "Draws: those kept of a posterior, of all chains together; or of each task of a benchmark."
+    )
+    return flags.DEFINE_integer("draws", None, told, lower_bound=1)
+
+
+@functools.cache
 def figures() -> flags.FlagHolder[list[str]]:
     """Of the binaries that draw."""
     return flags.DEFINE_list("figures", ["all"], "Names of figures, or all.")

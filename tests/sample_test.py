@@ -179,5 +179,5 @@ def test_presets(monkeypatch, tmp_path):
         *(32, 100, 2),
         None,
     )
-    assert (best.rank, best.draws, best.chains, best.pattern_features) == (48, 200, 4, 128)
+    assert (best.rank, best.draws, best.chains, best.pattern_features) == (48, 200, 4, 512)
     assert (changed.rank, changed.chains, changed.draws) == (8, 1, 200)

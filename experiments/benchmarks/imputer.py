@@ -40,9 +40,7 @@ from metamf_jax.runs.run_log import RunLog, read_metrics
 from metamf_jax.types import Entries
 
 _METHODS = shared_flags.methods()
-_DRAWS = flags.DEFINE_integer(
-    "draws", None, "Of each cut and of each removal; the preset's if not given.", 1
-)
+_DRAWS = shared_flags.draws()
 _TASKS = flags.DEFINE_list(
     "tasks", [], "Only tasks whose names start with one of these; all if not given."
 )

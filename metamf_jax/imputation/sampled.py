@@ -34,7 +34,7 @@ _MOST = 3_000_000
 # On cuts of 100 x 100 and 200 x 200 of two rating sets a rank of an eighth of the shorter side was
 # best, of a quarter 0.4% worse.
 _RANK_SHARE, _MOST_RANK = 8, 32
-_FEWEST_VECTORS, _VECTORS, _MANY_VECTORS, _MANY_ENTRIES = 16, 64, 128, 300_000
+_FEWEST_VECTORS, _VECTORS, _MANY_VECTORS, _MANY_ENTRIES = 16, 64, 256, 300_000
 # Cells answered at once: some 10 MB.
 _BLOCK = 2**20
 
