@@ -62,7 +62,7 @@ def predict(
     """
     rows, columns = np.asarray(rows), np.asarray(columns)
     size = max(1, _BLOCK // len(draws.alpha))
-    bounds = np.float32((np.float64([scale.low, scale.high]) - scale.center) / scale.unit)
+    bounds = ((np.array([scale.low, scale.high]) - scale.center) / scale.unit).astype(np.float32)
     found = [
         _predict_block(draws, bounds, rows[at : at + size], columns[at : at + size], quantiles)
         for at in range(0, max(len(rows), 1), size)
