@@ -223,3 +223,16 @@ def test_a_matrix_without_noise_leaves_everything_finite(backend):
     fitted = np.einsum("snk,smk->snm", draws.rows[..., :-1], draws.columns[..., :-1])
     fitted += draws.rows[..., -1][:, :, None] + draws.columns[..., -1][:, None]
     assert np.sqrt(((fitted.mean(axis=0) - full) ** 2).mean()) < 0.02
+
+
+def test_columns_are_drawn_given_the_rows_of_the_same_sweep():
+    rng, shape, config = np.random.default_rng(5), (6, 5), gibbs.GibbsConfig(2)
+    places, features = _tiny(rng, shape, 0.8)
+    values = rng.normal(size=len(places[0])).astype("f")
+    data = gibbs.prepare(_listed(*places, values, shape), features, ONE_GROUP, config)
+    first, key = gibbs.init(jax.random.key(0), data, config), jax.random.key(1)
+    second = gibbs.sweep(key, first, data, config)
+    columns, _ = gibbs.draw_factors(
+        jax.random.fold_in(key, 1), first.columns, second.rows, first.alpha, data.columns, config
+    )
+    np.testing.assert_array_equal(columns.factors, second.columns.factors)
