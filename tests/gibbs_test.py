@@ -208,3 +208,31 @@ def test_intervals_of_held_out_cells_hold_what_they_say(tame_strengths):
         ).quantiles
         inside.append((low < values[held_out]) & (values[held_out] < high))
     assert 0.87 < np.mean(inside) < 0.93, np.mean(inside)
+
+
+@pytest.mark.parametrize("backend", ["numba", "xla"])
+def test_a_matrix_without_noise_leaves_everything_finite(backend):
+    # The noise's precision rises until float32 cannot tell the rows' matrices from singular ones.
+    rng, shape = np.random.default_rng(4), (150, 100)
+    full = np.outer(rng.normal(size=shape[0]), rng.normal(size=shape[1]))
+    rows, columns = np.nonzero(rng.random(shape) < 0.9)
+    listed = _listed(rows, columns, full[rows, columns].astype("f"), shape)
+    draws = sample(
+        listed, gibbs.GibbsConfig(8), backend=backend, num_chains=1, burn_in=24, num_draws=2
+    )
+    fitted = np.einsum("snk,smk->snm", draws.rows[..., :-1], draws.columns[..., :-1])
+    fitted += draws.rows[..., -1][:, :, None] + draws.columns[..., -1][:, None]
+    assert np.sqrt(((fitted.mean(axis=0) - full) ** 2).mean()) < 0.02
+
+
+def test_columns_are_drawn_given_the_rows_of_the_same_sweep():
+    rng, shape, config = np.random.default_rng(5), (6, 5), gibbs.GibbsConfig(2)
+    places, features = _tiny(rng, shape, 0.8)
+    values = rng.normal(size=len(places[0])).astype("f")
+    data = gibbs.prepare(_listed(*places, values, shape), features, ONE_GROUP, config)
+    first, key = gibbs.init(jax.random.key(0), data, config), jax.random.key(1)
+    second = gibbs.sweep(key, first, data, config)
+    columns, _ = gibbs.draw_factors(
+        jax.random.fold_in(key, 1), first.columns, second.rows, first.alpha, data.columns, config
+    )
+    np.testing.assert_array_equal(columns.factors, second.columns.factors)

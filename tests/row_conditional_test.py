@@ -48,7 +48,9 @@ def _conditionals(entries, weight, pull, precision, columns, column_weight):
         t = np.column_stack([columns[at, :-1], np.ones(len(at))]).astype(float)
         targets = entries.values[of_row].astype(float) - columns[at, -1]
         weighted = weight[n] * column_weight[at, None] * t
-        yield precision + t.T @ weighted, pull[n] + targets @ weighted, t, targets, at
+        a = precision + t.T @ weighted
+        a += row_conditional._ROUNDING * np.trace(a) * np.eye(len(a))
+        yield a, pull[n] + targets @ weighted, t, targets, at
 
 
 def _expected(key, entries, *given):

@@ -26,6 +26,7 @@ def _draw_rows(
     precision,  # [K + 1, K + 1]
     pull,  # [R, K + 1], the prior's precision times its mean
     noise,  # [R, K + 1]
+    rounding,
     drawn,
     square,  # [R]
     gram,  # [padded K * padded K], memory to work in
@@ -62,6 +63,13 @@ def _draw_rows(
                 of_effect += one * target
             add_gram(gram, batch, count, rank, height)
 
+        trace = corner
+        for j in range(rank):
+            trace += gram[j * height + j]
+        ridge = rounding[()] * trace
+        for j in range(rank):
+            gram[j * height + j] += ridge
+        corner += ridge
         factorize(gram, inverse, rank, height)
         # R^T y = b for both right-hand sides.
         for j in range(rank):
@@ -102,18 +110,21 @@ _draw_kernel = NumbaKernel(
     arguments=(
         *("int32[:]", "int32[:]", "float32[:]"),
         *("float32[:,:]", "float32[:]", "float32[:]"),
-        *("float32[:]", "float32[:,:]", "float32[:,:]", "float32[:,:]"),
+        *("float32[:]", "float32[:,:]", "float32[:,:]", "float32[:,:]", "float32"),
     ),
     results=("float32[:,:]", *["float32[:]"] * 6),
     distinct=True,
 )
 
 
-def draw_rows(starts, columns, values, design, root, offset, weight, precision, pull, noise):
+def draw_rows(
+    starts, columns, values, design, root, offset, weight, precision, pull, noise, rounding
+):
     """Draws a Gaussian for each row, and sums the squares of what it leaves over.
 
     Row n's has the precision ``A = precision + weight_n sum t t^T`` and the mean ``A^-1 (pull_n +
-    weight_n sum (x - offset) root t)``, the sums over its entries, ``t = [design_m, root_m]``.
+    weight_n sum (x - offset) root t)``, the sums over its entries, ``t = [design_m, root_m]``. To
+    the diagonal of A is added its trace times the rounding.
 
     Args:
       starts: [R + 1] int32: row n has the entries ``starts[n]`` up to ``starts[n + 1]``.
@@ -126,6 +137,7 @@ def draw_rows(starts, columns, values, design, root, offset, weight, precision, 
       precision: [K + 1, K + 1].
       pull: [R, K + 1].
       noise: [R, K + 1], standard normal.
+      rounding: float32.
 
     Returns:
       [R, K + 1]; and [R], ``sum (root (x - offset) - t . drawn)^2``.
@@ -133,6 +145,6 @@ def draw_rows(starts, columns, values, design, root, offset, weight, precision, 
     height = design.shape[1]
     work = (height * height,), (BATCH * height,), (height,), (height,), (height,)
     return _draw_kernel(
-        *(starts, columns, values, design, root, offset, weight, precision, pull, noise),
+        *(starts, columns, values, design, root, offset, weight, precision, pull, noise, rounding),
         shapes=[noise.shape, weight.shape, *work],
     )[:2]

@@ -63,10 +63,10 @@ def pattern_features(
         np.bincount(x, minlength=size) for x, size in zip((rows, columns), shape, strict=True)
     ]
     row_root, column_root = (scipy.sparse.diags_array(np.maximum(n, 1) ** -0.5) for n in counts)
-    of_row_counts, of_column_counts = (np.sqrt(n / max(len(rows), 1)) for n in counts)
-    scaled = scipy.sparse.csr_array(row_root @ pattern @ column_root)
+    normalised = scipy.sparse.csr_array(row_root @ pattern @ column_root)
+    of_counts = tuple(np.sqrt(n / max(len(rows), 1)) for n in counts)
     left, singular, right = further_singular_vectors(
-        scaled, of_row_counts, of_column_counts, count, seed
+        normalised, of_counts[0], of_counts[1], count, seed
     )
     # A row's part of U S^3 is its row of D_r^-1/2 R times D_c^-1/2 V S^2.
     onto_rows = column_root @ right * singular ** (_DIFFUSION - 1)

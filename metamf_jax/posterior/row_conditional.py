@@ -27,6 +27,10 @@ from metamf_jax.types import Array, Entries
 
 _EXACT = jax.lax.Precision.HIGHEST
 
+# Times its trace is added to the diagonal of each ``A_n``: the size of float32's rounding. Where a
+# matrix has next to no noise, its ``A_n`` would not be positive definite after a few sweeps.
+_ROUNDING = np.float32(4 * np.finfo(np.float32).eps)
+
 
 class RowsData(NamedTuple):
     """One side of a matrix, its rows dealt out to D devices.
@@ -152,7 +156,8 @@ def _draw_compiled(entries, design, root, offset, weight, precision, pull, noise
     design = jnp.pad(design, ((0, 0), (0, pad)))
     starts, columns, values = entries
     of_all = design, root, offset
-    return row_draws.draw_rows(starts, columns, values, *of_all, weight, precision, pull, noise)
+    of_rows = weight, precision, pull, noise
+    return row_draws.draw_rows(starts, columns, values, *of_all, *of_rows, _ROUNDING)
 
 
 def _draw_xla(entries, design, root, offset, weight, precision, pull, noise):
@@ -198,7 +203,9 @@ def _draw_gaussians(gram, moment, precision, weight, pull, noise):
 
     Shapes: [B, L, L], [B, L], [L, L], [B], [B, L] and [B, L].
     """
-    root = jnp.linalg.cholesky(precision[None] + weight[:, None, None] * gram)
+    matrix = precision[None] + weight[:, None, None] * gram
+    ridge = _ROUNDING * jnp.trace(matrix, axis1=1, axis2=2)
+    root = jnp.linalg.cholesky(matrix + ridge[:, None, None] * jnp.eye(len(precision))[None])
     solve = functools.partial(jax.lax.linalg.triangular_solve, root, left_side=True, lower=True)
     half = solve((pull + weight[:, None] * moment)[..., None])
     return solve(half + noise[..., None], transpose_a=True)[..., 0]
