@@ -29,7 +29,7 @@ SHORT_LENGTHS = ChainsConfig(num_chains=2, burn_in=20, num_draws=50)
 # With so many cells, and no larger a share of all, a matrix of one unit is answered by draws. Those
 # of 30 x 30 with some 200 cells were answered better in one rating set, worse in another.
 _FEWEST, _MOST_OBSERVED = 1000, 0.5
-# Beyond it a sweep takes seconds.
+# With a million cells a sweep of two chains takes some 0.15 s on two cores; more were not tried.
 _MOST = 3_000_000
 # On cuts of 100 x 100 and 200 x 200 of two rating sets a rank of an eighth of the shorter side was
 # best, of a quarter 0.4% worse.
