@@ -169,7 +169,7 @@ _PATTERN_FEATURES = flags.DEFINE_integer(
     "pattern_features",
     None,
     "gibbs: singular vectors of the pattern of observed cells, as features of rows and columns."
-    " Default: 64, from 300,000 cells on 128.",
+    " Default: 64, from 300,000 cells on 256.",
     lower_bound=0,
 )
 _ROW_NOISE = flags.DEFINE_float(

@@ -18,6 +18,7 @@ from metamf_jax.imputation.row_index import RowIndex
 from metamf_jax.imputation.scaling import Bounds, Scaling
 from metamf_jax.posterior import chains, gibbs, pattern
 from metamf_jax.posterior.chains import ChainsConfig, Draws
+from metamf_jax.posterior.fit import num_pattern_vectors
 from metamf_jax.posterior.gibbs import GibbsConfig
 from metamf_jax.posterior.hyperprior import Hyperprior
 from metamf_jax.posterior.pattern import SideFeatures
@@ -34,7 +35,7 @@ _MOST = 3_000_000
 # On cuts of 100 x 100 and 200 x 200 of two rating sets a rank of an eighth of the shorter side was
 # best, of a quarter 0.4% worse.
 _RANK_SHARE, _MOST_RANK = 8, 32
-_FEWEST_VECTORS, _VECTORS, _MANY_VECTORS, _MANY_ENTRIES = 16, 64, 256, 300_000
+_FEWEST_VECTORS = 16
 # Cells answered at once: some 10 MB.
 _BLOCK = 2**20
 
@@ -149,7 +150,7 @@ def fit(entries: Entries, by: str, lengths: ChainsConfig = LENGTHS) -> Sampled:
 def _sizes(entries: Entries) -> tuple[int, int]:
     """The rank, and how many singular vectors of the pattern."""
     side = min(entries.shape) // _RANK_SHARE
-    most = _VECTORS if len(entries.rows) < _MANY_ENTRIES else _MANY_VECTORS
+    most = num_pattern_vectors(entries)
     return int(np.clip(side, 2, _MOST_RANK)), int(np.clip(side, _FEWEST_VECTORS, most))
 
 

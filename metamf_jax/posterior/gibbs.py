@@ -38,8 +38,7 @@ class GibbsConfig:
       column_noise: of the columns'.
       degrees: of freedom of the Wishart prior of each side's precision, beyond K + 1.
       factor_scale: what the prior's inverse scale has for factors. On held-out training entries of
-        four rating sets 2 to 3 served best; with 1 more factors of large matrices die, with 4 those
-        of small ones are not shrunk enough.
+        four rating sets 2 to 3 served best of 1, 2, 3, 4, 16 and 64.
       effect_scale: and for effects.
     """
 
