@@ -7,8 +7,8 @@ singular value. The first one is left out: it is ``N_n^1/2``, a count, known bef
 parts of the matrix have no entry in common, its value 1 is there once for each.) These are
 coordinates of the row after three steps of diffusion over the graph of rows and columns, so that
 what rows have in common at large outweighs what a few share, and more vectors than needed do no
-harm (on held-out training entries of MovieLens-100K, 128 vectors instead of 32 cost 0.5% standardised each, 0.1%
-times the squares of their singular values).
+harm (on held-out training entries of MovieLens-100K, 128 vectors instead of 32 cost 0.5% when
+standardised each, 0.1% times the squares of their singular values).
 
 The singular vectors come of a randomised range finder with power iterations (Halko, Martinsson,
 Tropp, SIAM Review 2011, algorithms 4.4 and 5.1), and are deterministic in the seed.
