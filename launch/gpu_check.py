@@ -305,6 +305,7 @@ def make_parts(scratch: pathlib.Path, small: bool, on_gpu: bool) -> list[Part]:
         read = functools.partial(steps_of_meta_training, workdir)
         return Part(f"meta-training, batch {batch}", command, 50, read)
 
+    ordered = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"}
     pretrained = scratch / "pretrain"
     pretraining = ["-m", "experiments.pretrain", f"--preset={preset}", f"--workdir={pretrained}"]
     pretraining += [f"--steps={4 if small else 1000}"]
@@ -317,6 +318,8 @@ def make_parts(scratch: pathlib.Path, small: bool, on_gpu: bool) -> list[Part]:
         accelerator("updates of SGD", 70, "updates"),
         of_cpu("beside the CPU's kernels"),
         Part("pretraining", pretraining, 80, functools.partial(steps_of_pretraining, pretrained)),
+        # Sums in a fixed order: whether the same bits could be promised there.
+        *([accelerator("answers in a fixed order", 60, "answers", **ordered)] if on_gpu else []),
         tests_part(small, on_gpu),
     ]
 
