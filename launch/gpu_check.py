@@ -317,6 +317,7 @@ def make_parts(scratch: pathlib.Path, small: bool, on_gpu: bool) -> list[Part]:
         accelerator("sweeps", 90, "sweeps"),
         accelerator("updates of SGD", 70, "updates"),
         of_cpu("beside the CPU's kernels"),
+        accelerator("sweeps of the CPU", 60, "sweeps", JAX_PLATFORMS="cpu"),
         Part("pretraining", pretraining, 80, functools.partial(steps_of_pretraining, pretrained)),
         # Sums in a fixed order: whether the same bits could be promised there.
         *([accelerator("answers in a fixed order", 60, "answers", **ordered)] if on_gpu else []),

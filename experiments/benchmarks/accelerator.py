@@ -1,14 +1,14 @@
 """Measures what JAX finds, a GPU or a CPU: its answers, its sweeps and its updates of SGD.
 
-Claim: on a GPU the methods for one matrix give the CPU's answers, and sweeps of ALS and of the
-sampler take less time. Plain DSGD does not gain there: XLA's loop takes one entry after the other,
-whatever the number of blocks. What the same step would do over many blocks abreast stands beside.
+Claim: on a GPU the methods for one matrix give the CPU's answers. How fast they are is asked, not
+claimed: of DSGD nothing is expected, since XLA's loop takes one entry after the other, whatever the
+number of blocks, and what the same step would do over many blocks abreast stands beside.
 
     python -m experiments.benchmarks.accelerator --measure=speed,sweeps,updates --preset=paper
     JAX_PLATFORMS=cpu python -m experiments.benchmarks.accelerator --measure=answers --output=A.npz
 
 Each finding is a line of JSON, printed as soon as it is known. `launch.gpu_check` runs this on both
-platforms and compares; not yet measured on a GPU.
+platforms and compares. It has not been run on a GPU yet.
 """
 
 import dataclasses
