@@ -29,7 +29,7 @@ class Completion:
       places: where each row and column stands in ``cells`` and ``columns``.
       standardized_by: ``matrix``, ``columns`` or ``rows``.
       scaling: of the M' columns in ``cells``, padding included.
-      weights: of the candidates, by name.
+      weights: of the candidates, by name; [M'] each.
       inflation: by what error bars are multiplied.
       widening: by what further, where cells are missing for their own value; else 1.
       bounds: of the columns in ``cells``.
@@ -48,7 +48,7 @@ class Completion:
     places: Places
     standardized_by: str
     scaling: Scaling
-    weights: dict[str, float]
+    weights: dict[str, np.ndarray]
     inflation: float
     widening: float
     bounds: Bounds

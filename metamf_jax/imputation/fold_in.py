@@ -9,8 +9,8 @@ from metamf_jax.imputation import (
     candidates,
     fitting,
     posterior,
-    row_gaussian,
     row_index,
+    row_models,
     row_solver,
     sampled,
     scaling,
@@ -135,10 +135,10 @@ def _fold_block(completion: Completion, values, observed) -> RowHalf:
         )
         found = jax.tree.map(np.asarray, _solve_rows(completion.prior.config, *state, dense))
     completed = None
-    if columns.gaussian is not None:
+    if columns.row_models is not None:
         # Of the first columns, those that had cells.
         part = slice(len(values)), slice(places.occupied[1])
-        completed = row_gaussian.complete(columns.gaussian, standardised[part], seen[part])
+        completed = row_models.complete(columns.row_models, standardised[part], seen[part])
     effects, u, side = found
     rows = RowState(effects, u, side, completed)
     u, p = candidates.row_half(completion.weights, rows, columns)

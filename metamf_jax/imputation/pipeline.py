@@ -7,11 +7,12 @@
 3. Candidates for what the cells hold are found (`fitting`, `candidates`), each knowing what the
    former knows: a bias model with learned shrinkage; factors under the encoder's prior
    (`zero_shot`); a posterior that starts there and learns its precisions from the matrix
-   (`posterior`). Besides, the column's mean. For narrow tables two more, a Gaussian over the rows
-   that is shrunken to the posterior, and the mean over rows that it finds alike (`row_gaussian`).
-4. A held-out check on observed cells (`held_out`) weights the candidates, chooses the
-   standardisation, and measures by how much the error bars are too narrow (split conformal
-   prediction; Vovk et al. 2005). Too few cells to check leave everything at what the prior says.
+   (`posterior`). Besides, the column's mean. For narrow tables four more (`row_models`): Gaussians
+   over the rows, of values and of normal scores, each with and without trees for its errors.
+4. A held-out check on observed cells (`held_out`) weights the candidates, for narrow tables in each
+   column by itself, chooses the standardisation, and measures by how much the error bars are too
+   narrow (split conformal prediction; Vovk et al. 2005). Too few cells to check leave everything at
+   what the prior says.
 5. Where told that cells are missing by value, and a narrow table shows that large values (or small
    ones) are the likelier to be missing, what is imputed is moved that way
    (`row_gaussian.missing_by_value`), as far as held-out cells that stand for the missing ones bear
@@ -123,7 +124,9 @@ def complete(
         dense, places = turned, places.turned
     padded = len(fit.fitted.columns.v)
     scales = _padded(fit, dense, padded)
-    tilt, widening = _moves(fit, scales, missing)
+    tilt, widening = np.zeros(padded), 1.0
+    if missing == "by_value":
+        tilt, widening = _moves(fit, dense, scales)
     return Completion(
         prior=prior,
         shape=entries.shape,
@@ -258,11 +261,13 @@ def _padded(fit: Fit, dense: Entries, padded: int) -> Scaling:
     )
 
 
-def _moves(fit: Fit, scales: Scaling, missing: str) -> tuple[np.ndarray, float]:
-    """The completion's ``tilt`` and ``widening``."""
-    tilt, gaussian, cells = np.zeros(len(scales.scales)), fit.fitted.gaussian, fit.held_out
-    if missing == "by_value" and gaussian is not None:
-        tilt[: len(gaussian.mean)] = row_gaussian.missing_by_value(gaussian)
+def _moves(fit: Fit, dense: Entries, scales: Scaling) -> tuple[np.ndarray, float]:
+    """The completion's ``tilt`` and ``widening`` where cells are missing by value."""
+    tilt, models, cells = np.zeros(len(scales.scales)), fit.fitted.row_models, fit.held_out
+    if models is not None:
+        rows = fitting.dense(scaling.standardize(dense, fit.scaling))
+        slopes = row_gaussian.missing_by_value(models.values.gaussian, *rows)
+        tilt[: len(slopes)] = slopes
     if cells is None or not tilt.any():
         return tilt, 1.0
     m = cells.columns
