@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from metamf_jax.imputation import row_gaussian
 from metamf_jax.imputation.row_gaussian import RowGaussian
@@ -51,23 +52,26 @@ def test_without_gaps_the_covariance_is_the_shrunken_one():
     expected = values.sum(axis=0) / 41
     np.testing.assert_allclose(fitted.mean, expected)
     left = np.vstack([values, np.zeros(3)]) - expected
-    prior = 3 * row_gaussian._PRIOR_VARIANCE * np.eye(3)
-    np.testing.assert_allclose(fitted.covariance, (left.T @ left + prior) / 44)
+    scatter, count = left.T @ left, 3 * row_gaussian._PRIOR_ROWS
+    variance = row_gaussian._prior_variance(scatter, 41, count)
+    expected = (scatter + count * variance * np.eye(3)) / (41 + count)
+    np.testing.assert_allclose(fitted.covariance, expected)
 
 
-def test_what_is_fitted_maximises_the_posterior():
+def test_what_is_fitted_maximises_the_posterior(monkeypatch):
     """No step along a random direction makes the penalised likelihood of the cells larger."""
     rng = np.random.default_rng(2)
     values, _, _ = correlated(rng, 60, 4)
     observed = rng.random(values.shape) < 0.7
-    prior = row_gaussian._PRIOR_VARIANCE * np.eye(4)
+    count = 4 * row_gaussian._PRIOR_ROWS
+    monkeypatch.setattr(row_gaussian, "_prior_variance", lambda *_: 0.5)
     fitted = row_gaussian.fit(values, observed)
     for _ in range(10):
         fitted = row_gaussian.fit(values, observed, fitted)
 
     def objective(mean, covariance):
-        total = -0.5 * (4 + 1) * np.linalg.slogdet(covariance)[1]
-        total -= 0.5 * np.trace(4 * np.linalg.solve(covariance, prior))
+        total = -0.5 * (count + 1) * np.linalg.slogdet(covariance)[1]
+        total -= 0.25 * count * np.trace(np.linalg.inv(covariance))
         total -= 0.5 * mean @ np.linalg.solve(covariance, mean)
         for row, seen in zip(values, observed, strict=True):
             part, left = covariance[np.ix_(seen, seen)], (row - mean)[seen]
@@ -99,6 +103,20 @@ def test_what_is_fitted_maximises_the_posterior():
 )
 def test_narrow_tables_suit(rows, columns, seen, suits):
     assert row_gaussian.suits(np.full(rows, seen), columns) is suits
+
+
+def test_the_priors_variance_is_that_of_the_largest_likelihood():
+    """Against draws: rows whose covariances came of the prior, and of rows the density itself."""
+    rng, size, count = np.random.default_rng(8), 4, 6.0
+    for variance in (0.01, 0.3):
+        found = []
+        for _ in range(40):
+            degrees = int(count) + size - 1
+            inverse = np.linalg.inv(count * variance * np.eye(size))
+            covariance = np.linalg.inv(scipy.stats.wishart.rvs(degrees, inverse, random_state=rng))
+            rows = rng.multivariate_normal(np.zeros(size), covariance, 50)
+            found.append(row_gaussian._prior_variance(rows.T @ rows, 50, count))
+        np.testing.assert_allclose(np.median(found), variance, rtol=0.3)
 
 
 def slopes_of(values, observed):

@@ -168,6 +168,9 @@ def _trials(dense: Entries, turned: Entries, standardize: str | None) -> list[_T
         tried = [standardize]
     else:
         unlike = scaling.unlike_sides(dense)
+        if unlike == "rows" and _narrow(dense):
+            # The models of rows, which a narrow table is answered best by, are of its columns.
+            unlike = "columns"
         tried += [unlike] if unlike else []
     # A matrix with few rows and many columns, one unit for all, is narrow when turned.
     flat = _narrow(turned) and not _narrow(dense)
