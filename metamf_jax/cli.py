@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 # NumPy, JAX and the readers are imported when a command runs: `metamf --help` answers at once.
@@ -96,6 +96,7 @@ def write_imputed(
     pairs: tuple[np.ndarray, np.ndarray] | None = None,
     top: int | None = None,
     std: bool = False,
+    quantiles: Sequence[float] = (),
 ) -> int:
     """Writes imputed cells; returns how many.
 
@@ -107,30 +108,38 @@ def write_imputed(
       top: only so many missing cells of each row, the highest first.
       std: whether to write errors too: a column, or for a matrix a file of its own, whose name ends
         in ``.std`` before the extension.
+      quantiles: probabilities, whose quantiles are written too: a column each, such as ``q0.05``,
+        or for a matrix a file each, which ends in ``.q0.05`` before the extension.
 
     Raises:
       ValueError: ``pairs`` names a row or column that the table does not have, or a file cannot be
         written.
     """
     from metamf_jax.imputation import completion
+    from metamf_jax.imputation import quantiles as of_quantiles
 
     if given.found.dense and pairs is None and top is None:
-        return _write_matrix(output, completed, given, std)
+        return _write_matrix(output, completed, given, std, quantiles)
     if pairs is not None:
         rows, columns = _places(pairs, given.table)
         values, errors = completion.predict(completed, rows, columns)
     else:
         rows, columns, values, errors = _missing_cells(completed, given.table, top)
-    _write_pairs(output, given, (rows, columns), values, errors if std else None)
+    spread = of_quantiles.of_cells(completed, rows, columns, quantiles) if quantiles else ()
+    beside = dict(zip(quantiles, spread, strict=True))
+    _write_pairs(output, given, (rows, columns), values, errors if std else None, beside)
     return len(values)
 
 
-def _write_matrix(output: str, completed: Completion, given: Input, std: bool) -> int:
-    """The same matrix without blanks, and beside it the errors of what was imputed."""
+def _write_matrix(
+    output: str, completed: Completion, given: Input, std: bool, quantiles: Sequence[float]
+) -> int:
+    """The same matrix without blanks, and beside it errors and quantiles of what was imputed."""
     import numpy as np
 
     from metamf_jax.data.tables import digits, fill, write
     from metamf_jax.imputation import completion
+    from metamf_jax.imputation import quantiles as of_quantiles
 
     table = given.table
     values, errors = completion.predict_rows(completed, 0, table.entries.shape[0])
@@ -141,7 +150,17 @@ def _write_matrix(output: str, completed: Completion, given: Input, std: bool) -
         write.write_dense(
             _beside(output), errors, table.row_ids, table.column_ids, like=given.found
         )
-    return int(np.prod(table.entries.shape)) - len(table.entries.rows)
+    missing = np.ones(table.entries.shape, bool)
+    missing[table.entries.rows, table.entries.columns] = False
+    if quantiles:
+        cells = np.nonzero(missing)
+        for p, found in zip(
+            quantiles, of_quantiles.of_cells(completed, *cells, quantiles), strict=True
+        ):
+            values[cells] = found
+            path = _beside(output, f".{_name(p)}")
+            fill.write_filled(path, given.path, given.found, table, values)
+    return int(missing.sum())
 
 
 def write_imputations(
@@ -171,7 +190,7 @@ def write_imputations(
         if given.found.dense:
             fill.write_filled(files[-1], given.path, given.found, given.table, each)
         else:
-            _write_pairs(files[-1], given, (rows, columns), each[rows, columns], None)
+            _write_pairs(files[-1], given, (rows, columns), each[rows, columns])
     return files
 
 
@@ -226,7 +245,8 @@ def _write_pairs(
     given: Input,
     places: tuple[np.ndarray, np.ndarray],
     values: np.ndarray,
-    errors: np.ndarray | None,
+    errors: np.ndarray | None = None,
+    quantiles: Mapping[float, np.ndarray] | None = None,
 ) -> None:
     """A line for each cell, under the names of the input's columns."""
     from metamf_jax.data.tables import digits, fill, write
@@ -237,13 +257,18 @@ def _write_pairs(
         (header[role] for role in found.roles[:3]) if header else ("row", "column", "value")
     )
     own = fill.column_digits(path, found, table)
-    values = fill.rounded_cells(values, places[1], own)
+
+    def written(cells: np.ndarray) -> np.ndarray:
+        return fill.typed_values(path, found, fill.rounded_cells(cells, places[1], own))
+
+    extra = {} if errors is None else {"error": digits.significant(errors)}
+    extra |= {_name(p): written(cells) for p, cells in (quantiles or {}).items()}
     write.write_pairs(
         output,
         table.row_ids[places[0]],
         table.column_ids[places[1]],
-        fill.typed_values(path, found, values),
-        extra=None if errors is None else {"error": digits.significant(errors)},
+        written(values),
+        extra=extra or None,
         names=(row, column, value),
         scientific=any(column.significant is not None for column in own),
     )
@@ -271,6 +296,10 @@ def with_unknown(table: Table, pairs: tuple[np.ndarray, np.ndarray]) -> Table:
     return table._replace(entries=entries, row_ids=sides[0], column_ids=sides[1])
 
 
+def _name(probability: float) -> str:
+    return f"q{probability}"
+
+
 def _beside(output: str, mark: str = ".std") -> str:
     """``completed.csv.gz`` to ``completed.std.csv.gz``."""
     import pathlib
@@ -291,10 +320,12 @@ def _impute(flags: argparse.Namespace) -> None:
         raise ValueError(
             "--top and --pairs exclude each other: one picks cells, the other lists them"
         )
-    if flags.imputations is not None and (flags.top or flags.pairs or flags.std or flags.plot):
+    if flags.imputations is not None and (
+        flags.top or flags.pairs or flags.std or flags.quantiles or flags.plot
+    ):
         raise ValueError(
             "--imputations writes all missing cells, and no errors: it excludes --top, --pairs, "
-            "--std and --plot"
+            "--std, --quantiles and --plot"
         )
     started = time.monotonic()
     given, pairs = _read(flags)
@@ -305,10 +336,21 @@ def _impute(flags: argparse.Namespace) -> None:
         files = write_imputations(flags.output, completed, given, flags.imputations, flags.seed)
         print(f"wrote {len(files)} imputations, {files[0]} to {files[-1]}")
         return
-    count = write_imputed(flags.output, completed, given, pairs=pairs, top=flags.top, std=flags.std)
+    count = write_imputed(
+        flags.output,
+        completed,
+        given,
+        pairs=pairs,
+        top=flags.top,
+        std=flags.std,
+        quantiles=flags.quantiles,
+    )
     print(f"wrote {count} imputed cells to {flags.output}")
-    if flags.std and given.found.dense and pairs is None and flags.top is None:
-        print(f"wrote their standard errors to {_beside(flags.output)}")
+    if given.found.dense and pairs is None and flags.top is None:
+        if flags.std:
+            print(f"wrote their standard errors to {_beside(flags.output)}")
+        for p in flags.quantiles:
+            print(f"wrote their {p} quantiles to {_beside(flags.output, f'.{_name(p)}')}")
     if flags.plot:
         from metamf_jax import plotting
 
@@ -393,6 +435,18 @@ def _tell(completed: Completion, table: Table, weights: str) -> None:
     print(f"standardised with {unit[by]}; weights {weights}")
 
 
+def _probabilities(text: str) -> tuple[float, ...]:
+    try:
+        found = tuple(map(float, text.split(",")))
+    except ValueError:
+        found = ()
+    if not found or not all(0 < p < 1 for p in found):
+        raise argparse.ArgumentTypeError(
+            f"expected probabilities between 0 and 1, such as 0.05,0.95, got {text!r}"
+        )
+    return found
+
+
 def _parser() -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
@@ -421,6 +475,14 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="write standard errors too (a column; for a matrix a second file): the true value "
         "lies within 1.645 of them in nine of ten cases",
+    )
+    impute.add_argument(
+        "--quantiles",
+        type=_probabilities,
+        default=(),
+        metavar="Q,Q..",
+        help="write these quantiles of each value too, such as 0.05,0.95 (columns q0.05 and q0.95; "
+        "for a matrix files of its own)",
     )
     impute.add_argument(
         "--imputations",

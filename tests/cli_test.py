@@ -68,6 +68,32 @@ def test_asked_pairs_come_in_their_order(ratings, tmp_path, capsys):
     assert errors[2] > errors[1]
 
 
+def test_quantiles_stand_beside_the_values(ratings, tmp_path, capsys):
+    output = tmp_path / "out.csv"
+    arguments = ["impute", str(ratings), f"--output={output}", "--quantiles=0.05,0.95"]
+    assert cli.main([*arguments, "--std"]) == 0
+    header, *lines = read(output)
+    assert header == ["user", "item", "rating", "error", "q0.05", "q0.95"]
+    value, _, low, high = np.array([line[2:] for line in lines], float).T
+    assert (low < value).all()
+    assert (value < high).all()
+    with pytest.raises(SystemExit):
+        cli.main([*arguments[:-1], "--quantiles=5,95"])
+    assert "between 0 and 1, such as 0.05,0.95, got '5,95'" in capsys.readouterr().err
+    # A matrix's are files of their own.
+    path = tmp_path / "m.csv"
+    path.write_text("a,b,c\n1.5,2.5,3.5\n2.5,,4.5\n3.5,4.5,5.5\n4.5,5.5,\n")
+    arguments = ["impute", str(path), f"--output={output}", "--quantiles=0.1,0.9"]
+    assert cli.main(arguments) == 0
+    several = [
+        np.array(read(tmp_path / name)[1:], float)
+        for name in ("out.q0.1.csv", "out.csv", "out.q0.9.csv")
+    ]
+    moved = np.diff(several, axis=0) > 0
+    assert moved[:, [1, 3], [1, 2]].all()
+    assert moved.sum() == 4
+
+
 def test_top(ratings, tmp_path):
     whole, output = tmp_path / "whole.csv", tmp_path / "top.csv"
     cli.main(["impute", str(ratings), f"--output={whole}"])

@@ -64,6 +64,26 @@ def test_rows_fold_in_as_they_were_fitted(fitted):
     assert (bars[~np.isnan(holes)] == 0).all()
 
 
+@pytest.mark.parametrize("standardize", ["matrix", "rows"])
+def test_quantiles_are_those_of_the_error_bars_within_the_bounds(standardize):
+    holes, _ = table()
+    imputer = MetaMFImputer(standardize=standardize).fit(holes)
+    low, middle, high = imputer.predict_quantiles(holes, quantiles=(0.05, 0.5, 0.95))
+    values, errors = imputer.predict(holes, return_std=True)
+    np.testing.assert_array_equal(middle, values)
+    np.testing.assert_array_less(low, high)
+    # Less where they are clipped.
+    assert ((high - low) / (2 * errors)).max() == pytest.approx(1.6449, rel=1e-3)
+    rows, columns = np.indices(holes.shape).reshape(2, -1)
+    of_cells = imputer.predict_quantiles(rows, columns)
+    np.testing.assert_allclose(of_cells, [low.ravel(), high.ravel()], rtol=2e-2, atol=1e-2)
+    # By its own cells, where its row is not a fitted one.
+    low, high = imputer.predict_quantiles(holes[:2] + 0.01)
+    np.testing.assert_array_less(low, high)
+    with pytest.raises(ValueError, match=r"predict_quantiles\(rows, columns\)"):
+        imputer.predict_quantiles(scipy.sparse.csr_array(holes))
+
+
 @pytest.mark.parametrize(("scale", "shift"), [(1000.0, 0.0), (0.01, -5.0), (1.0, 1e4)])
 def test_scale_and_shift_free(fitted, scale, shift):
     imputer, holes = fitted

@@ -8,7 +8,7 @@ import pytest
 import scipy.sparse
 
 from metamf_jax import MetaMFImputer
-from metamf_jax.imputation import completion, fold_in, held_out, pipeline, sampled
+from metamf_jax.imputation import completion, fold_in, held_out, pipeline, quantiles, sampled
 from metamf_jax.imputation.candidates import CANDIDATES
 from metamf_jax.imputation.prior import load_prior
 from metamf_jax.types import Entries
@@ -86,6 +86,24 @@ def test_cells_are_answered_as_their_rows_are(completed):
     np.testing.assert_allclose(bars, errors.ravel(), rtol=1e-3)
     low, high = (completed.bounds.low.min(), completed.bounds.high.max())
     assert low <= values.min() < values.max() <= high
+
+
+def test_quantiles_of_the_draws(ratings, completed, dense):
+    _, test = ratings
+    low, middle, high = quantiles.of_cells(completed, test.rows, test.columns, (0.05, 0.5, 0.95))
+    assert (low < middle).all()
+    # Both may be the largest value.
+    assert (middle <= high).all()
+    inside = (low <= test.values) & (test.values <= high)
+    assert 0.84 < inside.mean() < 0.97
+    values, _ = completion.predict(completed, test.rows, test.columns)
+    # Fitted values that are clipped pull the mean inwards.
+    np.testing.assert_allclose(middle, values, atol=0.3)
+    of_rows = quantiles.of_rows(completed, dense, ~np.isnan(dense), (0.05, 0.95))
+    np.testing.assert_allclose(of_rows[0][test.rows, test.columns], low, atol=1e-4)
+    np.testing.assert_allclose(of_rows[1][test.rows, test.columns], high, atol=1e-4)
+    with pytest.raises(ValueError, match=r"between 0 and 1, such as 0.05 and 0.95, got 0.5, 1"):
+        quantiles.of_cells(completed, [0], [0], (0.5, 1))
 
 
 def test_unknown_rows_and_columns_are_answered_like_empty_ones(completed):

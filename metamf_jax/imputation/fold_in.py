@@ -62,6 +62,26 @@ def fold_in_rows(
     return found, errors
 
 
+def bounds_of_rows(completion: Completion, values: np.ndarray, observed: np.ndarray) -> Bounds:
+    """What the values of `fold_in_rows` are clipped to; [M], or [N', 1] where rows have bounds.
+
+    Of a matrix that is not answered by draws.
+    """
+    if not completion.transposed:
+        return Bounds(*(bound[completion.places.columns] for bound in completion.bounds))
+    assert completion.fitted_rows is not None
+    numbers = row_index.find(completion.fitted_rows, values, observed)
+    used = observed & (completion.places.rows < len(completion.cells.u) - 1)
+    _, own = _units_of_columns(completion, _entries(values.T, used.T))
+    # Rows here are the columns of what was fitted.
+    fitted = completion.places.columns[np.maximum(numbers, 0)]
+    low, high = (
+        np.where(numbers >= 0, bound[fitted], other)[:, None]
+        for bound, other in zip(completion.bounds, own, strict=True)
+    )
+    return Bounds(low, high)
+
+
 def fold_in_columns(
     completion: Completion, values: np.ndarray, observed: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:

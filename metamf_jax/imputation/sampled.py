@@ -7,6 +7,7 @@ of the draws and their noise. One row and one column without cells are drawn wit
 the prior: they answer for whatever is empty or unknown.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,12 +17,13 @@ from metamf_jax.imputation import row_index, scaling
 from metamf_jax.imputation.places import Places, find_places, set_aside
 from metamf_jax.imputation.row_index import RowIndex
 from metamf_jax.imputation.scaling import Bounds, Scaling
-from metamf_jax.posterior import chains, gibbs, pattern
+from metamf_jax.posterior import chains, gibbs, pattern, predictive
 from metamf_jax.posterior.chains import ChainsConfig, Draws
 from metamf_jax.posterior.fit import num_pattern_vectors
 from metamf_jax.posterior.gibbs import GibbsConfig
 from metamf_jax.posterior.hyperprior import Hyperprior
 from metamf_jax.posterior.pattern import SideFeatures
+from metamf_jax.posterior.predictive import Scale
 from metamf_jax.types import Entries
 
 # Of the draws that answer, and of those that are compared on held-out cells.
@@ -178,6 +180,49 @@ def predict(
         moments = [x / len(sampled.draws.alpha) for x in (total, square, noise)]
         values[part], errors[part] = _in_units(sampled, moments, *_units(sampled, j))
     return values, errors
+
+
+def quantiles(
+    sampled: Sampled, rows: np.ndarray, columns: np.ndarray, probabilities: Sequence[float]
+) -> np.ndarray:
+    """Quantiles at cells [P]; see `quantiles.of_cells`."""
+    n = find_places(rows, "row", sampled.places.rows, sampled.places.occupied[0])
+    m = find_places(columns, "column", sampled.places.columns, sampled.places.occupied[1])
+    values, _ = predict(sampled, rows, columns)
+    return _quantiles(sampled, sampled.rows, (n, m), values, probabilities)
+
+
+def quantiles_of_rows(
+    sampled: Sampled, values: np.ndarray, observed: np.ndarray, probabilities: Sequence[float]
+) -> np.ndarray:
+    """Quantiles of all cells of rows [N', M]; see `quantiles.of_rows`."""
+    rows, m = further_rows(sampled, values, observed), sampled.places.columns
+    means, _ = _of_rows(sampled, rows)
+    n = np.repeat(np.arange(len(means)), len(m))
+    cells = n, np.tile(m, len(means))
+    found = _quantiles(sampled, rows, cells, means.ravel(), probabilities)
+    return found.reshape(-1, *means.shape)
+
+
+def _quantiles(
+    sampled: Sampled,
+    rows: Factors,
+    cells: tuple[np.ndarray, np.ndarray],
+    means: np.ndarray,
+    probabilities: Sequence[float],
+) -> np.ndarray:
+    """Quantiles [Q, P] at places ``cells`` among rows and drawn columns; see `quantiles`."""
+    n, m = cells
+    # Few sizes, since each compiles anew.
+    more = (1 << max(len(n) - 1, 0).bit_length()) - len(n)
+    draws = sampled.draws._replace(rows=rows.numbers, row_shares=rows.shares)
+    standardised = predictive.predict(
+        draws, Scale(0.0, 1.0), np.pad(n, (0, more)), np.pad(m, (0, more)), tuple(probabilities)
+    ).quantiles[:, : len(n)]
+    center, scale = _units(sampled, m)
+    low, high = (center + scale * bound[m] for bound in sampled.bounds)
+    found = center + scale * standardised
+    return np.clip(means + sampled.inflation * (found - means), low, high)
 
 
 def predict_each_row(sampled: Sampled, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
