@@ -8,7 +8,15 @@ import pytest
 import scipy.sparse
 
 from metamf_jax import MetaMFImputer
-from metamf_jax.imputation import completion, fold_in, held_out, pipeline, quantiles, sampled
+from metamf_jax.imputation import (
+    completion,
+    fit_file,
+    fold_in,
+    held_out,
+    pipeline,
+    quantiles,
+    sampled,
+)
 from metamf_jax.imputation.candidates import CANDIDATES
 from metamf_jax.imputation.prior import load_prior
 from metamf_jax.types import Entries
@@ -86,6 +94,23 @@ def test_cells_are_answered_as_their_rows_are(completed):
     np.testing.assert_allclose(bars, errors.ravel(), rtol=1e-3)
     low, high = (completed.bounds.low.min(), completed.bounds.high.max())
     assert low <= values.min() < values.max() <= high
+
+
+def test_a_loaded_fit_answers_to_the_last_bit(completed, dense, tmp_path):
+    path = tmp_path / "fit.safetensors"
+    fit_file.save(path, fit_file.NamedCompletion(completed, None, None, {}))
+    loaded = fit_file.load(path).completion
+    observed = ~np.isnan(dense)
+    answers = [
+        (
+            *fold_in.fold_in_rows(each, dense + 0.1, observed),
+            *completion.predict(each, [0, 7, 90], [0, 11, 70]),
+            *fold_in.impute(each, dense, observed, 2, seed=0),
+        )
+        for each in (completed, loaded)
+    ]
+    for one, other in zip(*answers, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_quantiles_of_the_draws(ratings, completed, dense):

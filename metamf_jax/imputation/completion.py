@@ -12,7 +12,7 @@ from metamf_jax.imputation.prior import LearnedPrior
 from metamf_jax.imputation.row_index import RowIndex
 from metamf_jax.imputation.sampled import Sampled
 from metamf_jax.imputation.scaling import Bounds, Scaling
-from metamf_jax.types import Array
+from metamf_jax.types import Array, Entries
 
 # Cells answered at once: the products need 60 numbers a cell.
 _BLOCK = 2**18
@@ -24,8 +24,10 @@ class Completion:
 
     Attributes:
       prior: the learned prior that it was completed with.
+      entries: the observed cells.
       shape: (N, M).
-      transposed: whether all but ``shape``, ``standardized_by`` and ``check`` is of the transpose.
+      transposed: whether all but ``entries``, ``shape``, ``standardized_by`` and ``check`` is of
+        the transpose.
       places: where each row and column stands in ``cells`` and ``columns``.
       standardized_by: ``matrix``, ``columns`` or ``rows``.
       scaling: of the M' columns in ``cells``, padding included.
@@ -43,6 +45,7 @@ class Completion:
     """
 
     prior: LearnedPrior
+    entries: Entries
     shape: tuple[int, int]
     transposed: bool
     places: Places

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from metamf_jax.imputation import completion, fold_in, pipeline
+from metamf_jax.imputation import completion, fit_file, fold_in, pipeline
 from metamf_jax.imputation import quantiles as of_quantiles
+from metamf_jax.imputation.fit_file import NamedCompletion
 from metamf_jax.imputation.prior import load_prior
 from metamf_jax.imputation.scaling import STANDARDIZATIONS
 from metamf_jax.types import Entries
@@ -211,6 +212,40 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         """
         values, observed = self._checked(X)
         return fold_in.impute(self.completion_, values, observed, imputations, self._seed())
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the fitted imputer as one safetensors file, aside and renamed.
+
+        Raises:
+          ValueError: ``random_state`` is neither an integer nor None, or there is no such folder.
+          OSError: the file cannot be written.
+        """
+        check_is_fitted(self)
+        options = self.get_params() | {"weights": os.fspath(self.weights)}
+        if self.random_state is not None:
+            if not isinstance(self.random_state, numbers.Integral):
+                raise ValueError(
+                    "expected an integer or None as random_state of an imputer to be saved, got "
+                    f"{self.random_state!r}"
+                )
+            options["random_state"] = int(self.random_state)
+        names = getattr(self, "feature_names_in_", None)
+        fit_file.save(path, NamedCompletion(self.completion_, None, names, options))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "MetaMFImputer":
+        """The imputer that `save` wrote, or ``metamf impute --save``: its answers are the same.
+
+        Raises:
+          ValueError: there is no such file, it holds something else, or another version wrote it.
+        """
+        held = fit_file.load(path)
+        imputer = cls(**held.options)
+        imputer.completion_, imputer.check_ = held.completion, held.completion.check
+        imputer.n_features_in_ = held.completion.shape[1]
+        if held.column_ids is not None and held.column_ids.dtype == object:
+            vars(imputer)["feature_names_in_"] = held.column_ids
+        return imputer
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

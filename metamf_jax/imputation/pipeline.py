@@ -126,6 +126,7 @@ def complete(
     tilt, widening = _moves(fit, scales, missing)
     return Completion(
         prior=prior,
+        entries=entries,
         shape=entries.shape,
         transposed=trial.transposed,
         places=places,
