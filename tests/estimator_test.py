@@ -172,6 +172,26 @@ def test_ten_million_columns():
         imputer.transform(wide)
 
 
+def test_rows_columns_and_cells_are_added():
+    """Candidates are found anew, from all cells."""
+    holes, _ = table()
+    whole = MetaMFImputer().fit(holes)
+    parts = MetaMFImputer().partial_fit(holes[:12]).partial_fit(holes[12:])
+    np.testing.assert_array_equal(parts.transform(holes), whole.transform(holes))
+    frame = pd.DataFrame(holes[:, :5], columns=list("abcde"))
+    rows, columns = np.nonzero(~np.isnan(holes))
+    new = columns == 5
+    last = Entries(rows[new], columns[new], holes[rows[new], 5], holes.shape)
+    wider = MetaMFImputer().fit(frame).update(last, ["f"])
+    assert vars(wider)["feature_names_in_"].tolist() == list("abcdef")
+    cells = np.array([0, 1, 2]), np.array([5, 5, 0])
+    np.testing.assert_allclose(wider.predict(*cells), whole.predict(*cells), atol=0.1)
+    with pytest.raises(ValueError, match="names of 1 further columns, got 0"):
+        MetaMFImputer().fit(frame).update(last)
+    with pytest.raises(ValueError, match="expected 6 columns, those of fit, got 7"):
+        whole.partial_fit(Entries(rows, columns, holes[rows, columns], (20, 7)))
+
+
 def test_unknown_options():
     with pytest.raises(ValueError, match="general"):
         MetaMFImputer(weights="genaral").fit(table()[0])

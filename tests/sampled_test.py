@@ -16,6 +16,7 @@ from metamf_jax.imputation import (
     pipeline,
     quantiles,
     sampled,
+    update,
 )
 from metamf_jax.imputation.candidates import CANDIDATES
 from metamf_jax.imputation.prior import load_prior
@@ -111,6 +112,31 @@ def test_a_loaded_fit_answers_to_the_last_bit(completed, dense, tmp_path):
     ]
     for one, other in zip(*answers, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_chains_go_on_as_well_as_they_would_begin(ratings, completed):
+    """First without the last 20 rows and 10 columns, of which one had no cell, and some others."""
+    train, test = ratings
+    rng = np.random.default_rng(0)
+    inside = (train.rows < 70) & (train.columns < 60) & (rng.random(len(train.rows)) < 0.97)
+    first = dataclasses.replace(select(train, inside), shape=(70, 60))
+    again = dataclasses.replace(completed, entries=first, sampled=sampled.fit(first, "matrix"))
+    again = update.update(again, select(train, ~inside))
+    assert again.shape == (90, 70)
+    assert again.sampled is not None
+    assert len(again.check.by_column) == 70
+    errors = []
+    for one in (completed, again):
+        values, _ = completion.predict(one, test.rows, test.columns)
+        errors.append(np.sqrt(((values - test.values) ** 2).mean()))
+    assert errors[1] < 1.02 * errors[0]
+    # A cell given anew replaces the old one.
+    changed = dataclasses.replace(select(train, np.array([5])), values=np.array([4.25]))
+    merged = update.merge(train, changed)
+    assert len(merged.rows) == len(train.rows)
+    assert merged.values[-1] == 4.25
+    with pytest.raises(ValueError, match=r"at least, got the shape \(70, 60\)"):
+        update.update(completed, first)
 
 
 def test_quantiles_of_the_draws(ratings, completed, dense):

@@ -41,7 +41,8 @@ class Completion:
       cells, columns: see their classes.
       fitted_rows: where the transpose was fitted, its columns by their cells; else None.
       check: what was found on held-out cells.
-      sampled: draws of the matrix's posterior, where these answer for all cells instead.
+      sampled: draws of the matrix's posterior, where these answer for all cells instead. After an
+        `update` of these all else but ``entries``, ``shape`` and ``check`` is of the matrix before.
     """
 
     prior: LearnedPrior

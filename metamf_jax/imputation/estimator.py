@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from metamf_jax.imputation import completion, fit_file, fold_in, pipeline
+from metamf_jax.imputation import completion, fit_file, fold_in, pipeline, update
 from metamf_jax.imputation import quantiles as of_quantiles
 from metamf_jax.imputation.fit_file import NamedCompletion
 from metamf_jax.imputation.prior import load_prior
@@ -110,10 +110,63 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         self.completion_ = pipeline.complete(
             prior,
             self._entries(X),
-            standardize=None if self.standardize == "auto" else self.standardize,
-            missing=self.missing,
-            seed=self._seed(),
+            **self._options(),
         )
+        self.check_ = self.completion_.check
+        return self
+
+    def partial_fit(self, X: Any, y: Any = None) -> "MetaMFImputer":
+        """Appends the rows of X to the fitted matrix, as its rows N, N + 1 and so on; see `update`.
+
+        Where nothing was fitted, as `fit`.
+
+        Args:
+          X: as for `fit`, with the same columns.
+          y: not used.
+
+        Raises:
+          ValueError: X has other columns, or an infinite cell.
+        """
+        if not hasattr(self, "completion_"):
+            return self.fit(X)
+        further, shape = self._entries(X, reset=False), self.completion_.shape
+        rows = further.rows + np.int32(shape[0])
+        both = shape[0] + further.shape[0], shape[1]
+        return self._update(Entries(rows, further.columns, further.values, both))
+
+    def update(self, entries: Entries, feature_names: Sequence[str] = ()) -> "MetaMFImputer":
+        """Adds cells to the fitted matrix, in rows and columns that it has and in further ones.
+
+        Where draws of the posterior answer (``completion_.sampled`` is not None), their chains go
+        on from their last states, 60 sweeps each where `fit` makes 80 and 90 more for the held-out
+        check; what this said stands, so `fit` anew from time to time. Else, and where the matrix
+        grows by more than half, it is completed anew, as by `fit` of all its cells.
+
+        Args:
+          entries: cells, NumPy arrays, new ones or such as replace fitted ones. Rows and columns
+            keep their numbers, further ones have those from N and M on; the shape is (N', M') after
+            the update.
+          feature_names: of the further columns, where the fitted ones have names.
+
+        Raises:
+          ValueError: a smaller shape, a cell twice or not finite, or another number of names.
+        """
+        check_is_fitted(self)
+        names = getattr(self, "feature_names_in_", None)
+        more = entries.shape[1] - self.completion_.shape[1]
+        if len(feature_names) != (0 if names is None else max(more, 0)):
+            raise ValueError(
+                f"expected names of {0 if names is None else more} further columns, got "
+                f"{len(feature_names)}"
+            )
+        self._update(entries)
+        self.n_features_in_ = entries.shape[1]
+        if names is not None:
+            vars(self)["feature_names_in_"] = np.append(names, np.array(feature_names, object))
+        return self
+
+    def _update(self, entries: Entries) -> "MetaMFImputer":
+        self.completion_ = update.update(self.completion_, entries, **self._options())
         self.check_ = self.completion_.check
         return self
 
@@ -254,6 +307,14 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
+    def _options(self) -> dict[str, Any]:
+        """Of `pipeline.complete`."""
+        return {
+            "standardize": None if self.standardize == "auto" else self.standardize,
+            "missing": self.missing,
+            "seed": self._seed(),
+        }
+
     def _seed(self) -> int:
         if self.random_state is None:
             return 0
@@ -276,12 +337,16 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             return X
         return np.where(np.equal(X, self.missing_values), np.nan, X).astype(X.dtype)
 
-    def _entries(self, X) -> Entries:
+    def _entries(self, X, reset: bool = True) -> Entries:
         if isinstance(X, Entries):
+            if not reset and X.shape[1] != self.n_features_in_:
+                raise ValueError(
+                    f"expected {self.n_features_in_} columns, those of fit, got {X.shape[1]}"
+                )
             self.n_features_in_ = X.shape[1]
             rows, columns, values = (np.asarray(part) for part in (X.rows, X.columns, X.values))
             return Entries(rows, columns, values, X.shape)
-        X = self._validated(X, reset=True)
+        X = self._validated(X, reset=reset)
         if scipy.sparse.issparse(X):
             # In the order of a dense array, so that the same cells are held out.
             by_row = scipy.sparse.csr_array(X)
