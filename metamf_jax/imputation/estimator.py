@@ -137,10 +137,11 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     def update(self, entries: Entries, feature_names: Sequence[str] = ()) -> "MetaMFImputer":
         """Adds cells to the fitted matrix, in rows and columns that it has and in further ones.
 
-        Where draws of the posterior answer (``completion_.sampled`` is not None), their chains go
-        on from their last states, 60 sweeps each where `fit` makes 80 and 90 more for the held-out
-        check; what this said stands, so `fit` anew from time to time. Else, and where the matrix
-        grows by more than half, it is completed anew, as by `fit` of all its cells.
+        Where draws of the posterior answer too (``completion_.sampled`` is not None), their chains
+        go on from their last states, 60 sweeps each where `fit` makes 80 and 90 more for the
+        held-out check; their share and the error bars that this found stand, so `fit` anew from
+        time to time. Else, and where the matrix grows by more than half, it is completed anew, as
+        by `fit` of all its cells.
 
         Args:
           entries: cells, NumPy arrays, new ones or such as replace fitted ones. Rows and columns

@@ -1,7 +1,8 @@
 """Quantiles of what a completed matrix says of its cells.
 
-Where draws answer, they are those of the draws' mixture, about its mean as much wider as the error
-bars are; else those of a Gaussian with the error bars. Neither leaves the bounds of the values.
+Where draws answer, they are those of the draws' mixture, moved to what `completion.predict` says
+and as much wider as the error bars are; else those of a Gaussian with the error bars. Neither
+leaves the bounds of the values.
 """
 
 from collections.abc import Sequence
@@ -31,9 +32,9 @@ def of_cells(
       ValueError: a probability is not between 0 and 1, or a number is negative.
     """
     require_probabilities(probabilities)
-    if completed.sampled is not None:
-        return sampled.quantiles(completed.sampled, rows, columns, probabilities)
     values, errors = completion.predict(completed, rows, columns)
+    if completed.sampled is not None:
+        return sampled.quantiles(completed.sampled, rows, columns, values, probabilities)
     places = completed.places.columns
     numbers = np.asarray(rows if completed.transposed else columns)
     # Beyond the known ones, padding: a column of which nothing is known.
@@ -51,9 +52,10 @@ def of_rows(
       ValueError: a probability is not between 0 and 1.
     """
     require_probabilities(probabilities)
-    if completed.sampled is not None:
-        return sampled.quantiles_of_rows(completed.sampled, values, observed, probabilities)
     found, errors = fold_in.fold_in_rows(completed, values, observed)
+    if completed.sampled is not None:
+        drawn = completed.sampled
+        return sampled.quantiles_of_rows(drawn, values, observed, found, probabilities)
     bounds = fold_in.bounds_of_rows(completed, values, observed)
     return _gaussian(found, errors, bounds, probabilities)
 

@@ -272,24 +272,33 @@ def predict(
 
 
 def quantiles(
-    sampled: Sampled, rows: np.ndarray, columns: np.ndarray, probabilities: Sequence[float]
+    sampled: Sampled,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    means: np.ndarray,
+    probabilities: Sequence[float],
 ) -> np.ndarray:
-    """Quantiles at cells [P]; see `quantiles.of_cells`."""
+    """Quantiles [Q, P] at cells about these means [P]; see `quantiles.of_cells`."""
     n = find_places(rows, "row", sampled.places.rows, sampled.places.occupied[0])
     m = find_places(columns, "column", sampled.places.columns, sampled.places.occupied[1])
-    values, _ = predict(sampled, rows, columns)
-    return _quantiles(sampled, sampled.rows, (n, m), values, probabilities)
+    own, _ = predict(sampled, rows, columns)
+    return _quantiles(sampled, sampled.rows, (n, m), (own, means), probabilities)
 
 
 def quantiles_of_rows(
-    sampled: Sampled, values: np.ndarray, observed: np.ndarray, probabilities: Sequence[float]
+    sampled: Sampled,
+    values: np.ndarray,
+    observed: np.ndarray,
+    means: np.ndarray,
+    probabilities: Sequence[float],
 ) -> np.ndarray:
-    """Quantiles of all cells of rows [N', M]; see `quantiles.of_rows`."""
+    """Quantiles [Q, N', M] of all cells of rows about these means; see `quantiles.of_rows`."""
     rows, m = further_rows(sampled, values, observed), sampled.places.columns
-    means, _ = _of_rows(sampled, rows)
+    own, _ = _of_rows(sampled, rows)
     n = np.repeat(np.arange(len(means)), len(m))
     cells = n, np.tile(m, len(means))
-    found = _quantiles(sampled, rows, cells, means.ravel(), probabilities)
+    both = own.ravel(), means.ravel()
+    found = _quantiles(sampled, rows, cells, both, probabilities)
     return found.reshape(-1, *means.shape)
 
 
@@ -297,10 +306,13 @@ def _quantiles(
     sampled: Sampled,
     rows: Factors,
     cells: tuple[np.ndarray, np.ndarray],
-    means: np.ndarray,
+    means: tuple[np.ndarray, np.ndarray],
     probabilities: Sequence[float],
 ) -> np.ndarray:
-    """Quantiles [Q, P] at places ``cells`` among rows and drawn columns; see `quantiles`."""
+    """Quantiles [Q, P] at places ``cells`` among rows and drawn columns.
+
+    They are moved from the draws' means, the first ones, to the second, and spread.
+    """
     n, m = cells
     # Few sizes, since each compiles anew.
     more = (1 << max(len(n) - 1, 0).bit_length()) - len(n)
@@ -311,7 +323,8 @@ def _quantiles(
     center, scale = _units(sampled, m)
     low, high = (center + scale * bound[m] for bound in sampled.bounds)
     found = center + scale * standardised
-    return np.clip(means + sampled.inflation * (found - means), low, high)
+    own, answered = means
+    return np.clip(answered + sampled.inflation * (found - own), low, high)
 
 
 def predict_each_row(sampled: Sampled, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,8 @@
 """Further rows, columns and cells of a completed matrix, which become part of it.
 
-Where draws answer, their chains go on from their last states over the grown matrix, in the unit
-that was fitted, and what the held-out check said stands. Otherwise, and where the matrix grew by
-more than half, it is completed anew: candidates are found in closed form, in seconds.
+Where draws answer too, their chains go on from their last states over the grown matrix, in the unit
+that was fitted, with the share and the error bars that the held-out check gave them; and candidates
+are found anew, in closed form. Otherwise, and where the matrix grew by more than half, all is.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import dataclasses
 import numpy as np
 
 from metamf_jax.imputation import pipeline, sampled
+from metamf_jax.imputation.candidates import CANDIDATES
 from metamf_jax.imputation.completion import Completion
 from metamf_jax.imputation.places import require_valid
 from metamf_jax.types import Entries
@@ -42,17 +43,15 @@ def update(
         return pipeline.complete(
             completed.prior, merged, standardize=standardize, missing=missing, seed=seed
         )
-    check = completed.check
-    more = merged.shape[0 if completed.transposed else 1] - len(check.by_column)
+    again = pipeline.complete(
+        completed.prior, merged, standardize="matrix", allowed=tuple(CANDIDATES), seed=seed
+    )
+    drawn = sampled.go_on(completed.sampled, merged)
     return dataclasses.replace(
-        completed,
-        entries=merged,
-        shape=merged.shape,
-        sampled=sampled.go_on(completed.sampled, merged),
-        check=check._replace(
-            by_column=np.append(check.by_column, np.full(more, np.nan)),
-            mean_by_column=np.append(check.mean_by_column, np.full(more, np.nan)),
-        ),
+        again,
+        sampled=drawn,
+        draws_share=completed.draws_share,
+        fitted_rows=drawn.fitted_rows,
     )
 
 
