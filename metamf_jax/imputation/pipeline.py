@@ -17,14 +17,14 @@
    ones) are the likelier to be missing, what is imputed is moved that way
    (`row_gaussian.missing_by_value`), as far as held-out cells that stand for the missing ones bear
    out, and error bars are those of such cells.
-6. A large sparse matrix with one unit for all cells is answered by draws of its posterior instead
-   (`sampled`), unless short chains of these do clearly worse on the held-out cells.
+6. A large sparse matrix with one unit for all cells is answered by draws of its posterior too
+   (`sampled`): these and the weighted candidates are averaged, by what short chains make of the
+   held-out cells (`held_out.draws_share`).
 
 Nothing is trained: all of it is closed-form, and deterministic in the seed.
 """
 
 import functools
-import math
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
@@ -52,7 +52,7 @@ from metamf_jax.types import Entries
 
 # Why cells are missing: for what else is observed, or for what they would say.
 MISSING = ("at_random", "by_value")
-# Beside the candidates, draws of the posterior, which answer alone.
+# Beside the candidates, draws of the posterior, which have a share of their own.
 DRAWS = "draws"
 # Parts held out to compare draws on: each takes chains of its own.
 _PARTS_BY_DRAWS = 2
@@ -91,8 +91,8 @@ def complete(
       missing: ``at_random``, for whatever else is observed, or ``by_value``, one of `MISSING`. The
         observed cells cannot tell for sure: imputed values are moved for those who know the latter
         (see `row_gaussian.missing_by_value` for what it costs where they are wrong).
-      allowed: the `candidates.CANDIDATES` that may have a weight, and whether draws may answer
-        instead; to see what each is worth.
+      allowed: the `candidates.CANDIDATES` that may have a weight, and whether draws may have a
+        share; to see what each is worth.
       seed: of the choice of held-out cells.
       progress: told of each stage as it begins.
 
@@ -112,14 +112,14 @@ def complete(
     best = int(np.argmin(_errors(fits, trials, dense)))
     trial, fit = trials[best], fits[best]
     _require_finite(fit, entries)
-    drawn, check = None, fit.check
+    drawn, share, check = None, 0.0, fit.check
     if (
         DRAWS in allowed
         and trial.by == "matrix"
         and missing == "at_random"
         and sampled.suits(dense)
     ):
-        drawn, check = _by_draws(fit, dense, trial.transposed, entries, seed, progress)
+        drawn, share, check = _by_draws(fit, dense, trial.transposed, entries, seed, progress)
     if trial.transposed:
         dense, places = turned, places.turned
     padded = len(fit.fitted.columns.v)
@@ -129,6 +129,7 @@ def complete(
         tilt, widening = _moves(fit, dense, scales)
     return Completion(
         prior=prior,
+        entries=entries,
         shape=entries.shape,
         transposed=trial.transposed,
         places=places,
@@ -142,9 +143,10 @@ def complete(
         missing=1 - np.bincount(dense.columns, minlength=padded) / dense.shape[0],
         cells=candidates.cells(fit.weights, fit.fitted.rows, fit.fitted.columns),
         columns=fit.fitted.columns,
-        fitted_rows=row_index.build(entries) if trial.transposed else None,
+        fitted_rows=row_index.build(entries) if trial.transposed or drawn is not None else None,
         check=_of_all_columns(check, places.columns),
         sampled=drawn,
+        draws_share=share,
     )
 
 
@@ -224,8 +226,8 @@ def _by_draws(
     entries: Entries,
     seed: int,
     progress: Callable[[str], None],
-) -> tuple[Sampled | None, Check]:
-    """The matrix by draws, unless these are clearly worse on the held-out cells; and the check."""
+) -> tuple[Sampled | None, float, Check]:
+    """The matrix by draws, or None where these have no share; their share; and the check."""
     assert fit.held_out is not None
     found = []
     for numbers in held_out.folds(len(dense.rows), seed)[:_PARTS_BY_DRAWS]:
@@ -233,24 +235,22 @@ def _by_draws(
         part = sampled.fit(fitting.without(dense, numbers), "matrix", sampled.SHORT_LENGTHS)
         rows, columns = (np.asarray(x)[numbers] for x in (dense.rows, dense.columns))
         found.append(sampled.predict(part, rows, columns))
-    predicted, bars = (np.concatenate(x) for x in zip(*found, strict=True))
-    compared = slice(len(predicted))
+    drawn, bars = (np.concatenate(x) for x in zip(*found, strict=True))
+    compared = slice(len(drawn))
     cells = HeldOut(*(x[compared] for x in fit.held_out))
-    had = cells.values - cells.predicted
-    cells = cells._replace(predicted=predicted, bars=bars)
-    left = cells.values - predicted
     unit = fit.scaling.scales[0]
-    # On cuts of 50 x 50 to 150 x 150 of two rating sets draws were better in the mean, by 0.1% to
-    # 3%; their short chains are the worse for fewer cells, and few held-out cells tell little.
-    worse = np.square(left / unit) - np.square(had / unit)
-    if worse.mean() > worse.std() / math.sqrt(len(worse)):
-        return None, fit.check
-    inflation, coverage = held_out.inflation(np.abs(left) / bars)
+    share = held_out.draws_share(
+        (cells.values - drawn) / unit, (cells.values - cells.predicted) / unit
+    )
+    if share == 0:
+        return None, share, fit.check
+    cells = cells._replace(predicted=share * drawn + (1 - share) * cells.predicted, bars=bars)
+    inflation, coverage = held_out.inflation(np.abs(cells.values - cells.predicted) / bars)
     matrix = scaling.transpose(dense) if transposed else dense
     units = scaling.fit_scaling(matrix, "columns").scales
     check = held_out.check(cells, fit.of_bias[compared], fit.of_means[compared], coverage, units)
     progress("drawing from the posterior")
-    return sampled.fit(entries, "matrix")._replace(inflation=inflation), check
+    return sampled.fit(entries, "matrix")._replace(inflation=inflation), share, check
 
 
 def _padded(fit: Fit, dense: Entries, padded: int) -> Scaling:
