@@ -170,10 +170,11 @@ def _trials(dense: Entries, turned: Entries, standardize: str | None) -> list[_T
         tried = [standardize]
     else:
         unlike = scaling.unlike_sides(dense)
-        if unlike == "rows" and _narrow(dense):
-            # The models of rows, which a narrow table is answered best by, are of its columns.
-            unlike = "columns"
-        tried += [unlike] if unlike else []
+        if unlike and _narrow(dense):
+            # The models of rows answer such a table best, and are of its columns.
+            tried = ["columns"]
+        elif unlike:
+            tried.append(unlike)
     # A matrix with few rows and many columns, one unit for all, is narrow when turned.
     flat = _narrow(turned) and not _narrow(dense)
     # What is said of rows hardly depends on the standardisation: the last one does.
