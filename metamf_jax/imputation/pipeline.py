@@ -136,7 +136,8 @@ def complete(
         standardized_by=trial.by,
         scaling=scales,
         weights=fit.weights,
-        inflation=fit.inflation,
+        inflation=fit.inflation[0],
+        posterior_inflation=fit.inflation[1],
         widening=widening,
         bounds=scaling.fit_bounds(dense, fit.by, padded),
         tilt=tilt,
@@ -279,7 +280,7 @@ def _moves(fit: Fit, dense: Entries, scales: Scaling) -> tuple[np.ndarray, float
     standardised = cells._replace(
         values=(cells.values - center) / scale, predicted=(cells.predicted - center) / scale
     )
-    bars = fit.inflation * cells.bars / scale
+    bars = fit.inflation[0] * cells.bars / scale
     further, widening = held_out.moved(standardised, tilt[m], np.zeros(len(m)), bars)
     return further * tilt, widening
 
