@@ -172,6 +172,15 @@ _PATTERN_FEATURES = flags.DEFINE_integer(
     " Default: 64, from 300,000 cells on 256.",
     lower_bound=0,
 )
+_ROW_FEATURES = flags.DEFINE_string(
+    "row_features",
+    None,
+    "gibbs: table (CSV, TSV, Parquet) with a header and a line for each row's id: numbers,"
+    " categories, labels between `|`. What a column holds may end its name: `zip:category`.",
+)
+_COLUMN_FEATURES = flags.DEFINE_string(
+    "column_features", None, "gibbs: the same of the columns, such as films with their genres."
+)
 _ROW_NOISE = flags.DEFINE_float(
     "row_noise",
     None,
@@ -183,7 +192,10 @@ _COLUMN_NOISE = flags.DEFINE_float(
     "column_noise", None, "gibbs: the same of the columns (3).", lower_bound=0
 )
 
-_OF_GIBBS = (_DRAWS, _BURN_IN, _CHAINS, _PATTERN_FEATURES, _ROW_NOISE, _COLUMN_NOISE)
+_OF_GIBBS = (
+    *(_DRAWS, _BURN_IN, _CHAINS, _PATTERN_FEATURES, _ROW_FEATURES, _COLUMN_FEATURES),
+    *(_ROW_NOISE, _COLUMN_NOISE),
+)
 # What means nothing to a sampler.
 _NOT_OF_GIBBS = (
     *(_PENALTY, _REGULARIZATION, _BIASES, _EPOCHS, _EARLY_STOPPING, _INIT, _STEP_SIZE),

@@ -17,10 +17,12 @@ import numpy as np
 
 from experiments import common, splits
 from metamf_jax import processes
-from metamf_jax.data import sources
+from metamf_jax.data import sources, tables
+from metamf_jax.data.tables.features import read_features
 from metamf_jax.posterior import chains, draws_file, fit, gibbs, predictive
 from metamf_jax.posterior.chains import ChainsConfig
 from metamf_jax.posterior.gibbs import GibbsConfig, State
+from metamf_jax.posterior.given import GivenFeatures, given_features, none_given
 from metamf_jax.posterior.predictive import Scale
 from metamf_jax.runs import resources
 from metamf_jax.runs.checkpoint import Checkpointer
@@ -59,6 +61,8 @@ class Config:
     burn_in: int = 30
     chains: int = 2
     pattern_features: int | None = None
+    row_features: str | None = None
+    column_features: str | None = None
     row_noise: float = 2.0
     column_noise: float = 3.0
     evaluate_every: int = 1
@@ -175,7 +179,25 @@ def _prepare(config: Config, matrix: _Matrix, num_devices: int, log: RunLog) -> 
         count = fit.num_pattern_vectors(entries)
         log.print(f"{count} singular vectors of the pattern of {len(entries.values)} entries")
     features = fit.features_of(entries, count, config.seed)
-    return fit.prepare(entries, config.model, features, num_devices, config.backend)
+    given = (
+        _given(config.row_features, "row", matrix.ids[0], log),
+        _given(config.column_features, "column", matrix.ids[1], log),
+    )
+    return fit.prepare(entries, config.model, features, num_devices, config.backend, given)
+
+
+def _given(path: str | None, side: str, ids: np.ndarray, log: RunLog) -> GivenFeatures:
+    """What the user's table tells of the rows (or columns) with these ids."""
+    if path is None:
+        return none_given(len(ids))
+    table = read_features(path, side)
+    lines = tables.positions(ids, table.ids)
+    found, told = given_features(table, lines), int((lines >= 0).sum())
+    log.print(
+        f"{found.features.shape[1]} features of {path} for {told} of {len(ids)} {side}s; the others"
+        f" are taken for average, {len(table.ids) - told} lines are of further {side}s"
+    )
+    return found
 
 
 def _require_room(config: Config, shape: tuple[int, int], workdir: pathlib.Path) -> None:
