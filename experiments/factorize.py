@@ -172,15 +172,8 @@ _PATTERN_FEATURES = flags.DEFINE_integer(
     " Default: 64, from 300,000 cells on 256.",
     lower_bound=0,
 )
-_ROW_FEATURES = flags.DEFINE_string(
-    "row_features",
-    None,
-    "gibbs: table (CSV, TSV, Parquet) with a header and a line for each row's id: numbers,"
-    " categories, labels between `|`. What a column holds may end its name: `zip:category`.",
-)
-_COLUMN_FEATURES = flags.DEFINE_string(
-    "column_features", None, "gibbs: the same of the columns, such as films with their genres."
-)
+_ROW_FEATURES = shared_flags.row_features()
+_COLUMN_FEATURES = shared_flags.column_features()
 _ROW_NOISE = flags.DEFINE_float(
     "row_noise",
     None,

@@ -21,6 +21,7 @@ from metamf_jax.data import sources, tables
 from metamf_jax.data.tables.features import read_features
 from metamf_jax.posterior import chains, draws_file, fit, gibbs, predictive
 from metamf_jax.posterior.chains import ChainsConfig
+from metamf_jax.posterior.fold_in import Recipe
 from metamf_jax.posterior.gibbs import GibbsConfig, State
 from metamf_jax.posterior.given import GivenFeatures, given_features, none_given
 from metamf_jax.posterior.predictive import Scale
@@ -132,6 +133,7 @@ class _Job(NamedTuple):
     config: Config
     matrix: _Matrix
     data: gibbs.Data
+    recipes: tuple[Recipe, Recipe]
     log: RunLog
 
     @property
@@ -172,8 +174,10 @@ def _read_matrix(config: Config, data_dir: str | None) -> _Matrix:
     return _Matrix(listed, scale, test, (train.row_ids, train.column_ids))
 
 
-def _prepare(config: Config, matrix: _Matrix, num_devices: int, log: RunLog) -> gibbs.Data:
-    """Deals out the matrix, with the features of its pattern."""
+def _prepare(
+    config: Config, matrix: _Matrix, num_devices: int, log: RunLog
+) -> tuple[gibbs.Data, tuple[Recipe, Recipe]]:
+    """Deals out the matrix, with its features; and how those of further rows are computed."""
     count, entries = config.pattern_features, matrix.train
     if count is None:
         count = fit.num_pattern_vectors(entries)
@@ -183,7 +187,12 @@ def _prepare(config: Config, matrix: _Matrix, num_devices: int, log: RunLog) -> 
         _given(config.row_features, "row", matrix.ids[0], log),
         _given(config.column_features, "column", matrix.ids[1], log),
     )
-    return fit.prepare(entries, config.model, features, num_devices, config.backend, given)
+    data = fit.prepare(entries, config.model, features, num_devices, config.backend, given)
+    recipes = (
+        Recipe(features[0], given[0], config.row_noise),
+        Recipe(features[1], given[1], config.column_noise),
+    )
+    return data, recipes
 
 
 def _given(path: str | None, side: str, ids: np.ndarray, log: RunLog) -> GivenFeatures:
@@ -330,7 +339,7 @@ def _gathered(job: _Job) -> draws_file.NamedDraws:
         named = draws_file.load_draws(job.result)
     else:
         draws = draws_file.gather([job.path(n) for n in range(job.config.draws)])
-        named = draws_file.NamedDraws(draws, job.matrix.scale, *job.matrix.ids)
+        named = draws_file.NamedDraws(draws, job.matrix.scale, *job.matrix.ids, job.recipes)
         draws_file.save_draws(job.result, named)
     shutil.rmtree(job.log.workdir / "draws", ignore_errors=True)
     return named
@@ -387,7 +396,7 @@ def run(
     if processes.is_first():
         _require_room(config, matrix.train.shape, pathlib.Path(workdir))
     log = open_run_log(workdir, "factorize", config)
-    job = _Job(config, matrix, _prepare(config, matrix, num_devices or 1, log), log)
+    job = _Job(config, matrix, *_prepare(config, matrix, num_devices or 1, log), log)
     checkpointer = Checkpointer(workdir, log.print)
     progress = _start(job)
     restored = checkpointer.restore(progress)

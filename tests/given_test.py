@@ -162,7 +162,8 @@ def test_a_posterior_learns_from_them():
     places = np.argwhere(rng.random((60, 20)) < 0.3).T
     places = places[:, places[0] >= 6]
     values = 2.0 * (levels[places[0]] - 1) + 0.3 * rng.standard_normal(places.shape[1])
-    entries = Entries(*places.astype(np.int32), values.astype("f"), (60, 20))
+    rows, columns = places.astype(np.int32)
+    entries = Entries(rows, columns, values.astype("f"), (60, 20))
     table = FeatureTable("t", np.arange(60), (column("l", "category", *map(str, levels)),))
     features = given.given_features(table, np.arange(60)), given.none_given(20)
     lengths = ChainsConfig(num_chains=1, burn_in=10, num_draws=20)

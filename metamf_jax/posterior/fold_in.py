@@ -7,7 +7,7 @@ The exact conditional of a row's factors is that of `row_conditional`,
 
 with its features phi computed as those of the sampled rows were. Its share ``p`` of the noise is
 the expected one given what a row of a usual share leaves. A row without entries is drawn from the
-prior, about what its features tell.
+prior, about what its given features tell.
 """
 
 from typing import NamedTuple
@@ -17,6 +17,7 @@ import scipy.sparse
 
 from metamf_jax.posterior import pattern
 from metamf_jax.posterior.chains import Draws
+from metamf_jax.posterior.given import GivenFeatures
 from metamf_jax.posterior.hyperprior import Hyperprior
 from metamf_jax.posterior.pattern import SideFeatures
 
@@ -67,6 +68,20 @@ class FurtherRows(NamedTuple):
     shares: np.ndarray
 
 
+class Recipe(NamedTuple):
+    """What further rows of a side need beside draws.
+
+    Attributes:
+      pattern: how features of their pattern are computed.
+      given: how those of a user's table are.
+      noise_shape: of the prior of a row's share of the noise.
+    """
+
+    pattern: SideFeatures
+    given: GivenFeatures
+    noise_shape: float
+
+
 def conditions(draws: Draws, side: int, noise_shape: float) -> Conditions:
     """Of a further row (side 0) or column (1)."""
     sides = (draws.rows, draws.row_shares), (draws.columns, draws.column_shares)
@@ -113,8 +128,9 @@ def further_row(
 
 
 def further_rows(
-    given: Conditions,
-    of_pattern: SideFeatures,
+    draws: Draws,
+    side: int,
+    recipe: Recipe,
     of_table: np.ndarray,
     entries: scipy.sparse.csr_array,
     seed: int = 0,
@@ -122,17 +138,26 @@ def further_rows(
     """Draws rows.
 
     Args:
-      given: the draws of all else.
-      of_pattern: the side's features of the pattern, by which those of further rows are computed.
+      draws: of all else.
+      side: 0 for rows, 1 for columns.
+      recipe: of this side.
       of_table: [N', G], their given features.
       entries: [N', M], standardised; where one is stored, it is observed.
       seed: of their noise.
     """
+    given = conditions(draws, side, recipe.noise_shape)
     observed = entries.copy()
     observed.data = np.ones_like(entries.data)
-    features = np.column_stack([pattern.of_further_rows(of_pattern, observed), of_table])
+    counts = np.diff(entries.indptr)
+    of_pattern = pattern.of_further_rows(recipe.pattern, observed)
+    # A row that has just begun will have more entries: how few there are tells nothing. Of an
+    # eighth of MovieLens-100K's users, by 0, 1, 3 and 10 of their ratings, the error was 1.04, 1.01,
+    # 0.981 and 0.935 without the counts, 1.21, 1.18, 1.034 and 0.943 with them.
+    of_pattern[:, recipe.pattern.groups == pattern.OF_COUNT] = 0
+    of_pattern[counts == 0] = 0
+    features = np.column_stack([of_pattern, of_table])
     num_draws, _, width = given.others.shape
-    rng = np.random.default_rng([seed, 0xF01D])
+    rng = np.random.default_rng([seed, side, 0xF01D])
     z = rng.standard_normal((num_draws, len(features), width)).astype(np.float32)
     # Without entries: [N', F + 1] x [S, F + 1, L], and with Lambda = C C^T noise of C^-T z.
     mean = (
@@ -141,7 +166,6 @@ def further_rows(
     root = np.linalg.cholesky(given.prior.precision)
     drawn = mean + z @ np.linalg.inv(root)
     shares = np.ones(mean.shape[:2])
-    counts = np.diff(entries.indptr)
     for n in np.flatnonzero(counts):
         part = slice(entries.indptr[n], entries.indptr[n + 1])
         row = further_row(given, features[n], entries.indices[part], entries.data[part], z[:, n])
