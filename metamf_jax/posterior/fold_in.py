@@ -151,8 +151,8 @@ def further_rows(
     counts = np.diff(entries.indptr)
     of_pattern = pattern.of_further_rows(recipe.pattern, observed)
     # A row that has just begun will have more entries: how few there are tells nothing. Of an
-    # eighth of MovieLens-100K's users, by 0, 1, 3 and 10 of their ratings, the error was 1.04, 1.01,
-    # 0.981 and 0.935 without the counts, 1.21, 1.18, 1.034 and 0.943 with them.
+    # eighth of MovieLens-100K's users, by 0, 1, 3 and 10 of their ratings, the error was 1.04,
+    # 1.01, 0.981 and 0.935 without the counts, 1.21, 1.18, 1.034 and 0.943 with them.
     of_pattern[:, recipe.pattern.groups == pattern.OF_COUNT] = 0
     of_pattern[counts == 0] = 0
     features = np.column_stack([of_pattern, of_table])
