@@ -89,12 +89,14 @@ class _Matrix(NamedTuple):
       scale: of the values.
       test: held-out entries, as they are.
       ids: names of rows and columns.
+      given: features of both, from the user's tables.
     """
 
     train: Entries
     scale: Scale
     test: Entries
     ids: tuple[np.ndarray, np.ndarray]
+    given: tuple[GivenFeatures, GivenFeatures]
 
 
 class _Traces(NamedTuple):
@@ -171,7 +173,11 @@ def _read_matrix(config: Config, data_dir: str | None) -> _Matrix:
         raise ValueError(f"{config.dataset} leaves no entries to sample from; hold out fewer")
     scale = fit.scale_of(entries.values)
     listed = fit.standardised(entries, scale)
-    return _Matrix(listed, scale, test, (train.row_ids, train.column_ids))
+    given = (
+        _given(config.row_features, "row", train.row_ids),
+        _given(config.column_features, "column", train.column_ids),
+    )
+    return _Matrix(listed, scale, test, (train.row_ids, train.column_ids), given)
 
 
 def _prepare(
@@ -183,26 +189,22 @@ def _prepare(
         count = fit.num_pattern_vectors(entries)
         log.print(f"{count} singular vectors of the pattern of {len(entries.values)} entries")
     features = fit.features_of(entries, count, config.seed)
-    given = (
-        _given(config.row_features, "row", matrix.ids[0], log),
-        _given(config.column_features, "column", matrix.ids[1], log),
-    )
-    data = fit.prepare(entries, config.model, features, num_devices, config.backend, given)
+    data = fit.prepare(entries, config.model, features, num_devices, config.backend, matrix.given)
     recipes = (
-        Recipe(features[0], given[0], config.row_noise),
-        Recipe(features[1], given[1], config.column_noise),
+        Recipe(features[0], matrix.given[0], config.row_noise),
+        Recipe(features[1], matrix.given[1], config.column_noise),
     )
     return data, recipes
 
 
-def _given(path: str | None, side: str, ids: np.ndarray, log: RunLog) -> GivenFeatures:
+def _given(path: str | None, side: str, ids: np.ndarray) -> GivenFeatures:
     """What the user's table tells of the rows (or columns) with these ids."""
     if path is None:
         return none_given(len(ids))
     table = read_features(path, side)
     lines = tables.positions(ids, table.ids)
     found, told = given_features(table, lines), int((lines >= 0).sum())
-    log.print(
+    print(
         f"{found.features.shape[1]} features of {path} for {told} of {len(ids)} {side}s; the others"
         f" are taken for average, {len(table.ids) - told} lines are of further {side}s"
     )

@@ -182,3 +182,4 @@ def test_a_table_of_others_ends_the_factorization_before_it_starts(world, tmp_pa
     )
     assert ended.code == 1
     assert "others.csv: none of its 2 ids, such as 'x', stands in the ratings" in ended.err
+    assert not (tmp_path / "run").exists()
