@@ -172,6 +172,8 @@ _PATTERN_FEATURES = flags.DEFINE_integer(
     " Default: 64, from 300,000 cells on 256.",
     lower_bound=0,
 )
+_ROW_FEATURES = shared_flags.row_features()
+_COLUMN_FEATURES = shared_flags.column_features()
 _ROW_NOISE = flags.DEFINE_float(
     "row_noise",
     None,
@@ -183,7 +185,10 @@ _COLUMN_NOISE = flags.DEFINE_float(
     "column_noise", None, "gibbs: the same of the columns (3).", lower_bound=0
 )
 
-_OF_GIBBS = (_DRAWS, _BURN_IN, _CHAINS, _PATTERN_FEATURES, _ROW_NOISE, _COLUMN_NOISE)
+_OF_GIBBS = (
+    *(_DRAWS, _BURN_IN, _CHAINS, _PATTERN_FEATURES, _ROW_FEATURES, _COLUMN_FEATURES),
+    *(_ROW_NOISE, _COLUMN_NOISE),
+)
 # What means nothing to a sampler.
 _NOT_OF_GIBBS = (
     *(_PENALTY, _REGULARIZATION, _BIASES, _EPOCHS, _EARLY_STOPPING, _INIT, _STEP_SIZE),

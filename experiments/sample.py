@@ -17,10 +17,13 @@ import numpy as np
 
 from experiments import common, splits
 from metamf_jax import processes
-from metamf_jax.data import sources
+from metamf_jax.data import sources, tables
+from metamf_jax.data.tables.features import read_features
 from metamf_jax.posterior import chains, draws_file, fit, gibbs, predictive
 from metamf_jax.posterior.chains import ChainsConfig
+from metamf_jax.posterior.fold_in import Recipe
 from metamf_jax.posterior.gibbs import GibbsConfig, State
+from metamf_jax.posterior.given import GivenFeatures, given_features, none_given
 from metamf_jax.posterior.predictive import Scale
 from metamf_jax.runs import resources
 from metamf_jax.runs.checkpoint import Checkpointer
@@ -59,6 +62,8 @@ class Config:
     burn_in: int = 30
     chains: int = 2
     pattern_features: int | None = None
+    row_features: str | None = None
+    column_features: str | None = None
     row_noise: float = 2.0
     column_noise: float = 3.0
     evaluate_every: int = 1
@@ -84,12 +89,14 @@ class _Matrix(NamedTuple):
       scale: of the values.
       test: held-out entries, as they are.
       ids: names of rows and columns.
+      given: features of both, from the user's tables.
     """
 
     train: Entries
     scale: Scale
     test: Entries
     ids: tuple[np.ndarray, np.ndarray]
+    given: tuple[GivenFeatures, GivenFeatures]
 
 
 class _Traces(NamedTuple):
@@ -128,6 +135,7 @@ class _Job(NamedTuple):
     config: Config
     matrix: _Matrix
     data: gibbs.Data
+    recipes: tuple[Recipe, Recipe]
     log: RunLog
 
     @property
@@ -165,17 +173,42 @@ def _read_matrix(config: Config, data_dir: str | None) -> _Matrix:
         raise ValueError(f"{config.dataset} leaves no entries to sample from; hold out fewer")
     scale = fit.scale_of(entries.values)
     listed = fit.standardised(entries, scale)
-    return _Matrix(listed, scale, test, (train.row_ids, train.column_ids))
+    given = (
+        _given(config.row_features, "row", train.row_ids),
+        _given(config.column_features, "column", train.column_ids),
+    )
+    return _Matrix(listed, scale, test, (train.row_ids, train.column_ids), given)
 
 
-def _prepare(config: Config, matrix: _Matrix, num_devices: int, log: RunLog) -> gibbs.Data:
-    """Deals out the matrix, with the features of its pattern."""
+def _prepare(
+    config: Config, matrix: _Matrix, num_devices: int, log: RunLog
+) -> tuple[gibbs.Data, tuple[Recipe, Recipe]]:
+    """Deals out the matrix, with its features; and how those of further rows are computed."""
     count, entries = config.pattern_features, matrix.train
     if count is None:
         count = fit.num_pattern_vectors(entries)
         log.print(f"{count} singular vectors of the pattern of {len(entries.values)} entries")
     features = fit.features_of(entries, count, config.seed)
-    return fit.prepare(entries, config.model, features, num_devices, config.backend)
+    data = fit.prepare(entries, config.model, features, num_devices, config.backend, matrix.given)
+    recipes = (
+        Recipe(features[0], matrix.given[0], config.row_noise),
+        Recipe(features[1], matrix.given[1], config.column_noise),
+    )
+    return data, recipes
+
+
+def _given(path: str | None, side: str, ids: np.ndarray) -> GivenFeatures:
+    """What the user's table tells of the rows (or columns) with these ids."""
+    if path is None:
+        return none_given(len(ids))
+    table = read_features(path, side)
+    lines = tables.positions(ids, table.ids)
+    found, told = given_features(table, lines), int((lines >= 0).sum())
+    print(
+        f"{found.features.shape[1]} features of {path} for {told} of {len(ids)} {side}s; the others"
+        f" are taken for average, {len(table.ids) - told} lines are of further {side}s"
+    )
+    return found
 
 
 def _require_room(config: Config, shape: tuple[int, int], workdir: pathlib.Path) -> None:
@@ -308,7 +341,7 @@ def _gathered(job: _Job) -> draws_file.NamedDraws:
         named = draws_file.load_draws(job.result)
     else:
         draws = draws_file.gather([job.path(n) for n in range(job.config.draws)])
-        named = draws_file.NamedDraws(draws, job.matrix.scale, *job.matrix.ids)
+        named = draws_file.NamedDraws(draws, job.matrix.scale, *job.matrix.ids, job.recipes)
         draws_file.save_draws(job.result, named)
     shutil.rmtree(job.log.workdir / "draws", ignore_errors=True)
     return named
@@ -365,7 +398,7 @@ def run(
     if processes.is_first():
         _require_room(config, matrix.train.shape, pathlib.Path(workdir))
     log = open_run_log(workdir, "factorize", config)
-    job = _Job(config, matrix, _prepare(config, matrix, num_devices or 1, log), log)
+    job = _Job(config, matrix, *_prepare(config, matrix, num_devices or 1, log), log)
     checkpointer = Checkpointer(workdir, log.print)
     progress = _start(job)
     restored = checkpointer.restore(progress)
