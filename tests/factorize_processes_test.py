@@ -31,7 +31,8 @@ def test_processes_give_the_bytes_of_one(tmp_path, monkeypatch, solver, processe
     names = "solver", "rank", "epochs", "blocks", "step_size", "backend"
     command = [
         *(sys.executable, "-m", "experiments.factorize", f"--workdir={several}"),
-        *(f"--input={table}", *(f"--{name}={getattr(config, name)}" for name in names)),
+        *("--preset=smoke", f"--input={table}"),
+        *(f"--{name}={getattr(config, name)}" for name in names),
     ]
     assert local_hosts.run(command, processes, 1, "first", 2) == 0
     factorize.run(config, one, num_devices=1)

@@ -333,7 +333,7 @@ def main() -> None:
         als_epochs=(few_als, many_als),
         rounds=_ROUNDS.value,
         target=_TARGET.value,
-        regularization=0.05 if _REGULARIZATION.value is None else _REGULARIZATION.value,
+        regularization=float(_REGULARIZATION.value or 0.05),
         biases=bool(_BIASES.value),
         devices=common.DEVICES.value or 1,
         seed=common.SEED.value,
