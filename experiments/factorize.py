@@ -562,7 +562,9 @@ def _choose(
                 objective, config.solver, work, rule, config.rank, init, matrix.scale
             )
             sample = matrix.sample(held_out_choice.SAMPLE)
-            trials = held_out_choice.choose(setting, sample, config.regularization, config.epochs)
+            trials = held_out_choice.choose(
+                setting, sample, config.regularization, config.epochs, matrix.num_points
+            )
     step, trials = processes.from_first((step, trials))
     return _Choice(step, [held_out_choice.Trial(*trial) for trial in trials])
 

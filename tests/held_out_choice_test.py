@@ -49,8 +49,7 @@ def test_the_search_ends_at_the_least_error(best):
 
 def test_noise_wants_a_stronger_penalty_and_the_choice_is_the_seed_s():
     chosen = [
-        held_out_choice.choose(setting(), noisy_entries(noise), None, 10)[0]
-        for noise in (0.1, 2.0)
+        held_out_choice.choose(setting(), noisy_entries(noise), None, 10)[0] for noise in (0.1, 2.0)
     ]
     assert chosen[1].regularization > 3 * chosen[0].regularization
     assert {trial.epochs for trial in chosen} == {10}
@@ -62,9 +61,9 @@ def test_a_run_ends_where_the_held_out_error_is_least():
     train, held_out = held_out_choice.part(noisy_entries(2.0), seed=0)
     assert len(held_out.values) == 150
     assert len(train.values) == 1350
-    early = held_out_choice.run_trial(setting(), 0.01, train, held_out)
+    early = held_out_choice.run_trial(setting(), 0.01, train, held_out, 60)
     assert 0 < early.epochs < 30
-    late = held_out_choice.run_trial(setting(), 0.01, train, held_out, 40)
+    late = held_out_choice.run_trial(setting(), 0.01, train, held_out, 40, stops=False)
     assert late.epochs == 40
     assert early.error < late.error
 

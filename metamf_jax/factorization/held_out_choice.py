@@ -24,11 +24,12 @@ from metamf_jax.factorization.step_size import StepSize, sample_entries
 from metamf_jax.types import Entries, Factors
 
 SAMPLE: Final = 100_000
-MOST_EPOCHS: Final = 60
 
 _PART: Final = 10  # One entry in so many is held out.
 _FEWEST: Final = 100
 _UNTRIED_EPOCHS: Final = 20
+# At most, and at most where this many updates of the whole matrix are fewer.
+_FEW_EPOCHS, _MANY_EPOCHS, _UPDATES = 60, 300, 10_000_000
 # A run ends when the error has not fallen, by this part of itself, for so many evaluations: of few
 # held-out entries it goes up and down, and that of exact ALS falls by 1e-6 for ever.
 _PATIENCE: Final = 5
@@ -108,9 +109,10 @@ def run_trial(
     regularization: float,
     train: Entries,
     held_out: Entries,
-    epochs: int | None = None,
+    most_epochs: int,
+    stops: bool = True,
 ) -> Trial:
-    """Runs with one strength while the held-out error falls; or, if `epochs` is given, so many.
+    """Runs with one strength while the held-out error falls, or all the epochs if it never `stops`.
 
     The error of a run that diverges is infinite.
     """
@@ -122,10 +124,11 @@ def run_trial(
     )
     method = solvers.make_solver(setting.solver, objective, train, work, None, factors.u.shape[1])
     progress = solver.start(method, factors, setting.rule)
-    every = epochs or (_EVERY if SOLVERS[setting.solver].reads_step_size else 1)
+    every = _EVERY if SOLVERS[setting.solver].reads_step_size else 1
+    every = every if stops else most_epochs
     best = Trial(regularization, 0, math.inf)
-    while progress.epoch < min(epochs or MOST_EPOCHS, best.epochs + _PATIENCE * every):
-        due = progress.epoch + every
+    while progress.epoch < min(most_epochs, best.epochs + _PATIENCE * every):
+        due = min(progress.epoch + every, most_epochs)
         try:
             while progress.epoch < due:
                 progress = solver.advance(method, setting.rule, progress, due)
@@ -163,7 +166,11 @@ def search(trial_of: Callable[[float], Trial], start: float) -> list[Trial]:
 
 
 def choose(
-    setting: Setting, entries: Entries, regularization: float | None, epochs: int | None
+    setting: Setting,
+    entries: Entries,
+    regularization: float | None,
+    epochs: int | None,
+    num_entries: int | None = None,
 ) -> list[Trial]:
     """Chooses what is None of strength and number of epochs.
 
@@ -172,6 +179,7 @@ def choose(
       entries: of the training, centred where the loss wants it.
       regularization: None to choose.
       epochs: None to choose.
+      num_entries: of the whole matrix, where `entries` are a sample of it.
 
     Returns:
       The trials, best first; none of which chose where there are fewer than 100 entries.
@@ -186,9 +194,11 @@ def choose(
         setting.work, num_devices=1, num_blocks=min(setting.work.num_blocks, *train.shape)
     )
     setting = setting._replace(work=work)
+    affordable = _UPDATES // (num_entries or len(entries.values))
+    most = max(_FEW_EPOCHS, min(_MANY_EPOCHS, affordable)) if epochs is None else epochs
 
     def trial_of(strength):
-        return run_trial(setting, strength, train, held_out, epochs)
+        return run_trial(setting, strength, train, held_out, most, stops=epochs is None)
 
     if regularization is not None or objective.penalty == "none":
         return [trial_of(start)]
