@@ -522,11 +522,12 @@ class _Choice(NamedTuple):
     trials: list[held_out_choice.Trial]
 
     def settled(self, config: Config) -> Config:
-        """The configuration with the best trial's strength and epochs."""
+        """The configuration with the best trial's strength, and its epochs where none are given."""
         if not self.trials:
             return config
         best = self.trials[0]
-        return dataclasses.replace(config, regularization=best.regularization, epochs=best.epochs)
+        epochs = best.epochs if config.epochs is None else config.epochs
+        return dataclasses.replace(config, regularization=best.regularization, epochs=epochs)
 
     def told(self, config: Config) -> list[str]:
         """In lines for the log, what was not given."""
@@ -535,6 +536,7 @@ class _Choice(NamedTuple):
             lines.append(f"step size {self.step_size:g}, chosen from the data")
         if self.trials:
             strength, epochs, error = self.trials[0]
+            epochs = epochs if config.epochs is None else config.epochs
             measure = measures.decisive(config.loss)
             how = f"by held-out {measure} ({abs(error):.4f}), of {len(self.trials)} trials"
             how = "untried: too few cells to hold some out" if math.isnan(error) else how

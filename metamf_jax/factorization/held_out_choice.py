@@ -28,7 +28,7 @@ SAMPLE: Final = 100_000
 _PART: Final = 10  # One entry in so many is held out.
 _FEWEST: Final = 100
 _UNTRIED_EPOCHS: Final = 20
-# At most, and at most where this many updates of the whole matrix are fewer.
+# A trial's at most: so few, or so many where they are fewer than so many updates of the matrix.
 _FEW_EPOCHS, _MANY_EPOCHS, _UPDATES = 60, 300, 10_000_000
 # A run ends when the error has not fallen, by this part of itself, for so many evaluations: of few
 # held-out entries it goes up and down, and that of exact ALS falls by 1e-6 for ever.
@@ -195,7 +195,9 @@ def choose(
     )
     setting = setting._replace(work=work)
     affordable = _UPDATES // (num_entries or len(entries.values))
-    most = max(_FEW_EPOCHS, min(_MANY_EPOCHS, affordable)) if epochs is None else epochs
+    most = max(_FEW_EPOCHS, min(_MANY_EPOCHS, affordable))
+    if epochs is not None:
+        most = min(_FEW_EPOCHS, epochs)
 
     def trial_of(strength):
         return run_trial(setting, strength, train, held_out, most, stops=epochs is None)
