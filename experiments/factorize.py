@@ -1,5 +1,11 @@
 """Factorizes one large matrix with the loss, penalty and solver of choice.
 
+Claim: the first command, which names the data and nothing else, comes within 1% of the test RMSE
+that any strength, rank and number of epochs reach. It holds out training cells to choose strength
+and epochs, factorizes all of them anew, and takes 3 to 5 s on MovieLens-1M (two cores).
+
+    python -m experiments.factorize --input=ratings.csv
+
 Claim: DSGD reaches the objective of serial SGD after as many epochs, on any number of devices, to
 the last bit the same; parameter mixing lags behind.
 
@@ -12,9 +18,9 @@ the last bit the same; parameter mixing lags behind.
     python -m experiments.factorize --dataset=ml100k --split=official --data_dir=DIR \
         --solver=gibbs --workdir=runs/gibbs
 
-The workdir receives the factors with the names of rows and columns (``factors.safetensors``; the
-sampler's draws: ``draws.safetensors``) and ``summary.json``; started again, a run that was cut
-short goes on from its last epoch.
+The workdir (``runs/factorize-NAME`` unless given) receives the factors with the names of rows and
+columns (``factors.safetensors``; the sampler's draws: ``draws.safetensors``) and ``summary.json``;
+started again, a run that was cut short goes on from its last checkpoint.
 """
 
 import dataclasses
@@ -98,7 +104,7 @@ _PRESETS = {
     },
 }
 # None is chosen from the data. On inner splits of MovieLens-100K and FilmTrust ranks of 32 to 128
-# differ by 0.4% of the RMSE; `positive` instead of `uniform` is 0.3% to 2% better.
+# differ by 0.4% of the RMSE, and `positive` is 0.7% and 0.2% better than `uniform`.
 _DEFAULTS = {
     "loss": "squared",
     "penalty": None,
@@ -244,7 +250,7 @@ _OF_GIBBS = (_DRAWS, _BURN_IN, _CHAINS, _PATTERN_FEATURES, _ROW_NOISE, _COLUMN_N
 # What means nothing to a sampler.
 _NOT_OF_GIBBS = (
     *(_PENALTY, _REGULARIZATION, _BIASES, _EPOCHS, _EARLY_STOPPING, _INIT, _STEP_SIZE),
-    *(_SCHEDULE, _POINT_ORDER, _BLOCKS, _BLOCK_STORE, _ALS_SOLVER),
+    *(_SCHEDULE, _POINT_ORDER, _BLOCKS, _BLOCK_STORE, _ALS_SOLVER, _CHECKPOINT_SECONDS),
 )
 
 
@@ -841,6 +847,17 @@ def _serving(loss: str) -> list[str]:
     return [solver_name for solver_name, kind in SOLVERS.items() if name in kind.losses]
 
 
+def _workdir() -> str:
+    """That of --workdir, or one named after the data that holds no finished run."""
+    if common.WORKDIR.value is not None:
+        return common.WORKDIR.value
+    name = pathlib.Path(_INPUT.value or _DATASET.value).name.partition(".")[0]
+    folders = (
+        f"runs/factorize-{name}{number}" for number in ("", *(f"-{n}" for n in range(2, 1000)))
+    )
+    return next(path for path in folders if not os.path.exists(f"{path}/summary.json"))
+
+
 def _num_devices() -> int | None:
     """Those of --devices, or of all processes; None for as many as serve the solver."""
     if common.DEVICES.value or processes.count() > 1:
@@ -854,12 +871,10 @@ def _num_devices() -> int | None:
 
 def main() -> None:
     num_devices = _num_devices()
-    if common.WORKDIR.value is None:
-        raise ValueError("--workdir is needed: the folder for the run's files")
-    where = common.WORKDIR.value, common.DATA_DIR.value
+    where = _workdir(), common.DATA_DIR.value
     if _SOLVER.value == "gibbs":
         config = _of_sampler()
-        with common.profiled(common.WORKDIR.value):
+        with common.profiled(where[0]):
             sample.run(config, *where, num_devices)
         return
     given = [f"--{flag.name}" for flag in _OF_GIBBS if flag.present]
@@ -886,7 +901,7 @@ def main() -> None:
         seed=common.SEED.value,
         **chosen,
     )
-    with common.profiled(common.WORKDIR.value):
+    with common.profiled(where[0]):
         run(config, *where, num_devices, checkpoint_seconds)
 
 

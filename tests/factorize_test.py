@@ -224,6 +224,19 @@ def test_what_is_not_given_is_left_to_the_data(flags, expected, monkeypatch, tmp
     )
 
 
+def test_a_run_without_a_workdir_takes_one_that_holds_no_finished_run(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    taken = []
+    monkeypatch.setattr(factorize, "run", lambda config, workdir, *rest: taken.append(workdir))
+    launch(factorize, "--input=data/ratings.csv.gz")
+    folder = tmp_path / "runs" / "factorize-ratings"
+    folder.mkdir(parents=True)
+    launch(factorize, "--input=data/ratings.csv.gz")
+    (folder / "summary.json").touch()
+    launch(factorize, "--input=data/ratings.csv.gz")
+    assert taken == [f"runs/factorize-ratings{end}" for end in ("", "", "-2")]
+
+
 def test_what_was_tuned_for_a_data_set_is_a_file_of_flags(monkeypatch, tmp_path):
     configs = []
     monkeypatch.setattr(factorize, "run", lambda config, *arguments: configs.append(config))
