@@ -165,7 +165,8 @@ def make_commands(
                 *defaults(rank, epochs, tell),
                 f"--evaluate_every={int(tell)}",
                 *("--penalty=weighted_l2", f"--regularization={config.regularization}"),
-                *(f"--biases={config.biases}", f"--devices={config.devices}", *flags_of_method),
+                *(f"--biases={config.biases}", "--init=uniform", f"--devices={config.devices}"),
+                *flags_of_method,
                 # Flags that come later win.
                 *(_tuned_flags(rank) if tuned else []),
             ]
