@@ -545,7 +545,11 @@ class _Choice(NamedTuple):
             epochs = epochs if config.epochs is None else config.epochs
             measure = measures.decisive(config.loss)
             how = f"by held-out {measure} ({abs(error):.4f}), of {len(self.trials)} trials"
-            how = "untried: too few cells to hold some out" if math.isnan(error) else how
+            if not math.isfinite(error):
+                why = (
+                    "too few cells to hold some out" if math.isnan(error) else "all trials diverged"
+                )
+                how = f"not chosen, {why}"
             lines.append(f"regularization {strength:.4g}, epochs {epochs}: {how}")
         return lines
 

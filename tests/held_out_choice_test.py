@@ -91,3 +91,10 @@ def test_the_first_strength_goes_with_values_and_counts():
     assert first("root_l2", twice) == pytest.approx(2 * first("root_l2"))
     assert first("l2") * first("weighted_l2") == pytest.approx(first("root_l2") ** 2)
     assert first("root_l2", loss="absolute") == first("root_l2", twice, loss="absolute") == 1
+
+
+def test_where_each_trial_diverges_nothing_is_chosen():
+    wild = setting()._replace(rule=StepSize("constant", 1e6))
+    (trial,) = held_out_choice.choose(wild, noisy_entries(1.0), None, None)
+    assert trial.error == math.inf
+    assert trial.epochs > 0

@@ -7,7 +7,8 @@ after which the best run's error was least.
 
 That a sub-matrix of 100,000 entries tells what serves the whole: on nine tenths of MovieLens-1M
 (rank 64, AdaGrad) it and the whole have the same best strength of 0.6, 0.8, 1 and 1.3, reached
-after the same 21 epochs.
+after the same 21 epochs. Where SGD visits entries through XLA, far more slowly than in the compiled
+loops, 15,000 have to do: on MovieLens-100K what they choose is 0.2% to 0.3% worse.
 """
 
 import dataclasses
@@ -17,13 +18,14 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from metamf_jax.factorization import measures, solver, solvers
+from metamf_jax.factorization import block_update, measures, solver, solvers
 from metamf_jax.factorization.objective import Objective, make_terms
 from metamf_jax.factorization.solvers import SOLVERS, SolverConfig
 from metamf_jax.factorization.step_size import StepSize, sample_entries
 from metamf_jax.types import Entries, Factors
 
 SAMPLE: Final = 100_000
+_SMALL_SAMPLE: Final = 15_000
 
 _PART: Final = 10  # One entry in so many is held out.
 _FEWEST: Final = 100
@@ -89,10 +91,10 @@ def root_mean_square(entries: Entries) -> float:
     return float(np.sqrt(np.mean(np.square(entries.values), dtype=np.float64))) or 1.0
 
 
-def part(entries: Entries, seed: int) -> tuple[Entries, Entries] | None:
-    """(to train on, held out) of a sample of the entries; None where there are too few."""
+def part(entries: Entries, seed: int, size: int = SAMPLE) -> tuple[Entries, Entries] | None:
+    """(to train on, held out) of a sample of so many entries; None where there are too few."""
     rng = np.random.default_rng((seed, 5))
-    sample = sample_entries(entries, rng, SAMPLE)
+    sample = sample_entries(entries, rng, size)
     size = len(sample.values)
     if size < _FEWEST:
         return None
@@ -182,11 +184,16 @@ def choose(
       num_entries: of the whole matrix, where `entries` are a sample of it.
 
     Returns:
-      The trials, best first; none of which chose where there are fewer than 100 entries.
+      The trials, best first. Where there are fewer than 100 entries, or each diverges, the one that
+      would have come first, with 20 epochs, and an error of NaN or infinity.
     """
     objective = setting.objective
     start = first_strength(objective, entries) if regularization is None else regularization
-    parted = part(entries, setting.work.seed)
+    slow = (
+        SOLVERS[setting.solver].reads_step_size
+        and block_update.choose_backend(setting.work.backend) != "numba"
+    )
+    parted = part(entries, setting.work.seed, _SMALL_SAMPLE if slow else SAMPLE)
     if parted is None:
         return [Trial(start, epochs or _UNTRIED_EPOCHS, math.nan)]
     train, held_out = parted
@@ -194,14 +201,18 @@ def choose(
         setting.work, num_devices=1, num_blocks=min(setting.work.num_blocks, *train.shape)
     )
     setting = setting._replace(work=work)
-    affordable = _UPDATES // (num_entries or len(entries.values))
-    most = max(_FEW_EPOCHS, min(_MANY_EPOCHS, affordable))
+    most = _FEW_EPOCHS
     if epochs is not None:
-        most = min(_FEW_EPOCHS, epochs)
+        most = min(most, epochs)
+    elif not slow:
+        affordable = _UPDATES // (num_entries or len(entries.values))
+        most = max(most, min(_MANY_EPOCHS, affordable))
 
     def trial_of(strength):
         return run_trial(setting, strength, train, held_out, most, stops=epochs is None)
 
-    if regularization is not None or objective.penalty == "none":
-        return [trial_of(start)]
-    return search(trial_of, start)
+    given = regularization is not None or objective.penalty == "none"
+    trials = [trial_of(start)] if given else search(trial_of, start)
+    if trials[0].error == math.inf:
+        return [Trial(start, epochs or _UNTRIED_EPOCHS, math.inf)]
+    return trials
