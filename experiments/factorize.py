@@ -508,12 +508,10 @@ def _with_value(
         return dataclasses.replace(rule, value=_ADAGRAD_STEP * matrix.spread**0.5)
     if ":auto" not in config.step_size:
         return rule
-    if processes.is_first():
-        init, _ = _parse_init(config.init)
-        rule = solvers.choose_step_size(
-            objective, matrix.sample(50_000), config.rank, rule, work, init, matrix.scale
-        )
-    return dataclasses.replace(rule, value=processes.from_first(rule.value))
+    init, _ = _parse_init(config.init)
+    return solvers.choose_step_size(
+        objective, matrix.sample(50_000), config.rank, rule, work, init, matrix.scale
+    )
 
 
 class _Choice(NamedTuple):
@@ -561,24 +559,39 @@ def _choose(
     work: SolverConfig,
     workdir: pathlib.Path,
 ) -> _Choice:
-    """What an earlier start of this run chose, or what the data tell now."""
-    path = workdir / "chosen.json"
-    if processes.is_first() and path.exists():
-        step, trials = json.loads(path.read_text(encoding="utf-8"))
-    else:
-        rule = _with_value(config, objective, matrix, work)
-        step, trials = rule.value, []
-        if processes.is_first() and None in (config.regularization, config.epochs):
-            init, _ = _parse_init(config.init)
-            setting = held_out_choice.Setting(
-                objective, config.solver, work, rule, config.rank, init, matrix.scale
-            )
-            sample = matrix.sample(held_out_choice.SAMPLE)
-            trials = held_out_choice.choose(
-                setting, sample, config.regularization, config.epochs, matrix.num_points
-            )
-    step, trials = processes.from_first((step, trials))
+    """What an earlier start of this run chose, or what the data tell now, in the first process."""
+    choice = None
+    if processes.is_first():
+        path = workdir / "chosen.json"
+        if path.exists():
+            choice = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            rule = _with_value(config, objective, matrix, work)
+            choice = rule.value, _trials(config, objective, matrix, work, rule)
+    step, trials = processes.from_first(choice)
     return _Choice(step, [held_out_choice.Trial(*trial) for trial in trials])
+
+
+def _trials(
+    config: Config,
+    objective: Objective,
+    matrix: _Matrix,
+    work: SolverConfig,
+    rule: step_size.StepSize,
+) -> list[held_out_choice.Trial]:
+    """Of strength and number of epochs, where one of them is not given."""
+    if None not in (config.regularization, config.epochs):
+        return []
+    init, _ = _parse_init(config.init)
+    return held_out_choice.choose(
+        held_out_choice.Setting(
+            objective, config.solver, work, rule, config.rank, init, matrix.scale
+        ),
+        matrix.sample(held_out_choice.SAMPLE),
+        config.regularization,
+        config.epochs,
+        matrix.num_points,
+    )
 
 
 def _measured(job: _Job, state: Any) -> dict[str, float]:
