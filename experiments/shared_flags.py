@@ -97,9 +97,10 @@ def rounds() -> flags.FlagHolder[int]:
 
 
 @functools.cache
-def regularization() -> flags.FlagHolder[float | None]:
+def regularization() -> flags.FlagHolder[str | None]:
     """Of the binaries that factorize one matrix."""
-    return flags.DEFINE_float("regularization", None, "Strength of the penalty.")
+    told = "Strength of the penalty, or `auto`: chosen by the error on held-out training entries."
+    return flags.DEFINE_string("regularization", None, told)
 
 
 @functools.cache
