@@ -1,4 +1,4 @@
-"""Samples the posterior of one large matrix: the run of ``experiments.factorize --solver=gibbs``.
+"""Samples the posterior of one large matrix, for ``experiments.factorize --solver=gibbs|dsgld``.
 
 The chains' states, the sum of the draws' answers for the test cells and the traces by which mixing
 is judged are a checkpoint; kept draws are files of their own in ``WORKDIR/draws`` until the end,
@@ -18,14 +18,20 @@ import numpy as np
 from experiments import common, splits
 from metamf_jax import processes
 from metamf_jax.data import sources
-from metamf_jax.posterior import chains, draws_file, fit, gibbs, predictive
+from metamf_jax.factorization import step_size
+from metamf_jax.factorization.dsgd import DsgdConfig
+from metamf_jax.posterior import chains, draws_file, fit, langevin, predictive
 from metamf_jax.posterior.chains import ChainsConfig
 from metamf_jax.posterior.gibbs import GibbsConfig, State
+from metamf_jax.posterior.langevin import LangevinConfig
 from metamf_jax.posterior.predictive import Scale
 from metamf_jax.runs import resources
 from metamf_jax.runs.checkpoint import Checkpointer
 from metamf_jax.runs.run_log import RunLog, open_run_log
 from metamf_jax.types import Entries
+
+# What a solver sets where neither preset nor flag does: an epoch goes a part of a sweep's way.
+SOLVERS = {"gibbs": {}, "dsgld": {"burn_in": 120, "thin": 3, "blocks": 8}}
 
 # What a preset sets where no flag does.
 PRESETS = {
@@ -45,7 +51,8 @@ _FEWEST_DRAWS_OF_A_CHAIN = 4
 class Config:
     """One posterior; the names are those of the flags.
 
-    `pattern_features` is None for a number that is chosen from the number of entries.
+    `pattern_features` is None for a number that is chosen from the number of entries; `blocks` and
+    `step_size` are read by ``dsgld`` alone.
     """
 
     dataset: str = "synthetic"
@@ -57,23 +64,40 @@ class Config:
     rank: int = 32
     draws: int = 100
     burn_in: int = 30
+    thin: int = 1
     chains: int = 2
     pattern_features: int | None = None
     row_noise: float = 2.0
     column_noise: float = 3.0
+    step_size: str = "constant:1"
+    blocks: int = 1
     evaluate_every: int = 1
     backend: str = "auto"
     seed: int = 0
 
     @property
     def model(self) -> GibbsConfig:
-        """What is sampled."""
-        return GibbsConfig(self.rank, self.row_noise, self.column_noise)
+        """What is sampled, and by which steps.
+
+        Raises:
+          ValueError: a number out of range, or a rule for the steps that the sampler has not.
+        """
+        shared = self.rank, self.row_noise, self.column_noise
+        if self.solver == "gibbs":
+            return GibbsConfig(*shared)
+        rule = step_size.parse(self.step_size)
+        if rule.name not in ("constant", "decay"):
+            raise ValueError(
+                f"--solver={self.solver} takes --step_size=constant:E or decay:E:POWER, got"
+                f" {self.step_size!r}"
+            )
+        power = rule.power if rule.name == "decay" else 0.0
+        return LangevinConfig(*shared, step=rule.value, decay=power)
 
     @property
     def lengths(self) -> ChainsConfig:
         """For how long."""
-        return ChainsConfig(self.chains, self.burn_in, self.draws, seed=self.seed)
+        return ChainsConfig(self.chains, self.burn_in, self.draws, self.thin, self.seed)
 
 
 class _Matrix(NamedTuple):
@@ -127,7 +151,7 @@ class _Job(NamedTuple):
 
     config: Config
     matrix: _Matrix
-    data: gibbs.Data
+    data: chains.Data
     log: RunLog
 
     @property
@@ -168,14 +192,25 @@ def _read_matrix(config: Config, data_dir: str | None) -> _Matrix:
     return _Matrix(listed, scale, test, (train.row_ids, train.column_ids))
 
 
-def _prepare(config: Config, matrix: _Matrix, num_devices: int, log: RunLog) -> gibbs.Data:
+def _prepare(config: Config, matrix: _Matrix, num_devices: int, log: RunLog) -> chains.Data:
     """Deals out the matrix, with the features of its pattern."""
     count, entries = config.pattern_features, matrix.train
     if count is None:
         count = fit.num_pattern_vectors(entries)
         log.print(f"{count} singular vectors of the pattern of {len(entries.values)} entries")
     features = fit.features_of(entries, count, config.seed)
-    return fit.prepare(entries, config.model, features, num_devices, config.backend)
+    model = config.model
+    if not isinstance(model, LangevinConfig):
+        return fit.prepare(entries, model, features, num_devices, config.backend)
+    rows, columns = features
+    cut = DsgdConfig(
+        num_blocks=config.blocks,
+        num_devices=num_devices,
+        backend=config.backend,
+        seed=config.seed,
+    )
+    of_sides = (rows.features, columns.features), (rows.groups, columns.groups)
+    return langevin.prepare(entries, *of_sides, model, cut)
 
 
 def _require_room(config: Config, shape: tuple[int, int], workdir: pathlib.Path) -> None:
@@ -226,7 +261,7 @@ def _answers(job: _Job, state: State) -> np.ndarray:
 def _kept(job: _Job, progress: _Progress) -> _Progress:
     """Writes the draws of a sweep, and adds them to what is told of all."""
     config = job.config
-    at = progress.sweep - config.burn_in - 1
+    at = (progress.sweep - config.burn_in) // config.thin - 1
     total, traces = progress.total, _Traces(*(x.copy() for x in progress.traces))
     for chain, state in enumerate(progress.states):
         total = total + _answers(job, state)
@@ -276,7 +311,7 @@ def _rmse(job: _Job, total: np.ndarray, count: int) -> float | None:
 def _metrics(job: _Job, progress: _Progress, seconds: list[float]) -> dict[str, float]:
     """A line of ``metrics.jsonl``; `seconds` are those of the sweeps since the last."""
     config, states = job.config, progress.states
-    num_draws = max(0, progress.sweep - config.burn_in) * config.chains
+    num_draws = max(0, progress.sweep - config.burn_in) // config.thin * config.chains
     of_sweep = sum(_answers(job, state) for state in states)
     errors = {
         "test_rmse": _rmse(job, progress.total, num_draws),

@@ -91,6 +91,35 @@ def test_killed_it_goes_on_to_the_same_bytes(whole, sweep, tmp_path, monkeypatch
     assert (tmp_path / "draws.safetensors").read_bytes() == both[0]
 
 
+def test_langevin_killed_goes_on_to_the_same_bytes(whole, tmp_path, monkeypatch):
+    config = dataclasses.replace(
+        whole[0],
+        solver="dsgld",
+        blocks=4,
+        thin=2,
+        draws=4,
+        evaluate_every=3,
+        step_size="decay:1:0.1",
+    )
+    results = sample.run(config, tmp_path / "whole", num_devices=2)["results"]
+    assert (results["draws"], results["sweeps"]) == (4, 6)
+    kept = sample._kept
+
+    def killed_at_the_end(job, progress):
+        if progress.sweep == 6:
+            raise Killed
+        return kept(job, progress)
+
+    monkeypatch.setattr(sample, "_kept", killed_at_the_end)
+    with pytest.raises(Killed):
+        sample.run(config, tmp_path / "cut")
+    assert Checkpointer(tmp_path / "cut").steps() == [3]
+    monkeypatch.undo()
+    sample.run(config, tmp_path / "cut")
+    both = [(tmp_path / name / "draws.safetensors").read_bytes() for name in ("whole", "cut")]
+    assert both[0] == both[1]
+
+
 @pytest.mark.parametrize("devices", [2, 4])
 def test_the_bytes_do_not_depend_on_the_number_of_devices(whole, devices, tmp_path):
     config, workdir = whole
@@ -155,7 +184,7 @@ def test_draws_without_room_are_refused_before_the_start(whole, tmp_path, monkey
         (("--step_size=constant:1", "--epochs=3"), "does not read --epochs, --step_size"),
         (("--block_store=blocks",), "does not read --block_store"),
         (("--draws=7",), "a multiple of the 2 chains, got 7"),
-        (("--solver=als",), "--solver=gibbs alone reads --burn_in"),
+        (("--solver=als",), "the solvers gibbs and dsgld alone read --burn_in"),
     ],
 )
 def test_mistakes_end_in_one_line(flags, message, table, tmp_path, monkeypatch):
@@ -174,7 +203,10 @@ def test_presets(monkeypatch, tmp_path):
     monkeypatch.setattr(sample, "run", lambda config, *arguments: configs.append(config))
     for more in ((), ("--preset=best",), ("--preset=best", "--rank=8", "--chains=1")):
         launch(factorize, "--solver=gibbs", f"--workdir={tmp_path}", *more)
-    default, best, changed = configs
+    launch(factorize, "--solver=dsgld", f"--workdir={tmp_path}", "--step_size=constant:0.5")
+    default, best, changed, langevin = configs
+    assert (langevin.burn_in, langevin.thin, langevin.blocks) == (120, 3, 8)
+    assert (langevin.model.step, langevin.model.decay) == (0.5, 0)
     assert (default.rank, default.draws, default.chains, default.pattern_features) == (
         *(32, 100, 2),
         None,
