@@ -63,7 +63,7 @@ class LangevinConfig(GibbsConfig):
       decay: ``P h`` of epoch t, from 1, is ``step / t^decay``; 0 for a constant.
     """
 
-    step: float = 0.5
+    step: float = 1.0
     decay: float = 0.0
 
     def __post_init__(self):
