@@ -19,7 +19,7 @@ entries determine (Marchenko, Pastur); its step ``h_n = h / (1 + (k / N_n)^1/2)^
 
 Between epochs the hyperpriors are drawn as `gibbs` draws them, and the noise by the squares of all
 residuals: the precision every time, the rows' and the columns' shares in turn. Steps leave a bias
-that falls with ``h``: `LangevinConfig` has what was measured.
+that falls with ``h``: `LangevinConfig` has what it amounts to.
 
 Ahn, Korattikara, Liu, Rajan, Welling, Large-scale distributed Bayesian matrix factorization using
 stochastic gradient MCMC, KDD 2015.
@@ -59,7 +59,9 @@ class LangevinConfig(GibbsConfig):
 
     Attributes:
       step: ``P h`` of the first epoch: about which part of the way to their conditional means the
-        factors go in an epoch.
+        factors go in an epoch. On MovieLens-100K (rank 16, 8 blocks, 400 epochs of one chain) 1 and
+        0.5 had test errors of 0.8756 and 0.8775, Gibbs sampling 0.8731. Where the posterior is
+        known, effects alone, variances were at most 4% and means 0.06 deviations off at 0.4.
       decay: ``P h`` of epoch t, from 1, is ``step / t^decay``; 0 for a constant.
     """
 
