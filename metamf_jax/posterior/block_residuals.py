@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metamf_jax.factorization.block_update import Work
+from metamf_jax.factorization.block_update import Work, hidden_count
 from metamf_jax.factorization.blocks import BlockEntries
 from metamf_jax.types import Array
 
@@ -77,16 +77,6 @@ def squares(
 
     start = jnp.zeros_like(u.shares), jnp.zeros_like(v.shares)
     return _over_chunks(add, start, u, v, entries, work)
-
-
-def hidden_count(work: Work) -> Array:
-    """The number of blocks, hidden from the compiler.
-
-    A loop of one step would be unrolled, fused with what is around it, and rounded otherwise than
-    the same step in a longer loop: results would depend on the number of devices.
-    """
-    num_blocks = work.slots.shape[0]
-    return jnp.minimum(num_blocks, num_blocks + work.slots[0])
 
 
 def _over_chunks(add, sums, u, v, entries, work):

@@ -38,7 +38,7 @@ import scipy.linalg
 from metamf_jax import parallel
 from metamf_jax.factorization import blocks, strata, travel, visits
 from metamf_jax.factorization.block_store import BlockStore
-from metamf_jax.factorization.block_update import choose_backend
+from metamf_jax.factorization.block_update import choose_backend, hidden_count
 from metamf_jax.factorization.blocks import BlockEntries, Blocks
 from metamf_jax.factorization.dsgd import DsgdConfig
 from metamf_jax.factorization.entries_source import EntriesInMemory, EntriesInStore, open_source
@@ -468,7 +468,7 @@ def move_over_strata(
         )
         key = jax.random.fold_in(jax.random.wrap_key_data(move.key), numbers[s])
         of_u, of_v = jax.random.split(key)
-        hidden = block_residuals.hidden_count(step.work)
+        hidden = hidden_count(step.work)
         return parallel.as_varying(
             (
                 move_blocks(of_u, u, u_numbers, gradients[0], hidden, move, move.u),
