@@ -11,7 +11,7 @@ import functools
 import numpy as np
 
 from metamf_jax.kernels.ffi import NumbaKernel
-from metamf_jax.kernels.vectors import add_multiple, dot
+from metamf_jax.kernels.vectors import LANES, add_multiple, dot
 
 _ZERO = np.float32(0)
 
@@ -50,7 +50,7 @@ def make_gradients(vectors: int) -> NumbaKernel:
         row_sums,
         column_sums,
     ):
-        height = np.uint64(16 * vectors)
+        height = np.uint64(LANES * vectors)
         u_sums[:] = _ZERO
         v_sums[:] = _ZERO
         row_sums[:] = _ZERO
@@ -98,7 +98,7 @@ def make_squares(vectors: int) -> NumbaKernel:
         row_sums,
         column_sums,
     ):
-        height = np.uint64(16 * vectors)
+        height = np.uint64(LANES * vectors)
         row_sums[:] = _ZERO
         column_sums[:] = _ZERO
         num_rows, num_columns = np.uint64(p.shape[1]), np.uint64(q.shape[1])
