@@ -128,7 +128,10 @@ _ADAGRAD_STEP = 0.07
 # An evaluation reads all entries, as an epoch does: every tenth makes it a tenth of the time.
 _EVALUATE_SGD_EVERY = 10
 
-_GIBBS = "the posterior, by Gibbs sampling: predictions with error bars"
+_SAMPLERS = {
+    "gibbs": "the posterior, by Gibbs sampling: predictions with error bars",
+    "dsgld": "the posterior, by Langevin dynamics on the strata of dsgd: without row solves",
+}
 
 # Of `--als_solver=cg`.
 _CONJUGATE_STEPS = 3
@@ -149,8 +152,8 @@ _TEST_FRACTION = shared_flags.test_fraction()
 _SOLVER = flags.DEFINE_enum(
     "solver",
     "dsgd",
-    [*SOLVERS, "gibbs"],
-    str({name: kind.told for name, kind in SOLVERS.items()} | {"gibbs": _GIBBS}),
+    [*SOLVERS, *_SAMPLERS],
+    str({name: kind.told for name, kind in SOLVERS.items()} | _SAMPLERS),
 )
 _LOSS = flags.DEFINE_enum(
     "loss", None, [*objectives.LOSSES, *objectives.ALIASES], "Loss, or a name for loss and penalty."
@@ -176,7 +179,7 @@ _EARLY_STOPPING = flags.DEFINE_float(
 _EVALUATE_EVERY = flags.DEFINE_integer(
     "evaluate_every",
     None,
-    "Epochs (sweeps of gibbs) between two evaluations of objective and errors; 0 for the last"
+    "Epochs (sweeps of a sampler) between two evaluations of objective and errors; 0 for the last"
     " alone. --early_stopping compares two evaluations. Default: 10 under SGD without"
     " --early_stopping, else 1.",
     lower_bound=0,
@@ -195,7 +198,8 @@ _STEP_SIZE = flags.DEFINE_string(
     "step_size",
     None,
     "constant:E, decay:E:POWER, bold_driver:E or adagrad:E; E may be `auto`, chosen on a sample."
-    " Default: adagrad, by the spread of the values; bold_driver:auto of psgd, squared_all, gkl.",
+    " Default: adagrad, by the spread of the values; bold_driver:auto of psgd, squared_all, gkl."
+    " dsgld: constant:E or decay:E:POWER, E up to 1 (constant:1).",
 )
 _SCHEDULE = flags.DEFINE_enum("schedule", "wor", strata.SCHEDULES, "Order of the strata.")
 _POINT_ORDER = flags.DEFINE_enum(
@@ -205,7 +209,7 @@ _BLOCKS = flags.DEFINE_integer(
     "blocks",
     None,
     "Blocks per side, a multiple of --devices. Default: from the number of cells; of psgd and of a"
-    " block store the devices.",
+    " block store the devices; of dsgld 8.",
     lower_bound=1,
 )
 _BLOCK_STORE = flags.DEFINE_string(
@@ -223,15 +227,24 @@ _ALS_SOLVER = flags.DEFINE_string(
 _BACKEND = flags.DEFINE_enum("backend", "auto", block_update.BACKENDS, "How blocks are updated.")
 _DRAWS = shared_flags.draws()
 _BURN_IN = flags.DEFINE_integer(
-    "burn_in", None, "gibbs: sweeps of each chain before its first kept draw (30).", lower_bound=0
+    "burn_in",
+    None,
+    "Samplers: sweeps of each chain before its first kept draw (gibbs: 30, dsgld: 120).",
+    lower_bound=0,
+)
+_THIN = flags.DEFINE_integer(
+    "thin",
+    None,
+    "Samplers: sweeps from one kept draw to the next (gibbs: 1, dsgld: 3).",
+    lower_bound=1,
 )
 _CHAINS = flags.DEFINE_integer(
-    "chains", None, "gibbs: independent chains (2), which part the draws.", lower_bound=1
+    "chains", None, "Samplers: independent chains (2), which part the draws.", lower_bound=1
 )
 _PATTERN_FEATURES = flags.DEFINE_integer(
     "pattern_features",
     None,
-    "gibbs: singular vectors of the pattern of observed cells, as features of rows and columns."
+    "Samplers: singular vectors of the pattern of observed cells, as features of rows and columns."
     " Default: 64, from 300,000 cells on 256.",
     lower_bound=0,
 )
@@ -240,22 +253,23 @@ _COLUMN_FEATURES = shared_flags.column_features()
 _ROW_NOISE = flags.DEFINE_float(
     "row_noise",
     None,
-    "gibbs: shape a of the Gamma(a, a) prior of each row's share in the noise's precision (2); 0"
+    "Samplers: shape a of the Gamma(a, a) prior of each row's share in the noise's precision (2); 0"
     " for rows all alike.",
     lower_bound=0,
 )
 _COLUMN_NOISE = flags.DEFINE_float(
-    "column_noise", None, "gibbs: the same of the columns (3).", lower_bound=0
+    "column_noise", None, "Samplers: the same of the columns (3).", lower_bound=0
 )
 
-_OF_GIBBS = (
-    *(_DRAWS, _BURN_IN, _CHAINS, _PATTERN_FEATURES, _ROW_FEATURES, _COLUMN_FEATURES),
+_OF_SAMPLERS = (
+    *(_DRAWS, _BURN_IN, _THIN, _CHAINS, _PATTERN_FEATURES, _ROW_FEATURES, _COLUMN_FEATURES),
     *(_ROW_NOISE, _COLUMN_NOISE),
 )
+_OF_DSGLD = (_STEP_SIZE, _BLOCKS)
 # What means nothing to a sampler.
-_NOT_OF_GIBBS = (
-    *(_PENALTY, _REGULARIZATION, _BIASES, _EPOCHS, _EARLY_STOPPING, _INIT, _STEP_SIZE),
-    *(_SCHEDULE, _POINT_ORDER, _BLOCKS, _BLOCK_STORE, _ALS_SOLVER, _CHECKPOINT_SECONDS),
+_NOT_OF_SAMPLERS = (
+    *(_PENALTY, _REGULARIZATION, _BIASES, _EPOCHS, _EARLY_STOPPING, _INIT),
+    *(_SCHEDULE, _POINT_ORDER, _BLOCK_STORE, _ALS_SOLVER, _CHECKPOINT_SECONDS),
 )
 
 
@@ -840,22 +854,26 @@ def _of_sampler() -> sample.Config:
     Raises:
       ValueError: a flag is given that does not apply to sampling.
     """
-    given = [f"--{flag.name}" for flag in _NOT_OF_GIBBS if flag.present]
+    name = _SOLVER.value
+    more, never = (_OF_DSGLD, ()) if name == "dsgld" else ((), _OF_DSGLD)
+    given = [f"--{flag.name}" for flag in (*_NOT_OF_SAMPLERS, *never) if flag.present]
     if given:
-        raise ValueError(f"--solver=gibbs does not read {', '.join(given)}; leave it out")
+        raise ValueError(f"--solver={name} does not read {', '.join(given)}; leave it out")
     if _LOSS.value not in (None, "squared"):
         raise ValueError(
-            "the solver 'gibbs' serves the loss squared (Gaussian noise), got"
+            f"the solver {name!r} serves the loss squared (Gaussian noise), got"
             f" {_LOSS.value!r}; solvers that serve it: {', '.join(_serving(_LOSS.value))}"
         )
-    chosen = dict(sample.PRESETS[common.PRESET.value])
-    chosen.update((flag.name, flag.value) for flag in (_RANK, *_OF_GIBBS) if flag.value is not None)
+    chosen = {**sample.SOLVERS[name], **sample.PRESETS[common.PRESET.value]}
+    read = _RANK, *_OF_SAMPLERS, *more
+    chosen.update((flag.name, flag.value) for flag in read if flag.value is not None)
     return sample.Config(
         dataset=_INPUT.value or _DATASET.value,
         test_input=_TEST_INPUT.value,
         split=_SPLIT.value,
         fold=_FOLD.value,
         test_fraction=_TEST_FRACTION.value,
+        solver=name,
         evaluate_every=1 if _EVALUATE_EVERY.value is None else _EVALUATE_EVERY.value,
         backend=_BACKEND.value,
         seed=common.SEED.value,
@@ -894,14 +912,15 @@ def _num_devices() -> int | None:
 def main() -> None:
     num_devices = _num_devices()
     where = _workdir(), common.DATA_DIR.value
-    if _SOLVER.value == "gibbs":
+    if _SOLVER.value in _SAMPLERS:
         config = _of_sampler()
         with common.profiled(where[0]):
             sample.run(config, *where, num_devices)
         return
-    given = [f"--{flag.name}" for flag in _OF_GIBBS if flag.present]
+    given = [f"--{flag.name}" for flag in _OF_SAMPLERS if flag.present]
     if given:
-        raise ValueError(f"--solver=gibbs alone reads {', '.join(given)}; leave it out")
+        alone = " and ".join(_SAMPLERS)
+        raise ValueError(f"the solvers {alone} alone read {', '.join(given)}; leave it out")
     if not SOLVERS[_SOLVER.value].several_devices:
         num_devices = 1
     chosen = _chosen()

@@ -153,7 +153,8 @@ def fit(
     found = _predict_held_out(entries, parts, held, scales[1:], fitted, by) if checked else None
     size = len(whole.columns.v)
     if found is None:
-        weights, grown = held_out.start_weights(allowed), (held_out.START_INFLATION,) * 2
+        weights = held_out.start_weights(allowed)
+        grown = held_out.START_INFLATION, held_out.START_INFLATION
         nothing, none = held_out.no_check(entries.shape[1]), np.zeros(0)
         every = _padded(weights, {}, size)
         return Fit(by, scales[0], whole, every, grown, nothing, None, none.astype(int), none, none)

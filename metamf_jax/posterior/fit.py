@@ -95,15 +95,21 @@ def prepare(
     given: tuple[GivenFeatures, GivenFeatures] | None = None,
 ) -> Data:
     """A standardised matrix, ready to be swept; see `fit`."""
-    of_sides = given or tuple(none_given(size) for size in entries.shape)
-    joined = [
-        np.column_stack([of_pattern.features, of_table.features])
-        for of_pattern, of_table in zip(features, of_sides, strict=True)
-    ]
-    groups = [
-        np.append(of_pattern.groups, of_pattern.groups.max(initial=-1) + 1 + of_table.groups)
-        for of_pattern, of_table in zip(features, of_sides, strict=True)
-    ]
-    return gibbs.prepare(
-        entries, (joined[0], joined[1]), (groups[0], groups[1]), config, num_devices, backend
-    )
+    of_tables = given or (none_given(entries.shape[0]), none_given(entries.shape[1]))
+    of_sides, groups = joined(features, of_tables)
+    return gibbs.prepare(entries, of_sides, groups, config, num_devices, backend)
+
+
+def joined(
+    of_pattern: tuple[SideFeatures, SideFeatures], of_tables: tuple[GivenFeatures, GivenFeatures]
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """The features of both sides, and their groups."""
+
+    def side(pattern: SideFeatures, table: GivenFeatures) -> tuple[np.ndarray, np.ndarray]:
+        groups = pattern.groups.max(initial=-1) + 1 + table.groups
+        return np.column_stack([pattern.features, table.features]), np.append(
+            pattern.groups, groups
+        )
+
+    (rows, row_groups), (columns, column_groups) = map(side, of_pattern, of_tables)
+    return (rows, columns), (row_groups, column_groups)
