@@ -233,6 +233,11 @@ def test_columns_are_drawn_given_the_rows_of_the_same_sweep():
     first, key = gibbs.init(jax.random.key(0), data, config), jax.random.key(1)
     second = gibbs.sweep(key, first, data, config)
     columns, _ = gibbs.draw_factors(
-        jax.random.fold_in(key, 1), first.columns, second.rows, first.alpha, data.columns, config
+        jax.random.fold_in(key, 1),
+        first.columns,
+        second.rows,
+        first.alpha,
+        data.columns,
+        config.sides[1],
     )
     np.testing.assert_array_equal(columns.factors, second.columns.factors)

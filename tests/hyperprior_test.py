@@ -6,7 +6,7 @@ import scipy.stats
 import threadpoolctl
 
 from metamf_jax.posterior import hyperprior
-from metamf_jax.posterior.hyperprior import Moments, Wishart
+from metamf_jax.posterior.hyperprior import Moments, SidePrior, Wishart
 
 N, L, DRAWS = 12, 3, 8000
 GROUPS = np.array([0, 1, 1, 0])
@@ -51,9 +51,9 @@ def _assert_wishart(draws, degrees, inverse_scale):
 def draws():
     """Draws of `Lambda`, `B` and `s`, all given the factors and the same strengths."""
     phi, w = _side()
-    prior = hyperprior.init(WISHART, GROUPS)._replace(strengths=STRENGTHS)
+    prior = hyperprior.init(SidePrior(WISHART), GROUPS)._replace(strengths=STRENGTHS)
     rng, moments = np.random.default_rng(1), _moments(phi, w)
-    found = [hyperprior.draw(rng, prior, moments, GROUPS, WISHART) for _ in range(DRAWS)]
+    found = [hyperprior.draw(rng, prior, moments, GROUPS, SidePrior(WISHART)) for _ in range(DRAWS)]
     return hyperprior.Hyperprior(*(np.stack(each) for each in zip(*found, strict=True)))
 
 
@@ -103,11 +103,13 @@ def test_strengths_given_the_coefficients_are_gamma(draws):
         assert scipy.stats.kstest(uniform, "uniform").pvalue > 1e-3
 
 
-def test_factors_drawn_from_the_prior_give_it_back():
+@pytest.mark.parametrize("learned", [(), (np.array([0.5, -1.0]), ((3.0, 2.0),))])
+def test_factors_drawn_from_the_prior_give_it_back(learned):
     # Given W, (B, Lambda) drawn with W is one more draw of itself: their ranks are uniform.
-    rng, wishart, groups = np.random.default_rng(3), Wishart(5.0, np.ones(2)), np.array([0, 0])
+    rng, groups = np.random.default_rng(3), np.array([0, 0])
+    expected = SidePrior(Wishart(5.0, np.ones(2)), *learned)
     phi = np.column_stack([np.ones(6), rng.normal(size=(6, 2))])
-    start = hyperprior.init(wishart, groups)._replace(strengths=np.array([1.5]))
+    start = hyperprior.init(expected, groups)._replace(strengths=np.array([1.5]))
 
     def told(prior):
         return np.append(prior.coefficients.ravel(), prior.precision.ravel()[[0, 1, 3]])
@@ -115,10 +117,10 @@ def test_factors_drawn_from_the_prior_give_it_back():
     ranks = []
     for _ in range(500):
         nothing = Moments(0, np.zeros((3, 3)), np.zeros((3, 2)), np.zeros((2, 2)))
-        true = hyperprior.draw(rng, start, nothing, groups, wishart)
+        true = hyperprior.draw(rng, start, nothing, groups, expected)
         root = np.linalg.cholesky(true.precision)
         w = phi @ true.coefficients + np.linalg.solve(root.T, rng.normal(size=(2, 6))).T
-        again = (hyperprior.draw(rng, start, _moments(phi, w), groups, wishart) for _ in range(9))
+        again = (hyperprior.draw(rng, start, _moments(phi, w), groups, expected) for _ in range(9))
         ranks.append(sum(told(x) < told(true) for x in again))
     for of_one in np.transpose(ranks):
         counts = np.bincount(of_one, minlength=10)
@@ -129,9 +131,9 @@ def test_without_features_there_is_an_intercept_alone():
     none = np.zeros(0, int)
     _, w = _side()
     moments = _moments(np.ones((N, 1)), w)
-    prior = hyperprior.init(WISHART, none)
+    prior = hyperprior.init(SidePrior(WISHART), none)
     np.testing.assert_allclose(prior.precision, np.diag(4.5 / WISHART.inverse_scale))
-    found = hyperprior.draw(np.random.default_rng(4), prior, moments, none, WISHART)
+    found = hyperprior.draw(np.random.default_rng(4), prior, moments, none, SidePrior(WISHART))
     assert found.coefficients.shape == (1, L)
     assert found.strengths.shape == (0,)
     assert np.linalg.eigvalsh(found.precision).min() > 0

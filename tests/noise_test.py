@@ -19,6 +19,13 @@ def test_without_entries_the_precision_is_drawn_from_its_prior():
     assert scipy.stats.kstest(found, scipy.stats.expon.cdf).pvalue > 1e-3
 
 
+def test_a_learned_prior_of_the_precision_takes_the_flat_ones_place():
+    rng = np.random.default_rng(4)
+    found = np.array([noise.draw_precision(rng, 7, 3.0, (12.0, 5.0)) for _ in range(20_000)])
+    known = scipy.stats.gamma(12 + 7 / 2, scale=1 / (5 + 3.0 / 2))
+    assert scipy.stats.kstest(found, known.cdf).pvalue > 1e-3
+
+
 def test_shares_are_gamma_each_with_its_own_row():
     counts, squares = np.array([0, 1, 8, 300]), np.array([0.0, 9.0, 2.5, 310.0])
     rng = np.random.default_rng(2)

@@ -39,6 +39,7 @@ from metamf_jax.meta_learning.meta_loss import MetaParams, ModelConfig
 from metamf_jax.posterior.chains import Draws
 from metamf_jax.posterior.gibbs import GibbsConfig
 from metamf_jax.posterior.hyperprior import Hyperprior
+from metamf_jax.posterior.learned_hyperprior import LearnedHyperprior
 from metamf_jax.posterior.pattern import SideFeatures
 from metamf_jax.runs.checkpoint import refusing_foreign, write_arrays
 from metamf_jax.types import Entries
@@ -55,7 +56,7 @@ _RECORDS = {
         *(RowModels, Corrected, RowGaussian, Forest, Marginals),
         *(LearnedPrior, ModelConfig, EncoderConfig, MapConfig, MetaParams),
         *(TrainedOn, Standardization),
-        *(Sampled, GibbsConfig, SideFeatures, Draws, Hyperprior),
+        *(Sampled, GibbsConfig, LearnedHyperprior, SideFeatures, Draws, Hyperprior),
     )
 }
 

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from metamf_jax.posterior import hyperprior, noise, row_conditional
-from metamf_jax.posterior.hyperprior import Hyperprior, Moments, Wishart
+from metamf_jax.posterior.hyperprior import Hyperprior, Moments, SidePrior, Wishart
+from metamf_jax.posterior.learned_hyperprior import LearnedHyperprior
 from metamf_jax.posterior.row_conditional import RowsData
 from metamf_jax.types import Entries
 
@@ -40,6 +41,8 @@ class GibbsConfig:
       factor_scale: what the prior's inverse scale has for factors. On held-out training entries of
         four rating sets 2 to 3 served best of 1, 2, 3, 4, 16 and 64.
       effect_scale: and for effects.
+      learned: what is expected of all these but the rank, in their place (see `with_learned`); None
+        where nothing was learned.
     """
 
     rank: int = 32
@@ -48,6 +51,7 @@ class GibbsConfig:
     degrees: float = 0.0
     factor_scale: float = 2.0
     effect_scale: float = 1.0
+    learned: LearnedHyperprior | None = None
 
     def __post_init__(self):
         if self.rank < 0 or min(self.row_noise, self.column_noise, self.degrees) < 0:
@@ -61,10 +65,24 @@ class GibbsConfig:
             )
 
     @property
-    def wishart(self) -> Wishart:
-        """The prior of each side's precision."""
+    def sides(self) -> tuple[SidePrior, SidePrior]:
+        """What is expected of the hyperpriors of rows and columns."""
+        if self.learned is not None:
+            return self.learned.of_side(0, self.rank), self.learned.of_side(1, self.rank)
         scales = np.append(np.full(self.rank, self.factor_scale), self.effect_scale)
-        return Wishart(self.rank + 1 + self.degrees, scales)
+        expected = SidePrior(Wishart(self.rank + 1 + self.degrees, scales))
+        return expected, expected
+
+    @property
+    def noise(self) -> tuple[float, float]:
+        """Shape and rate of the prior of the noise's precision."""
+        return noise.FLAT if self.learned is None else self.learned.noise
+
+
+def with_learned(rank: int, learned: LearnedHyperprior) -> GibbsConfig:
+    """The model of which this was learned."""
+    row_noise, column_noise = learned.shares
+    return GibbsConfig(rank, row_noise, column_noise, learned=learned)
 
 
 class Regression(Protocol):
@@ -174,14 +192,15 @@ def prepare(
 
 def init(key: jax.Array, data: Data, config: GibbsConfig) -> State:
     """Small random factors."""
-    rng, wishart = _generator(key), config.wishart
+    rng = _generator(key)
 
-    def start(side: SideData) -> Side:
+    def start(side: SideData, expected: SidePrior) -> Side:
         shape = len(side.features), config.rank + 1
         factors = (_START_SCALE * rng.standard_normal(shape)).astype(np.float32)
-        return Side(factors, np.ones(shape[0]), hyperprior.init(wishart, side.groups))
+        return Side(factors, np.ones(shape[0]), hyperprior.init(expected, side.groups))
 
-    return State(start(data.rows), start(data.columns), _START_PRECISION)
+    of_rows, of_columns = config.sides
+    return State(start(data.rows, of_rows), start(data.columns, of_columns), _START_PRECISION)
 
 
 def sweep(key: jax.Array, state: State, data: Data, config: GibbsConfig) -> State:
@@ -194,30 +213,32 @@ def sweep(key: jax.Array, state: State, data: Data, config: GibbsConfig) -> Stat
       config: the model.
     """
     of_rows, of_columns, of_noise = (jax.random.fold_in(key, i) for i in range(3))
-    rng = _generator(of_noise)
+    rng, expected = _generator(of_noise), config.sides
 
-    rows, square = draw_factors(of_rows, state.rows, state.columns, state.alpha, data.rows, config)
+    rows, square = draw_factors(
+        of_rows, state.rows, state.columns, state.alpha, data.rows, expected[0]
+    )
     shares = noise.draw_shares(rng, config.row_noise, data.rows.rows.counts, state.alpha * square)
     rows = rows._replace(shares=shares)
 
     columns, square = draw_factors(
-        of_columns, state.columns, rows, state.alpha, data.columns, config
+        of_columns, state.columns, rows, state.alpha, data.columns, expected[1]
     )
     left_over = float((columns.shares * square).sum())
-    alpha = noise.draw_precision(rng, data.num_entries, left_over)
+    alpha = noise.draw_precision(rng, data.num_entries, left_over, config.noise)
     shares = noise.draw_shares(rng, config.column_noise, data.columns.rows.counts, alpha * square)
     return State(rows, columns._replace(shares=shares), alpha)
 
 
 def draw_factors(
-    key: jax.Array, side: Side, other: Side, alpha: float, data: SideData, config: GibbsConfig
+    key: jax.Array, side: Side, other: Side, alpha: float, data: SideData, expected: SidePrior
 ) -> tuple[Side, np.ndarray]:
     """Draws one side's hyperprior and factors, given the other side.
 
     Returns:
       The side; and [N] float64, the sums over each row's entries of ``q_m e_nm^2``.
     """
-    prior = draw_prior(key, side, data, config)
+    prior = draw_prior(key, side, data, expected)
     factors, square = row_conditional.draw(
         key,
         data.rows,
@@ -230,7 +251,7 @@ def draw_factors(
     return Side(factors, side.shares, prior), square
 
 
-def draw_prior(key: jax.Array, side: Side, data: Regression, config: GibbsConfig) -> Hyperprior:
+def draw_prior(key: jax.Array, side: Side, data: Regression, expected: SidePrior) -> Hyperprior:
     """Draws one side's hyperprior, given its factors."""
     moments = Moments(
         len(side.factors),
@@ -238,7 +259,7 @@ def draw_prior(key: jax.Array, side: Side, data: Regression, config: GibbsConfig
         sum_of_products(data.features, side.factors),
         sum_of_products(side.factors, side.factors),
     )
-    return hyperprior.draw(_generator(key), side.prior, moments, data.groups, config.wishart)
+    return hyperprior.draw(_generator(key), side.prior, moments, data.groups, expected)
 
 
 def _generator(key: jax.Array) -> np.random.Generator:

@@ -1,16 +1,18 @@
 """The prior of one side's factors, drawn: a regression on features, and what this leaves.
 
     w_n = B^T phi_n + noise,   noise ~ N(0, Lambda^-1),   phi_n = [1, features of row n]
-    B | Lambda ~ MN(0, S^-1, Lambda^-1),   S = diag(2, s_1, ..),   s_g ~ Gamma(1/10, 1/10)
+    B | Lambda ~ MN(B_0, S^-1, Lambda^-1),   S = diag(2, s_1, ..),   s_g ~ Gamma(a_g, b_g)
     Lambda ~ W(d, diag(t)^-1)
 
 with ``L = K + 1`` numbers a row. Features come in groups, such as counts, singular vectors, a table
-of the user's; each group g has a strength ``s_g`` of its own. All conditionals are conjugate: with
-``G = Phi^T Phi + S`` and ``M = G^-1 Phi^T W``,
+of the user's; each group g has a strength ``s_g`` of its own. ``B_0`` is zero, and ``a_g`` and
+``b_g`` are 1/10, where nothing was learned of them. All conditionals are conjugate: with
+``W - Phi B_0`` and ``B - B_0`` in place of W and B, ``G = Phi^T Phi + S`` and
+``M = G^-1 Phi^T W``,
 
     Lambda | W, s ~ W(d + N, (diag(t) + W^T W - M^T G M)^-1)
     B | Lambda, W, s ~ MN(M, G^-1, Lambda^-1)
-    s_g | B, Lambda ~ Gamma(1/10 + F_g L / 2, 1/10 + tr(B_g Lambda B_g^T) / 2)
+    s_g | B, Lambda ~ Gamma(a_g + F_g L / 2, b_g + tr(B_g Lambda B_g^T) / 2)
 
 with ``B_g`` the rows of B that belong to the group's F_g features.
 
@@ -57,6 +59,33 @@ class Wishart(NamedTuple):
     inverse_scale: np.ndarray
 
 
+class SidePrior(NamedTuple):
+    """What is expected of the `Hyperprior` of a side.
+
+    Attributes:
+      wishart: the prior of ``Lambda``.
+      effect_means: the last column of ``B_0``, all else of which is zero: of the intercept and of
+        the first features; zero for the others.
+      strengths: ``(a_g, b_g)`` of the first groups.
+    """
+
+    wishart: Wishart
+    effect_means: np.ndarray = np.zeros(0)
+    strengths: tuple[tuple[float, float], ...] = ()
+
+    def of_strengths(self, num_groups: int) -> np.ndarray:
+        """Shapes and rates, [2, G]."""
+        known = self.strengths[:num_groups]
+        flat = [(_STRENGTH, _STRENGTH)] * (num_groups - len(known))
+        return np.array([*known, *flat], float).reshape(-1, 2).T
+
+    def coefficients(self, shape: tuple[int, ...]) -> np.ndarray:
+        """``B_0`` [F + 1, L]."""
+        means, count = np.zeros(shape), min(len(self.effect_means), shape[0])
+        means[:count, -1] = self.effect_means[:count]
+        return means
+
+
 class Moments(NamedTuple):
     """What the conditionals read of a side's factors, float64.
 
@@ -72,14 +101,22 @@ class Moments(NamedTuple):
     crossed: np.ndarray
     factors: np.ndarray
 
+    def about(self, coefficients: np.ndarray) -> "Moments":
+        """Those of ``W - Phi B``."""
+        fitted = self.features @ coefficients
+        crossed = coefficients.T @ self.crossed
+        factors = self.factors - crossed - crossed.T + coefficients.T @ fitted
+        return self._replace(crossed=self.crossed - fitted, factors=factors)
 
-def init(wishart: Wishart, groups: np.ndarray) -> Hyperprior:
+
+def init(expected: SidePrior, groups: np.ndarray) -> Hyperprior:
     """No regression, and the mean precision.
 
     Args:
-      wishart: the prior of the precision.
+      expected: of the side.
       groups: [F] int, the group of each feature, counted from 0.
     """
+    wishart = expected.wishart
     return Hyperprior(
         np.zeros((len(groups) + 1, len(wishart.inverse_scale))),
         np.diag(wishart.degrees / wishart.inverse_scale),
@@ -92,7 +129,7 @@ def draw(
     prior: Hyperprior,
     moments: Moments,
     groups: np.ndarray,
-    wishart: Wishart,
+    expected: SidePrior,
 ) -> Hyperprior:
     """Draws ``Lambda, B`` given the factors and the strengths, then these.
 
@@ -101,9 +138,12 @@ def draw(
       prior: the last draw, of which the strengths are read.
       moments: of the factors.
       groups: [F] int.
-      wishart: the prior of the precision.
+      expected: of the side.
     """
+    wishart = expected.wishart
     width = len(wishart.inverse_scale)
+    means = expected.coefficients(moments.crossed.shape)
+    moments = moments.about(means)
     ridge = np.append(_INTERCEPT, prior.strengths[groups])
     gram_root = scipy.linalg.cholesky(moments.features + np.diag(ridge), lower=True)
     # With G = C C^T: M^T G M = H^T H, H = C^-1 Phi^T W, and M = C^-T H.
@@ -117,8 +157,9 @@ def draw(
     num_groups = len(prior.strengths)
     sizes = width * np.bincount(groups, minlength=num_groups)
     squares = np.bincount(groups, squares, num_groups)
-    strengths = rng.gamma(_STRENGTH + sizes / 2) / (_STRENGTH + squares / 2)
-    return Hyperprior(coefficients, root @ root.T, strengths)
+    shapes, rates = expected.of_strengths(num_groups)
+    strengths = rng.gamma(shapes + sizes / 2) / (rates + squares / 2)
+    return Hyperprior(means + coefficients, root @ root.T, strengths)
 
 
 def wishart_root(rng: np.random.Generator, degrees: float, inverse_scale: np.ndarray) -> np.ndarray:

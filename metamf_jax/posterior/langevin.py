@@ -46,7 +46,7 @@ from metamf_jax.factorization.travel import TRAVEL_SPECS, Travel, plan_travel
 from metamf_jax.parallel import REPLICATED, SPLIT
 from metamf_jax.posterior import block_residuals, gibbs, hyperprior, noise
 from metamf_jax.posterior.gibbs import GibbsConfig, State
-from metamf_jax.posterior.hyperprior import Hyperprior
+from metamf_jax.posterior.hyperprior import Hyperprior, SidePrior
 from metamf_jax.types import Array, Entries
 
 _EXACT = jax.lax.Precision.HIGHEST
@@ -175,14 +175,15 @@ def prepare(
 
 def init(key: jax.Array, data: Data, config: LangevinConfig) -> State:
     """Small random factors."""
-    rng, wishart = _generator(key), config.wishart
+    rng = _generator(key)
 
-    def start(side: SideData) -> gibbs.Side:
+    def start(side: SideData, expected: SidePrior) -> gibbs.Side:
         shape = len(side.counts), config.rank + 1
         factors = (_START_SCALE * rng.standard_normal(shape)).astype(np.float32)
-        return gibbs.Side(factors, np.ones(shape[0]), hyperprior.init(wishart, side.groups))
+        return gibbs.Side(factors, np.ones(shape[0]), hyperprior.init(expected, side.groups))
 
-    return State(start(data.rows), start(data.columns), _START_PRECISION)
+    of_rows, of_columns = config.sides
+    return State(start(data.rows, of_rows), start(data.columns, of_columns), _START_PRECISION)
 
 
 def sweep(key: jax.Array, state: State, data: Data, config: LangevinConfig, turn: Turn) -> State:
@@ -196,8 +197,8 @@ def sweep(key: jax.Array, state: State, data: Data, config: LangevinConfig, turn
       turn: which epoch this is.
     """
     of_rows, of_columns, of_factors, of_noise = (jax.random.fold_in(key, i) for i in range(4))
-    row_prior = gibbs.draw_prior(of_rows, state.rows, data.rows, config)
-    column_prior = gibbs.draw_prior(of_columns, state.columns, data.columns, config)
+    row_prior = gibbs.draw_prior(of_rows, state.rows, data.rows, config.sides[0])
+    column_prior = gibbs.draw_prior(of_columns, state.columns, data.columns, config.sides[1])
     rows, columns, *squares = move_factors(
         of_factors,
         state.rows._replace(prior=row_prior),
@@ -218,7 +219,7 @@ def sweep(key: jax.Array, state: State, data: Data, config: LangevinConfig, turn
         shares = noise.draw_shares(rng, config.column_noise, data.columns.counts, scaled)
         columns = columns._replace(shares=shares)
         left_over = shares * squares[1]
-    alpha = noise.draw_precision(rng, data.num_entries, float(left_over.sum()))
+    alpha = noise.draw_precision(rng, data.num_entries, float(left_over.sum()), config.noise)
     return State(rows, columns, alpha)
 
 
