@@ -54,7 +54,14 @@ def test_imputer_says_what_each_part_is_worth(tmp_path):
         imputer.PRESETS["smoke"], ablation=True, tasks=("iris, 50% random",)
     )
     (task,) = imputer.run(config, tmp_path)["results"]["tasks"].values()
-    parts = ["no draws", "no learned prior", "no posterior", "no rows alike", "effects alone"]
+    parts = [
+        "no draws",
+        "no learned hyperprior",
+        "no learned prior",
+        "no posterior",
+        "no rows alike",
+        "effects alone",
+    ]
     assert list(task["rmse"]) == ["metamf", *parts]
     # A narrow table of three species: the rows say most, effects alone little.
     assert task["more"]["effects alone"] > task["more"]["no rows alike"] > 0.05

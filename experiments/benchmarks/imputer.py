@@ -313,10 +313,12 @@ def ablations(prior: LearnedPrior) -> dict[str, tuple[LearnedPrior, list[str]]]:
     params = make_model(prior.config).init(jax.random.key(0))
 
     def without(*parts: str) -> list[str]:
-        return [name for name in CANDIDATES if name not in parts]
+        every = (*CANDIDATES, pipeline.DRAWS, pipeline.HYPERPRIOR)
+        return [name for name in every if name not in parts]
 
     return {
-        "no draws": (prior, list(CANDIDATES)),
+        "no draws": (prior, without(pipeline.DRAWS)),
+        "no learned hyperprior": (prior, without(pipeline.HYPERPRIOR)),
         "no learned prior": (prior._replace(params=params), without("learned")),
         "no posterior": (prior, without("posterior")),
         "no rows alike": (prior, without(*OF_ROWS)),

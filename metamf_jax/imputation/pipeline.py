@@ -48,12 +48,15 @@ from metamf_jax.imputation.places import require_valid, set_aside
 from metamf_jax.imputation.prior import LearnedPrior
 from metamf_jax.imputation.sampled import Sampled
 from metamf_jax.imputation.scaling import STANDARDIZATIONS, Scaling
+from metamf_jax.posterior.learned_hyperprior import LearnedHyperprior
 from metamf_jax.types import Entries
 
 # Why cells are missing: for what else is observed, or for what they would say.
 MISSING = ("at_random", "by_value")
 # Beside the candidates, draws of the posterior, which have a share of their own.
 DRAWS = "draws"
+# For small rating matrices their hyperparameters have a learned prior.
+HYPERPRIOR = "hyperprior"
 # Parts held out to compare draws on: each takes chains of its own.
 _PARTS_BY_DRAWS = 2
 
@@ -78,7 +81,7 @@ def complete(
     *,
     standardize: str | None = None,
     missing: str = "at_random",
-    allowed: Collection[str] = (*CANDIDATES, DRAWS),
+    allowed: Collection[str] = (*CANDIDATES, DRAWS, HYPERPRIOR),
     seed: int = 0,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Completion:
@@ -91,8 +94,8 @@ def complete(
       missing: ``at_random``, for whatever else is observed, or ``by_value``, one of `MISSING`. The
         observed cells cannot tell for sure: imputed values are moved for those who know the latter
         (see `row_gaussian.missing_by_value` for what it costs where they are wrong).
-      allowed: the `candidates.CANDIDATES` that may have a weight, and whether draws may have a
-        share; to see what each is worth.
+      allowed: the `candidates.CANDIDATES` that may have a weight, whether draws may have a share,
+        and whether theirs may be under the learned hyperprior; to see what each is worth.
       seed: of the choice of held-out cells.
       progress: told of each stage as it begins.
 
@@ -113,13 +116,16 @@ def complete(
     trial, fit = trials[best], fits[best]
     _require_finite(fit, entries)
     drawn, share, check = None, 0.0, fit.check
+    learned = sampled.hyperprior_for(dense) if HYPERPRIOR in allowed else None
     if (
         DRAWS in allowed
         and trial.by == "matrix"
         and missing == "at_random"
-        and sampled.suits(dense)
+        and sampled.suits(dense, learned)
     ):
-        drawn, share, check = _by_draws(fit, dense, trial.transposed, entries, seed, progress)
+        drawn, share, check = _by_draws(
+            fit, dense, trial.transposed, entries, learned, seed, progress
+        )
     if trial.transposed:
         dense, places = turned, places.turned
     padded = len(fit.fitted.columns.v)
@@ -157,10 +163,10 @@ def _require_known(standardize: str | None, missing: str, allowed: Collection[st
         raise ValueError(f"expected the standardisation {known}, got {standardize!r}")
     if missing not in MISSING:
         raise ValueError(f"expected cells missing {' or '.join(MISSING)}, got {missing!r}")
-    if not set(allowed) <= {*CANDIDATES, DRAWS} or not set(allowed) & set(OF_FACTORS):
+    if not set(allowed) <= {*CANDIDATES, DRAWS, HYPERPRIOR} or not set(allowed) & set(OF_FACTORS):
         raise ValueError(
-            f"expected candidates among {', '.join(CANDIDATES)} and {DRAWS}, one of the first "
-            f"{len(OF_FACTORS)} at least, got {', '.join(allowed) or 'none'}"
+            f"expected candidates among {', '.join((*CANDIDATES, DRAWS, HYPERPRIOR))}, one of the "
+            f"first {len(OF_FACTORS)} at least, got {', '.join(allowed) or 'none'}"
         )
 
 
@@ -226,6 +232,7 @@ def _by_draws(
     dense: Entries,
     transposed: bool,
     entries: Entries,
+    learned: LearnedHyperprior | None,
     seed: int,
     progress: Callable[[str], None],
 ) -> tuple[Sampled | None, float, Check]:
@@ -234,7 +241,8 @@ def _by_draws(
     found = []
     for numbers in held_out.folds(len(dense.rows), seed)[:_PARTS_BY_DRAWS]:
         progress("drawing from the posterior without held-out cells")
-        part = sampled.fit(fitting.without(dense, numbers), "matrix", sampled.SHORT_LENGTHS)
+        kept = fitting.without(dense, numbers)
+        part = sampled.fit(kept, "matrix", sampled.SHORT_LENGTHS, learned)
         rows, columns = (np.asarray(x)[numbers] for x in (dense.rows, dense.columns))
         found.append(sampled.predict(part, rows, columns))
     drawn, bars = (np.concatenate(x) for x in zip(*found, strict=True))
@@ -252,7 +260,8 @@ def _by_draws(
     units = scaling.fit_scaling(matrix, "columns").scales
     check = held_out.check(cells, fit.of_bias[compared], fit.of_means[compared], coverage, units)
     progress("drawing from the posterior")
-    return sampled.fit(entries, "matrix")._replace(inflation=inflation), share, check
+    drawn = sampled.fit(entries, "matrix", learned=learned)
+    return drawn._replace(inflation=inflation), share, check
 
 
 def _padded(fit: Fit, dense: Entries, padded: int) -> Scaling:

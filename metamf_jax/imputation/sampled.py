@@ -8,6 +8,8 @@ the prior: they answer for whatever is empty or unknown.
 """
 
 import dataclasses
+import functools
+import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,11 +20,12 @@ from metamf_jax.imputation import row_index, scaling
 from metamf_jax.imputation.places import Places, find_places, set_aside
 from metamf_jax.imputation.row_index import RowIndex
 from metamf_jax.imputation.scaling import Bounds, Scaling
-from metamf_jax.posterior import chains, fold_in, gibbs, pattern, predictive
+from metamf_jax.posterior import chains, fold_in, gibbs, learned_hyperprior, pattern, predictive
 from metamf_jax.posterior.chains import ChainsConfig, Draws
 from metamf_jax.posterior.fit import num_pattern_vectors
 from metamf_jax.posterior.gibbs import Data, GibbsConfig, Side, State
 from metamf_jax.posterior.hyperprior import Hyperprior
+from metamf_jax.posterior.learned_hyperprior import LearnedHyperprior
 from metamf_jax.posterior.pattern import SideFeatures
 from metamf_jax.posterior.predictive import Scale
 from metamf_jax.types import Entries
@@ -35,6 +38,14 @@ FURTHER_LENGTHS = ChainsConfig(num_chains=2, burn_in=10, num_draws=100)
 # With so many cells, and no larger a share of all, a matrix of one unit is answered by draws. Those
 # of 30 x 30 with some 200 cells were answered better in one rating set, worse in another.
 _FEWEST, _MOST_OBSERVED = 1000, 0.5
+# With a learned hyperprior smaller ones are, too. It is one of ratings, in few levels, learned from
+# matrices of 100 to 9,000 cells. On cuts of MovieLens-100K, -1M, latest-small and FilmTrust (40 of
+# each) it lowered the squared error of draws by 3.7% to 4.8% at 30 x 30, 1.3% (FilmTrust) to 4.9%
+# at 50 x 50, 1.1% to 3.9% at 100 x 100 and 0.9% to 2.8% at 150 x 150, at 2 standard errors or more;
+# of the whole imputer, on 6 cuts each of 30, 60 and 100, by 0.8% to 3.9%, of FilmTrust's by nothing
+# (-0.4% to +0.6%, within a standard error).
+_FEWEST_LEARNED, _MOST_LEARNED, _MOST_LEVELS = 100, 10_000, 20
+_LEARNED = pathlib.Path(__file__).parent / "weights" / "ratings.json"
 # With a million cells a sweep of two chains takes some 0.15 s on two cores; more were not tried.
 _MOST = 3_000_000
 # On cuts of 100 x 100 and 200 x 200 of two rating sets a rank of an eighth of the shorter side was
@@ -99,30 +110,50 @@ class Sampled(NamedTuple):
         return Factors(self.draws.columns, self.draws.column_shares)
 
 
-def suits(entries: Entries) -> bool:
-    """Whether a matrix of one unit for all cells is one to be answered by draws: large and sparse.
+def hyperprior_for(entries: Entries) -> LearnedHyperprior | None:
+    """The learned hyperprior, for a small matrix of ratings; one unit for all cells.
 
     Args:
       entries: without empty rows or columns.
     """
-    count = len(entries.rows)
-    return _FEWEST <= count <= _MOST and count < _MOST_OBSERVED * np.prod(
-        entries.shape, dtype=float
-    )
+    ratings = len(np.unique(entries.values)) <= _MOST_LEVELS
+    return _read_learned() if ratings and len(entries.rows) <= _MOST_LEARNED else None
 
 
-def fit(entries: Entries, by: str, lengths: ChainsConfig = LENGTHS) -> Sampled:
+@functools.cache
+def _read_learned() -> LearnedHyperprior:
+    return learned_hyperprior.load(_LEARNED)
+
+
+def suits(entries: Entries, learned: LearnedHyperprior | None = None) -> bool:
+    """Whether a matrix of one unit for all cells is one to be answered by draws: large and sparse.
+
+    Args:
+      entries: without empty rows or columns.
+      learned: what its hyperparameters are expected to be, see `hyperprior_for`.
+    """
+    count, fewest = len(entries.rows), _FEWEST if learned is None else _FEWEST_LEARNED
+    return fewest <= count <= _MOST and count < _MOST_OBSERVED * np.prod(entries.shape, dtype=float)
+
+
+def fit(
+    entries: Entries,
+    by: str,
+    lengths: ChainsConfig = LENGTHS,
+    learned: LearnedHyperprior | None = None,
+) -> Sampled:
     """Draws from the posterior of a matrix.
 
     Args:
       entries: [E] observed cells, NumPy arrays.
       by: the standardisation, one of `scaling.SCALINGS`.
       lengths: of the chains.
+      learned: what its hyperparameters are expected to be; None where that is not known.
     """
     dense, places = _beside_an_empty_one(entries)
     matrix = _standardised(dense, scaling.fit_scaling(dense, by), by)
     rank, vectors = _sizes(dense)
-    config = GibbsConfig(rank=rank)
+    config = GibbsConfig(rank) if learned is None else gibbs.with_learned(rank, learned)
     features, data = _prepare(matrix.entries, config, vectors)
     return Sampled(
         shape=entries.shape,
