@@ -260,12 +260,17 @@ _ROW_NOISE = flags.DEFINE_float(
 _COLUMN_NOISE = flags.DEFINE_float(
     "column_noise", None, "Samplers: the same of the columns (3).", lower_bound=0
 )
+_HYPERPRIOR = flags.DEFINE_string(
+    "hyperprior",
+    None,
+    "gibbs: file of a learned hyperprior (experiments.learn_hyperprior), for small matrices.",
+)
 
 _OF_SAMPLERS = (
     *(_DRAWS, _BURN_IN, _THIN, _CHAINS, _PATTERN_FEATURES, _ROW_FEATURES, _COLUMN_FEATURES),
     *(_ROW_NOISE, _COLUMN_NOISE),
 )
-_OF_DSGLD = (_STEP_SIZE, _BLOCKS)
+_OF_DSGLD, _OF_GIBBS = (_STEP_SIZE, _BLOCKS), (_HYPERPRIOR,)
 # What means nothing to a sampler.
 _NOT_OF_SAMPLERS = (
     *(_PENALTY, _REGULARIZATION, _BIASES, _EPOCHS, _EARLY_STOPPING, _INIT),
@@ -855,10 +860,13 @@ def _of_sampler() -> sample.Config:
       ValueError: a flag is given that does not apply to sampling.
     """
     name = _SOLVER.value
-    more, never = (_OF_DSGLD, ()) if name == "dsgld" else ((), _OF_DSGLD)
+    of_both = (_OF_DSGLD, _OF_GIBBS)
+    more, never = of_both if name == "dsgld" else of_both[::-1]
     given = [f"--{flag.name}" for flag in (*_NOT_OF_SAMPLERS, *never) if flag.present]
     if given:
         raise ValueError(f"--solver={name} does not read {', '.join(given)}; leave it out")
+    if _HYPERPRIOR.present and (_ROW_NOISE.present or _COLUMN_NOISE.present):
+        raise ValueError("--hyperprior tells the noise: leave --row_noise and --column_noise out")
     if _LOSS.value not in (None, "squared"):
         raise ValueError(
             f"the solver {name!r} serves the loss squared (Gaussian noise), got"
@@ -917,7 +925,7 @@ def main() -> None:
         with common.profiled(where[0]):
             sample.run(config, *where, num_devices)
         return
-    given = [f"--{flag.name}" for flag in _OF_SAMPLERS if flag.present]
+    given = [f"--{flag.name}" for flag in (*_OF_SAMPLERS, *_OF_GIBBS) if flag.present]
     if given:
         alone = " and ".join(_SAMPLERS)
         raise ValueError(f"the solvers {alone} alone read {', '.join(given)}; leave it out")

@@ -21,7 +21,15 @@ from metamf_jax.data import sources, tables
 from metamf_jax.data.tables.features import read_features
 from metamf_jax.factorization import step_size
 from metamf_jax.factorization.dsgd import DsgdConfig
-from metamf_jax.posterior import chains, draws_file, fit, gibbs, langevin, predictive
+from metamf_jax.posterior import (
+    chains,
+    draws_file,
+    fit,
+    gibbs,
+    langevin,
+    learned_hyperprior,
+    predictive,
+)
 from metamf_jax.posterior.chains import ChainsConfig
 from metamf_jax.posterior.fold_in import Recipe
 from metamf_jax.posterior.gibbs import GibbsConfig, State
@@ -54,6 +62,7 @@ _FEWEST_DRAWS_OF_A_CHAIN = 4
 class Config:
     """One posterior; the names are those of the flags.
 
+    `hyperprior` is a file of ``gibbs`` alone, which tells the shapes of the noise too.
     `pattern_features` is None for a number that is chosen from the number of entries; `blocks` and
     `step_size` are read by ``dsgld`` alone.
     """
@@ -74,6 +83,7 @@ class Config:
     column_features: str | None = None
     row_noise: float = 2.0
     column_noise: float = 3.0
+    hyperprior: str | None = None
     step_size: str = "constant:1"
     blocks: int = 1
     evaluate_every: int = 1
@@ -88,6 +98,8 @@ class Config:
           ValueError: a number out of range, or a rule for the steps that the sampler has not.
         """
         shared = self.rank, self.row_noise, self.column_noise
+        if self.hyperprior is not None:
+            return gibbs.with_learned(self.rank, learned_hyperprior.load(self.hyperprior))
         if self.solver == "gibbs":
             return GibbsConfig(*shared)
         rule = step_size.parse(self.step_size)
@@ -213,11 +225,11 @@ def _prepare(
         count = fit.num_pattern_vectors(entries)
         log.print(f"{count} singular vectors of the pattern of {len(entries.values)} entries")
     features = fit.features_of(entries, count, config.seed)
-    recipes = (
-        Recipe(features[0], matrix.given[0], config.row_noise),
-        Recipe(features[1], matrix.given[1], config.column_noise),
-    )
     model, (of_sides, groups) = config.model, fit.joined(features, matrix.given)
+    recipes = (
+        Recipe(features[0], matrix.given[0], model.row_noise),
+        Recipe(features[1], matrix.given[1], model.column_noise),
+    )
     if isinstance(model, LangevinConfig):
         cut = DsgdConfig(
             num_blocks=config.blocks,

@@ -14,7 +14,8 @@ import pytest
 
 from experiments import factorize, sample
 from launch import local_hosts
-from metamf_jax.posterior import draws_file
+from metamf_jax.imputation import prior
+from metamf_jax.posterior import draws_file, learned_hyperprior
 from metamf_jax.runs import resources
 from metamf_jax.runs.checkpoint import Checkpointer
 from metamf_jax.runs.run_log import read_metrics
@@ -58,6 +59,16 @@ def test_result(whole):
     assert (named.scale.low, named.scale.high) == (1, 5)
     assert set(named.row_ids) == {f"u{n}" for n in range(20)}
     assert not (workdir / "draws").exists()
+
+
+def test_a_learned_hyperprior_is_sampled_under(whole, tmp_path):
+    weights = str(prior.FOLDER / "ratings.json")
+    config = dataclasses.replace(whole[0], hyperprior=weights)
+    assert config.model.learned == learned_hyperprior.load(weights)
+    results = sample.run(config, tmp_path / "run")["results"]
+    assert results["test_rmse"] < 3
+    with pytest.raises(ValueError, match="expected a learned hyperprior"):
+        sample.run(dataclasses.replace(config, hyperprior="none.json"), tmp_path / "none")
 
 
 class Killed(Exception):
