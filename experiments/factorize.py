@@ -45,6 +45,7 @@ from metamf_jax.factorization.factor_file import save_factors
 from metamf_jax.factorization.objective import Objective
 from metamf_jax.factorization.solver import Progress
 from metamf_jax.factorization.solvers import SOLVERS, SolverConfig
+from metamf_jax.posterior import gibbs
 from metamf_jax.runs.checkpoint import Checkpointer
 from metamf_jax.runs.run_log import RunLog, open_run_log, read_metrics
 from metamf_jax.types import Entries, Factors
@@ -182,8 +183,17 @@ _ROW_NOISE = flags.DEFINE_float(
 _COLUMN_NOISE = flags.DEFINE_float(
     "column_noise", None, "gibbs: the same of the columns (3).", lower_bound=0
 )
+_LIKELIHOOD = flags.DEFINE_enum(
+    "likelihood",
+    None,
+    gibbs.LIKELIHOODS,
+    "gibbs: Gaussian values, or (ordinal) at most 20 distinct ones, a latent Gaussian cut at"
+    " thresholds that are drawn.",
+)
 
-_OF_GIBBS = (_DRAWS, _BURN_IN, _CHAINS, _PATTERN_FEATURES, _ROW_NOISE, _COLUMN_NOISE)
+_OF_GIBBS = (
+    *(_DRAWS, _BURN_IN, _CHAINS, _PATTERN_FEATURES, _ROW_NOISE, _COLUMN_NOISE, _LIKELIHOOD),
+)
 # What means nothing to a sampler.
 _NOT_OF_GIBBS = (
     *(_PENALTY, _REGULARIZATION, _BIASES, _EPOCHS, _EARLY_STOPPING, _INIT, _STEP_SIZE),

@@ -178,8 +178,9 @@ def _top_columns(
         u = prediction.with_unknown(model.factors).u[numbers]
         factors = Factors(u, model.factors.v)
         return prediction.top_columns(factors, everyone, count, left_out)
-    rows = predictive.with_unknown(model.draws).rows[:, numbers]
-    draws = model.draws._replace(rows=rows)
+    extended = predictive.with_unknown(model.draws)
+    rows, shares = extended.rows[:, numbers], extended.row_shares[:, numbers]
+    draws = model.draws._replace(rows=rows, row_shares=shares)
     return predictive.top_columns(draws, model.scale, everyone, count, left_out, upper)
 
 

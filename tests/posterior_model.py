@@ -10,6 +10,9 @@ from metamf_jax.posterior.hyperprior import Hyperprior
 # that the coefficients are beyond float32, so tests of the whole put these in its place.
 STRENGTH = 3.0
 
+# Of an ordinal likelihood.
+NUM_LEVELS = 4
+
 
 def draw_state(
     rng: np.random.Generator, features: tuple[np.ndarray, np.ndarray], config: GibbsConfig
@@ -19,7 +22,10 @@ def draw_state(
         _draw_side(rng, of_side, shape, config)
         for of_side, shape in zip(features, (config.row_noise, config.column_noise), strict=True)
     )
-    return State(rows, columns, float(rng.gamma(1.0)))
+    if config.likelihood == "gaussian":
+        return State(rows, columns, float(rng.gamma(1.0)))
+    gaps = rng.gamma(2.0, size=NUM_LEVELS - 2) / 2.0
+    return State(rows, columns, 1.0, np.append(0.0, gaps).cumsum())
 
 
 def _draw_side(rng, features, shape, config):
@@ -44,8 +50,11 @@ def _draw_side(rng, features, shape, config):
 def draw_values(
     rng: np.random.Generator, state: State, rows: np.ndarray, columns: np.ndarray
 ) -> np.ndarray:
-    """The values of cells given everything else, float32."""
+    """The values, or levels, of cells given everything else, float32."""
     u, v = (np.asarray(s.factors, float) for s in (state.rows, state.columns))
     fitted = (u[rows, :-1] * v[columns, :-1]).sum(axis=1) + u[rows, -1] + v[columns, -1]
     precision = state.alpha * state.rows.shares[rows] * state.columns.shares[columns]
-    return (fitted + rng.normal(size=len(rows)) / np.sqrt(precision)).astype(np.float32)
+    values = fitted + rng.normal(size=len(rows)) / np.sqrt(precision)
+    if len(state.thresholds):
+        values = np.searchsorted(state.thresholds, values)
+    return values.astype(np.float32)

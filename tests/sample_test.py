@@ -50,6 +50,7 @@ def test_result(whole):
     assert [line["draws"] for line in lines] == [0, 0, 2, 4, 6, 8]
     assert "test_rmse" not in lines[1]
     assert results["test_rmse"] == lines[-1]["test_rmse"] < 3
+    assert results["test_log_score"] > 0
     for name in ("alpha", "norm", "predictions"):
         assert np.isfinite(results[f"r_hat_{name}"])
         assert 0 < results[f"effective_size_{name}"] <= config.draws
@@ -89,6 +90,43 @@ def test_killed_it_goes_on_to_the_same_bytes(whole, sweep, tmp_path, monkeypatch
     # A run that is done has nothing to do.
     sample.run(config, tmp_path)
     assert (tmp_path / "draws.safetensors").read_bytes() == both[0]
+
+
+def test_levels_are_sampled_and_go_on_to_the_same_bytes(whole, tmp_path, monkeypatch):
+    config = dataclasses.replace(whole[0], likelihood="ordinal", evaluate_every=2)
+    undisturbed, cut = tmp_path / "undisturbed", tmp_path / "cut"
+    results = sample.run(config, undisturbed)["results"]
+    kept = sample._kept
+
+    def killed(job, progress):
+        if progress.sweep == 5:
+            raise Killed
+        return kept(job, progress)
+
+    monkeypatch.setattr(sample, "_kept", killed)
+    with pytest.raises(Killed):
+        sample.run(config, cut)
+    monkeypatch.undo()
+    sample.run(config, cut, num_devices=2)
+    both = [(folder / "draws.safetensors").read_bytes() for folder in (undisturbed, cut)]
+    assert both[0] == both[1]
+    named = draws_file.load_draws(undisturbed / "draws.safetensors")
+    assert named.scale.levels == (1, 2, 3, 4, 5)
+    assert named.draws.thresholds.shape == (8, 4)
+    assert (np.diff(named.draws.thresholds, axis=1) > 0).all()
+    assert 0 < results["test_log_score"] < 3 * np.log(5)
+    broken = named._replace(scale=named.scale._replace(levels=(1.0, 2.0)))
+    draws_file.save_draws(tmp_path / "broken", broken)
+    with pytest.raises(ValueError, match="a level more than thresholds"):
+        draws_file.load_draws(tmp_path / "broken")
+
+
+def test_too_many_levels_are_refused(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("\n".join(f"u{n},i0,{n / 7}" for n in range(30)))
+    config = sample.Config(dataset=str(path), **SMALL, likelihood="ordinal")
+    with pytest.raises(ValueError, match=r"2 to 20 distinct values, got 2. .* gaussian"):
+        sample.run(config, tmp_path / "run")
 
 
 @pytest.mark.parametrize("devices", [2, 4])

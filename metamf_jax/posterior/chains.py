@@ -71,6 +71,7 @@ class Draws(NamedTuple):
       row_shares, column_shares: [S, N] and [S, M] float32, of the noise's precision.
       alpha: [S], the precision of the noise.
       row_prior, column_prior: `Hyperprior` with a leading axis S, for rows that are folded in.
+      thresholds: [S, L - 1] between the levels of an ordinal likelihood; [S, 0] of a Gaussian.
     """
 
     rows: np.ndarray
@@ -80,6 +81,7 @@ class Draws(NamedTuple):
     alpha: np.ndarray
     row_prior: Hyperprior
     column_prior: Hyperprior
+    thresholds: np.ndarray = np.zeros((0, 0), np.float32)
 
 
 def init(data: Data, config: GibbsConfig, chains: ChainsConfig) -> list[State]:
@@ -152,6 +154,7 @@ def stack(states: list[State]) -> Draws:
         held.alpha,
         held.rows.prior,
         held.columns.prior,
+        held.thresholds,
     )
 
 

@@ -67,7 +67,8 @@ def gather(paths: Sequence[str | os.PathLike]) -> Draws:
 def save_draws(path: str | os.PathLike, named: NamedDraws) -> None:
     """Writes draws, scale and both id maps, aside and renamed."""
     arrays = _named(named.draws)
-    arrays["scale"] = np.array(named.scale, np.float64)
+    *scale, levels = named.scale
+    arrays["scale"], arrays["levels"] = np.array(scale, np.float64), np.array(levels, np.float64)
     arrays["row_ids"] = encode_ids(named.row_ids)
     arrays["column_ids"] = encode_ids(named.column_ids)
     write_arrays(path, arrays, {"metamf_jax": _HEADER})
@@ -105,6 +106,8 @@ def load_draws(path: str | os.PathLike) -> NamedDraws:
             "column_shares": (num_draws, num_columns),
             "alpha": (num_draws,),
         }
+        if draws.thresholds.size:
+            shapes["thresholds"] = num_draws, draws.thresholds.shape[1]
         for name, shape in shapes.items():
             array = getattr(draws, name)
             if array.shape != shape:
@@ -112,12 +115,14 @@ def load_draws(path: str | os.PathLike) -> NamedDraws:
         for name in ("row_shares", "column_shares", "alpha"):
             if (getattr(draws, name) <= 0).any():
                 raise ValueError(f"expected positive {name}: they are precisions")
-        scale = arrays["scale"]
-        if scale.shape != (len(Scale._fields),) or not np.isfinite(scale).all():
-            raise ValueError(f"expected a scale of {len(Scale._fields)} finite numbers")
+        scale, levels = arrays["scale"], arrays.get("levels", np.zeros(0))
+        if scale.shape != (len(Scale._fields) - 1,) or not np.isfinite(scale).all():
+            raise ValueError(f"expected a scale of {len(Scale._fields) - 1} finite numbers")
+        if levels.shape != (draws.thresholds.shape[1] + bool(draws.thresholds.size),):
+            raise ValueError(f"expected a level more than thresholds, got {len(levels)} levels")
         return NamedDraws(
             draws,
-            Scale(*scale.tolist()),
+            Scale(*scale.tolist(), levels=tuple(levels.tolist())),
             decode_ids(arrays["row_ids"], num_rows),
             decode_ids(arrays["column_ids"], num_columns),
         )
@@ -135,5 +140,7 @@ def _unnamed(arrays: dict[str, np.ndarray]) -> Draws:
     of_rows, of_columns = (
         Hyperprior(*(arrays[f"{side}.{name}"] for name in Hyperprior._fields)) for side in _PRIORS
     )
+    # Files of Gaussian values written before there were others have no thresholds.
+    arrays = {"thresholds": np.zeros((len(arrays["alpha"]), 0), np.float32), **arrays}
     plain = {name: arrays[name] for name in Draws._fields if name not in _PRIORS}
     return Draws(**plain, row_prior=of_rows, column_prior=of_columns)

@@ -5,7 +5,9 @@
 on standardised values. A sweep draws, in turn, the rows' hyperprior (`hyperprior`), the rows'
 factors and effects ``w_n = [u_n, b_n]`` (`row_conditional`) and their shares of the noise
 (`noise`), the same of the columns, with the precision ``alpha`` of the noise before the columns'
-shares. Each is drawn from its exact conditional.
+shares. Each is drawn from its exact conditional. Under the likelihood ``ordinal`` the observed
+values are levels; the sweep begins with their thresholds and latent values (`ordinal`), which then
+are what the ``x_nm`` are above, and ``alpha`` is one.
 
 Salakhutdinov and Mnih, Bayesian probabilistic matrix factorization using Markov chain Monte Carlo,
 ICML 2008; see also the references of the conditionals.
@@ -18,12 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metamf_jax.posterior import hyperprior, noise, row_conditional
+from metamf_jax.posterior import hyperprior, noise, ordinal, row_conditional
 from metamf_jax.posterior.hyperprior import Hyperprior, Moments, Wishart
 from metamf_jax.posterior.row_conditional import RowsData
-from metamf_jax.types import Entries
+from metamf_jax.types import Array, Entries
 
 _START_SCALE, _START_PRECISION = 0.1, 1.5
+LIKELIHOODS = "gaussian", "ordinal"
+
 # Rows whose products are summed in float32 before the sums are added in float64.
 _BLOCK = 512
 
@@ -40,6 +44,7 @@ class GibbsConfig:
       factor_scale: what the prior's inverse scale has for factors. On held-out training entries of
         four rating sets 2 to 3 served best of 1, 2, 3, 4, 16 and 64.
       effect_scale: and for effects.
+      likelihood: one of `LIKELIHOODS`.
     """
 
     rank: int = 32
@@ -48,6 +53,7 @@ class GibbsConfig:
     degrees: float = 0.0
     factor_scale: float = 2.0
     effect_scale: float = 1.0
+    likelihood: str = "gaussian"
 
     def __post_init__(self):
         if self.rank < 0 or min(self.row_noise, self.column_noise, self.degrees) < 0:
@@ -58,6 +64,10 @@ class GibbsConfig:
         if min(self.factor_scale, self.effect_scale) <= 0:
             raise ValueError(
                 f"expected positive scales, got {self.factor_scale} and {self.effect_scale}"
+            )
+        if self.likelihood not in LIKELIHOODS:
+            raise ValueError(
+                f"unknown likelihood {self.likelihood!r}; expected one of {', '.join(LIKELIHOODS)}"
             )
 
     @property
@@ -89,11 +99,14 @@ class Data(NamedTuple):
     Attributes:
       rows, columns: its two sides.
       num_entries: E.
+      entries: in the order they came, where their values change from sweep to sweep: the numbers of
+        levels, int32.
     """
 
     rows: SideData
     columns: SideData
     num_entries: int
+    entries: Entries | None = None
 
 
 class Side(NamedTuple):
@@ -116,11 +129,13 @@ class State(NamedTuple):
     Attributes:
       rows, columns: of the two sides.
       alpha: precision of the noise.
+      thresholds: [L - 1] float64 between the levels of an ordinal likelihood; [0] of a Gaussian.
     """
 
     rows: Side
     columns: Side
     alpha: float
+    thresholds: np.ndarray = np.zeros(0)
 
 
 def prepare(
@@ -134,7 +149,7 @@ def prepare(
     """A matrix, ready to be swept.
 
     Args:
-      entries: [E], NumPy, standardised.
+      entries: [E], NumPy, standardised; of an ordinal likelihood numbers of levels, 0 to L - 1.
       features: [N, F] of the rows and [M, F'] of the columns, each about centred.
       groups: [F] and [F'] int, see `hyperprior`.
       config: the model.
@@ -153,6 +168,7 @@ def prepare(
         side(entries, features[0], groups[0]),
         side(turned, features[1], groups[1]),
         len(entries.values),
+        _levels(entries) if config.likelihood == "ordinal" else None,
     )
 
 
@@ -165,7 +181,10 @@ def init(key: jax.Array, data: Data, config: GibbsConfig) -> State:
         factors = (_START_SCALE * rng.standard_normal(shape)).astype(np.float32)
         return Side(factors, np.ones(shape[0]), hyperprior.init(wishart, side.groups))
 
-    return State(start(data.rows), start(data.columns), _START_PRECISION)
+    rows, columns = start(data.rows), start(data.columns)
+    if data.entries is None:
+        return State(rows, columns, _START_PRECISION)
+    return State(rows, columns, 1.0, ordinal.init(np.asarray(data.entries.values)))
 
 
 def sweep(key: jax.Array, state: State, data: Data, config: GibbsConfig) -> State:
@@ -179,24 +198,63 @@ def sweep(key: jax.Array, state: State, data: Data, config: GibbsConfig) -> Stat
     """
     of_rows, of_columns, of_noise = (jax.random.fold_in(key, i) for i in range(3))
     rng = _generator(of_noise)
+    thresholds, values = draw_latent_values(jax.random.fold_in(key, 3), state, data)
 
-    rows, square = draw_factors(of_rows, state.rows, state.columns, state.alpha, data.rows, config)
+    rows, square = draw_factors(
+        of_rows, state.rows, state.columns, state.alpha, data.rows, config, values
+    )
     shares = noise.draw_shares(rng, config.row_noise, data.rows.rows.counts, state.alpha * square)
     rows = rows._replace(shares=shares)
 
     columns, square = draw_factors(
-        of_columns, state.columns, rows, state.alpha, data.columns, config
+        of_columns, state.columns, rows, state.alpha, data.columns, config, values
     )
     left_over = float((columns.shares * square).sum())
-    alpha = noise.draw_precision(rng, data.num_entries, left_over)
+    alpha = state.alpha
+    if config.likelihood == "gaussian":
+        alpha = noise.draw_precision(rng, data.num_entries, left_over)
     shares = noise.draw_shares(rng, config.column_noise, data.columns.rows.counts, alpha * square)
-    return State(rows, columns._replace(shares=shares), alpha)
+    return State(rows, columns._replace(shares=shares), alpha, thresholds)
+
+
+def draw_latent_values(
+    key: jax.Array, state: State, data: Data
+) -> tuple[np.ndarray, jax.Array | None]:
+    """Draws the thresholds, and the latent values [E] given these; None of a Gaussian likelihood.
+
+    They are drawn first in a sweep: latent values are read in none but their own.
+    """
+    if data.entries is None:
+        return state.thresholds, None
+    of_thresholds, of_latent = (jax.random.fold_in(key, i) for i in range(2))
+    i, j = data.entries.rows, data.entries.columns
+    shares = (jnp.asarray(side.shares, jnp.float32) for side in (state.rows, state.columns))
+    fitted, root = _at_cells(state.rows.factors, state.columns.factors, *shares, i, j)
+    cells = ordinal.Cells(i, j, data.entries.values, fitted, root)
+    thresholds = ordinal.draw_thresholds(_generator(of_thresholds), state.thresholds, cells)
+    num_rows = data.entries.shape[0]
+    return thresholds, ordinal.draw_latent(of_latent, thresholds, cells, num_rows)
 
 
 def draw_factors(
-    key: jax.Array, side: Side, other: Side, alpha: float, data: SideData, config: GibbsConfig
+    key: jax.Array,
+    side: Side,
+    other: Side,
+    alpha: float,
+    data: SideData,
+    config: GibbsConfig,
+    values: Array | None = None,
 ) -> tuple[Side, np.ndarray]:
     """Draws one side's hyperprior and factors, given the other side.
+
+    Args:
+      key: of this draw.
+      side: the last draw.
+      other: the other side.
+      alpha: precision of the noise.
+      data: of this side.
+      config: the model.
+      values: [E] in place of those that `prepare` was given.
 
     Returns:
       The side; and [N] float64, the sums over each row's entries of ``q_m e_nm^2``.
@@ -216,8 +274,31 @@ def draw_factors(
         prior.precision,
         other.factors,
         other.shares,
+        values,
     )
     return Side(factors, side.shares, prior), square
+
+
+def _levels(entries: Entries) -> Entries:
+    """The entries on the device, values int32."""
+    listed = entries.rows, entries.columns, entries.values
+    rows, columns, levels = (jnp.asarray(x, jnp.int32) for x in listed)
+    return Entries(rows, columns, levels, entries.shape)
+
+
+@jax.jit
+def _at_cells(rows, columns, row_shares, column_shares, i, j):
+    """Fitted values and the root of ``p_n q_m`` of cells, float32 [E]; in blocks, for the cache."""
+    count = len(i)
+    # [E] -> [blocks, _BLOCK]
+    cells = (jnp.pad(x, (0, -count % _BLOCK)).reshape(-1, _BLOCK) for x in (i, j))
+
+    def of_block(cells):
+        i, j = cells
+        root = jnp.sqrt(row_shares[i] * column_shares[j])
+        return row_conditional.fitted(rows, columns, i, j), root
+
+    return jax.tree.map(lambda x: x.reshape(-1)[:count], jax.lax.map(of_block, tuple(cells)))
 
 
 def _generator(key: jax.Array) -> np.random.Generator:

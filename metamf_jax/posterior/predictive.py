@@ -2,7 +2,8 @@
 
 A draw says that a cell is Gaussian about its fitted value, with the noise's variance of its row and
 column. The prediction is the mean over draws of the fitted value clipped to the scale; the
-predictive distribution is the mixture over draws.
+predictive distribution is the mixture over draws. Of ordinal values that Gaussian is cut at the
+draw's thresholds, and the mixture is one of probabilities of levels.
 """
 
 import functools
@@ -13,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from metamf_jax.factorization import prediction
+from metamf_jax.posterior import chains, ordinal, row_conditional
 from metamf_jax.posterior.chains import Draws
+from metamf_jax.posterior.gibbs import State
 from metamf_jax.types import Array
 
 # Cells answered at once, times draws: some 100 MB.
@@ -27,19 +30,21 @@ class Scale(NamedTuple):
     Attributes:
       center, unit: the matrix was standardised by.
       low, high: predictions are clipped to.
+      levels: the values of an ordinal likelihood, ascending; empty of a Gaussian.
     """
 
     center: float
     unit: float
     low: float = -np.inf
     high: float = np.inf
+    levels: tuple[float, ...] = ()
 
 
 class Prediction(NamedTuple):
     """What is said of P cells; float64.
 
     Attributes:
-      mean: [P], of the fitted values, clipped.
+      mean: [P], of the fitted values, clipped; or of the levels.
       std: [P], of the predictive distribution.
       quantiles: [Q, P].
     """
@@ -61,6 +66,9 @@ def predict(
       columns: [P] int.
       quantiles: probabilities, Q of them.
     """
+    if scale.levels:
+        probability = level_probabilities(draws, draws.thresholds, rows, columns)
+        return _of_levels(probability, np.array(scale.levels), quantiles)
     rows, columns = np.asarray(rows), np.asarray(columns)
     size = max(1, _BLOCK // len(draws.alpha))
     bounds = np.array([scale.low, scale.high]) - scale.center
@@ -78,6 +86,64 @@ def predict(
         return np.clip(scale.center + scale.unit * standardised, scale.low, scale.high)
 
     return Prediction(on_scale(mean), scale.unit * std, on_scale(quantile))
+
+
+def level_probabilities(
+    draws: Draws, thresholds: np.ndarray, rows: Array, columns: Array
+) -> np.ndarray:
+    """The probabilities of the levels between thresholds, [P, L] float64.
+
+    Args:
+      draws: S of them.
+      thresholds: [S, L - 1], `Draws.thresholds` or, for a Gaussian, `midpoints`.
+      rows: [P] int.
+      columns: [P] int.
+    """
+    rows, columns = np.asarray(rows), np.asarray(columns)
+    size = max(1, _BLOCK // (thresholds.shape[1] + draws.rows.shape[2]))
+    found = [
+        _probabilities(draws, thresholds, rows[at : at + size], columns[at : at + size])
+        for at in range(0, max(len(rows), 1), size)
+    ]
+    probability = np.concatenate(found, axis=-1, dtype=np.float64).T
+    return probability / probability.sum(axis=1, keepdims=True)
+
+
+def midpoints(draws: Draws, scale: Scale, levels: np.ndarray) -> np.ndarray:
+    """Thresholds [S, L - 1] midway between levels, where a Gaussian likelihood knows of none."""
+    middle = (levels[:-1] + levels[1:]) / 2
+    standardised = ((middle - scale.center) / scale.unit).astype(np.float32)
+    return np.tile(standardised, (len(draws.alpha), 1))
+
+
+def log_score(
+    draws: Draws, scale: Scale, levels: np.ndarray, rows: Array, columns: Array, values: np.ndarray
+) -> float:
+    """The mean negative logarithm of the probabilities that cells' levels were given.
+
+    Args:
+      draws: of either likelihood.
+      scale: of the values.
+      levels: [L], ascending.
+      rows: [P] int.
+      columns: [P] int.
+      values: [P], each of them a level.
+    """
+    thresholds = draws.thresholds if scale.levels else midpoints(draws, scale, levels)
+    probability = level_probabilities(draws, thresholds, rows, columns)
+    of_values = probability[np.arange(len(values)), np.searchsorted(levels, values)]
+    return float(-np.log(np.maximum(of_values, np.finfo(np.float32).tiny)).mean())
+
+
+def _of_levels(
+    probability: np.ndarray, levels: np.ndarray, quantiles: tuple[float, ...]
+) -> Prediction:
+    """Of probabilities [P, L] float64; a quantile is the least level that reaches it."""
+    mean = probability @ levels
+    variance = (probability * (levels - mean[:, None]) ** 2).sum(axis=1)
+    reached = probability.cumsum(axis=1)[:, :-1]
+    found = [levels[(reached < q).sum(axis=1)] for q in quantiles]
+    return Prediction(mean, np.sqrt(variance), np.array(found).reshape(len(found), len(mean)))
 
 
 def predict_unknown(
@@ -142,59 +208,86 @@ def top_columns(
         over draws (without the noise, which tells nothing of a column's worth), not by its mean.
     """
     num_draws, num_columns, width = draws.columns.shape
-    v = jnp.asarray(draws.columns)
-    return prediction.largest_columns(
-        lambda part: _scores(draws.rows[:, part], v, scale, upper),
-        rows,
-        num_columns,
-        count,
-        excluded,
-        4 * num_columns + num_draws * width,
-    )
+    of_columns = tuple(map(jnp.asarray, (draws.columns, draws.column_shares)))
+    of_draws = draws.alpha, draws.thresholds if scale.levels else None
+
+    def scores(part):
+        of_rows = draws.rows[:, part], draws.row_shares[:, part]
+        return _scores(of_rows, of_columns, of_draws, scale, upper)
+
+    size = 4 * num_columns + num_draws * width
+    return prediction.largest_columns(scores, rows, num_columns, count, excluded, size)
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def _scores(rows, columns, scale, upper):
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _scores(of_rows, of_columns, of_draws, scale, upper):
     """[R, M], of all draws' values one after the other (Welford's sums)."""
 
     def add(sums, draw):
         number, mean, square = sums
-        u, v = draw
+        (u, row_shares), (v, column_shares), (alpha, thresholds) = draw
         products = jnp.matmul(u[:, :-1], v[:, :-1].T, precision=jax.lax.Precision.HIGHEST)
-        values = scale.center + scale.unit * (products + u[:, -1:] + v[None, :, -1])
-        values = jnp.clip(values, scale.low, scale.high)
+        values = products + u[:, -1:] + v[None, :, -1]
+        if scale.levels:
+            root = jnp.sqrt(alpha * row_shares[:, None] * column_shares[None])
+            values = _expected_level(values, root, thresholds, scale.levels)
+        else:
+            values = jnp.clip(scale.center + scale.unit * values, scale.low, scale.high)
         change = values - mean
         mean = mean + change / (number + 1)
         return (number + 1, mean, square + change * (values - mean)), None
 
-    zeros = jnp.zeros((rows.shape[1], columns.shape[1]))
-    (number, mean, square), _ = jax.lax.scan(add, (0.0, zeros, zeros), (rows, columns))
+    zeros = jnp.zeros((of_rows[0].shape[1], of_columns[0].shape[1]))
+    (number, mean, square), _ = jax.lax.scan(
+        add, (0.0, zeros, zeros), (of_rows, of_columns, of_draws)
+    )
     return mean + jnp.sqrt(square / number) if upper else mean
 
 
-def fitted(rows: Array, columns: Array, i: Array, j: Array) -> jax.Array:
-    """The standardised values of cells under one draw.
+def _expected_level(values, root, thresholds, levels):
+    """Of latent values that are cut at thresholds [L - 1]; in the shape of the values."""
+    expected = jnp.full_like(values, levels[0])
+    for threshold, step in zip(thresholds, np.diff(levels), strict=True):
+        expected += np.float32(step) * jax.scipy.stats.norm.cdf(root * (values - threshold))
+    return expected
 
-    Args:
-      rows: [N, L], factors with the effect last.
-      columns: [M, L].
-      i: [P], rows of the cells.
-      j: [P], their columns.
-    """
-    return _fitted(rows, columns, i, j)
+
+def answers(state: State, scale: Scale, rows: Array, columns: Array) -> np.ndarray:
+    """What one draw expects of cells, [P] float64; their mean over draws is the prediction."""
+    if scale.levels:
+        return predict(chains.stack([state]), scale, rows, columns).mean
+    found = row_conditional.fitted(state.rows.factors, state.columns.factors, rows, columns)
+    values = scale.center + scale.unit * np.asarray(found, np.float64)
+    return np.clip(values, scale.low, scale.high)
 
 
 @jax.jit
-def _fitted(rows, columns, i, j):
-    u, v = rows[i], columns[j]
-    return (u[:, :-1] * v[:, :-1]).sum(axis=1) + u[:, -1] + v[:, -1]
+def _probabilities(draws, thresholds, i, j):
+    """[L, P], the mean over draws."""
+    edge = jnp.full((len(thresholds), 1), jnp.inf)
+    bounds = jnp.concatenate([-edge, thresholds, edge], axis=1)
+    of_draws = draws.rows, draws.columns, draws.row_shares, draws.column_shares, draws.alpha
+
+    def add(total, draw):
+        (rows, columns, row_shares, column_shares, alpha), bounds = draw
+        values = row_conditional.fitted(rows, columns, i, j)
+        root = jnp.sqrt(alpha * row_shares[i] * column_shares[j])
+        # [L + 1, P]
+        standardised = root[None] * (bounds[:, None] - values[None])
+        return total + ordinal.mass(standardised[:-1], standardised[1:]), None
+
+    zeros = jnp.zeros((bounds.shape[1] - 1, len(i)))
+    total, _ = jax.lax.scan(add, zeros, (of_draws, bounds))
+    return total / len(thresholds)
 
 
 @functools.partial(jax.jit, static_argnums=4)
 def _predict_block(draws, bounds, i, j, quantiles):
     """`Prediction` of standardised values, clipped to bounds [2]."""
     # [S, P]
-    values = jax.lax.map(lambda s: _fitted(s[0], s[1], i, j), (draws.rows, draws.columns))
+    values = jax.lax.map(
+        lambda s: row_conditional.fitted(s[0], s[1], i, j), (draws.rows, draws.columns)
+    )
     precision = draws.alpha[:, None] * draws.row_shares[:, i] * draws.column_shares[:, j]
     noise = jax.lax.rsqrt(precision)
     clipped = jnp.clip(values, bounds[0], bounds[1])

@@ -84,7 +84,7 @@ def prepare(
         mesh=mesh,
         compiled=compiled,
         entries=parallel.split(mesh, (*listed, _in_order(order, entries.values))),
-        order=order,
+        order=np.asarray(order),
         dealt_shape=(num_devices, dealt.rows.shape[1]),
         places=places,
         counts=np.bincount(entries.rows, minlength=entries.shape[0]),
@@ -127,6 +127,24 @@ def draw(
     return drawn, square.astype(np.float64)
 
 
+def fitted(rows: Array, columns: Array, i: Array, j: Array) -> jax.Array:
+    """``u_n . v_m + b_n + c_m`` of cells.
+
+    Args:
+      rows: [N, K + 1], factors with the effect last.
+      columns: [M, K + 1].
+      i: [P], rows of the cells.
+      j: [P], their columns.
+    """
+    return _fitted(rows, columns, i, j)
+
+
+@jax.jit
+def _fitted(rows, columns, i, j):
+    u, v = rows[i], columns[j]
+    return (u[:, :-1] * v[:, :-1]).sum(axis=1) + u[:, -1] + v[:, -1]
+
+
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _noise(key, num_rows, width):
     """[N, L]; of all rows in one program: in programs of other shapes the last bits may differ."""
@@ -136,7 +154,7 @@ def _noise(key, num_rows, width):
     )
 
 
-def _in_order(order: np.ndarray, values: Array) -> np.ndarray:
+def _in_order(order: Array, values: Array) -> np.ndarray:
     """The values where `RowsData.order` has them, float32."""
     return np.append(np.float32(0), np.asarray(values, np.float32))[order]
 
