@@ -190,9 +190,16 @@ _LIKELIHOOD = flags.DEFINE_enum(
     "gibbs: Gaussian values, or (ordinal) at most 20 distinct ones, a latent Gaussian cut at"
     " thresholds that are drawn.",
 )
+_ENTRY_FEATURES = flags.DEFINE_list(
+    "entry_features",
+    None,
+    "gibbs: columns of the input beside ids and value, such as time, each with effects of its own:"
+    " alone, by row and by column.",
+)
 
 _OF_GIBBS = (
     *(_DRAWS, _BURN_IN, _CHAINS, _PATTERN_FEATURES, _ROW_NOISE, _COLUMN_NOISE, _LIKELIHOOD),
+    _ENTRY_FEATURES,
 )
 # What means nothing to a sampler.
 _NOT_OF_GIBBS = (

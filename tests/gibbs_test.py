@@ -13,6 +13,7 @@ import threadpoolctl
 
 from metamf_jax.posterior import (
     chains,
+    entry_effects,
     gibbs,
     hyperprior,
     pattern,
@@ -111,6 +112,13 @@ def _tiny(rng, shape, density):
     return np.nonzero(observed), tuple(rng.normal(size=(size, 1)) for size in shape)
 
 
+def _effects(rng, rows, columns):
+    """Of a category, some of them blank: for all, by row and by column."""
+    values = rng.choice(np.array(["", "a", "b"], object), len(rows))
+    groups = entry_effects.make_groups(rows, columns, {"word": values})
+    return entry_effects.places(groups, rows, columns, {"word": values})
+
+
 def _listed(rows, columns, values, shape):
     return Entries(rows.astype("i"), columns.astype("i"), values, shape)
 
@@ -126,7 +134,8 @@ def tame_strengths(monkeypatch):
 def _told(state):
     """Functionals of a state that have moments."""
     told = [np.log(state.alpha), np.log1p(chains.norm_of_product(state))]
-    told += [*np.log(np.diff(state.thresholds))]
+    told += [*np.log(np.diff(state.thresholds)), *np.log(state.effects.precisions)]
+    told += [*np.arctan(state.effects.values[::3])]
     for side in (state.rows, state.columns):
         told += [
             *np.log(side.shares[:2]),
@@ -142,30 +151,33 @@ def _told(state):
 
 
 @pytest.mark.parametrize(
-    "config",
+    ("config", "with_effects"),
     [
-        gibbs.GibbsConfig(1, 2.0, 3.0, degrees=5.0, factor_scale=2.0),
-        gibbs.GibbsConfig(2, 4.0, 0.0, degrees=4.0, effect_scale=3.0),
-        gibbs.GibbsConfig(1, 3.0, 4.0, degrees=5.0, likelihood="ordinal"),
+        (gibbs.GibbsConfig(1, 2.0, 3.0, degrees=5.0, factor_scale=2.0), False),
+        (gibbs.GibbsConfig(2, 4.0, 0.0, degrees=4.0, effect_scale=3.0), True),
+        (gibbs.GibbsConfig(1, 3.0, 4.0, degrees=5.0, likelihood="ordinal"), False),
+        (gibbs.GibbsConfig(0, 3.0, 4.0, degrees=5.0, likelihood="ordinal"), True),
     ],
 )
-def test_sweeps_and_data_in_turn_leave_the_prior_as_it_is(config, tame_strengths):
+def test_sweeps_and_data_in_turn_leave_the_prior_as_it_is(config, with_effects, tame_strengths):
     rng, shape, num_starts, num_sweeps = np.random.default_rng(1), (6, 5), 60, 12
     places, features = _tiny(rng, shape, 0.8)
+    effects = _effects(rng, *places) if with_effects else None
     # Batches are independent: each starts anew from the prior.
     of_batches = []
     for start in range(num_starts):
-        state, told = posterior_model.draw_state(rng, features, config), 0
+        state, told = posterior_model.draw_state(rng, features, config, effects), 0
         for sweep in range(num_sweeps):
-            values = posterior_model.draw_values(rng, state, *places)
-            data = gibbs.prepare(
-                _listed(*places, values, shape), features, ONE_GROUP, config, backend="numba"
-            )
+            values = posterior_model.draw_values(rng, state, *places, effects)
+            listed = _listed(*places, values, shape)
+            data = gibbs.prepare(listed, features, ONE_GROUP, config, 1, "numba", effects)
             key = jax.random.fold_in(jax.random.key(start), sweep)
             state = gibbs.sweep(key, state, data, config)
             told += _told(state) / num_sweeps
         of_batches.append(told)
-    of_prior = [_told(posterior_model.draw_state(rng, features, config)) for _ in range(4000)]
+    of_prior = [
+        _told(posterior_model.draw_state(rng, features, config, effects)) for _ in range(4000)
+    ]
     (mean, error), (expected, rest) = (
         (np.mean(x, axis=0), np.var(x, axis=0, ddof=1) / len(x)) for x in (of_batches, of_prior)
     )

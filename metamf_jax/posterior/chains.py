@@ -19,8 +19,12 @@ import numpy as np
 import threadpoolctl
 
 from metamf_jax.posterior import gibbs
+from metamf_jax.posterior.entry_effects import Effects
 from metamf_jax.posterior.gibbs import Data, GibbsConfig, State
 from metamf_jax.posterior.hyperprior import Hyperprior
+
+
+_NOTHING = np.zeros((0, 0), np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +76,7 @@ class Draws(NamedTuple):
       alpha: [S], the precision of the noise.
       row_prior, column_prior: `Hyperprior` with a leading axis S, for rows that are folded in.
       thresholds: [S, L - 1] between the levels of an ordinal likelihood; [S, 0] of a Gaussian.
+      effects: of the entries, with a leading axis S.
     """
 
     rows: np.ndarray
@@ -81,7 +86,8 @@ class Draws(NamedTuple):
     alpha: np.ndarray
     row_prior: Hyperprior
     column_prior: Hyperprior
-    thresholds: np.ndarray = np.zeros((0, 0), np.float32)
+    thresholds: np.ndarray = _NOTHING
+    effects: Effects = Effects(_NOTHING, _NOTHING)
 
 
 def init(data: Data, config: GibbsConfig, chains: ChainsConfig) -> list[State]:
@@ -155,6 +161,7 @@ def stack(states: list[State]) -> Draws:
         held.rows.prior,
         held.columns.prior,
         held.thresholds,
+        held.effects,
     )
 
 

@@ -12,6 +12,7 @@ import safetensors.numpy
 from metamf_jax.factorization.factor_file import decode_ids, encode_ids
 from metamf_jax.posterior import chains
 from metamf_jax.posterior.chains import Draws
+from metamf_jax.posterior.entry_effects import Effects, Group
 from metamf_jax.posterior.gibbs import State
 from metamf_jax.posterior.hyperprior import Hyperprior
 from metamf_jax.posterior.predictive import Scale
@@ -29,18 +30,20 @@ class NamedDraws(NamedTuple):
       scale: of the values.
       row_ids: [N] integers or strings.
       column_ids: [M] likewise.
+      groups: of the entries' effects.
     """
 
     draws: Draws
     scale: Scale
     row_ids: np.ndarray
     column_ids: np.ndarray
+    groups: tuple[Group, ...] = ()
 
 
-def size_in_bytes(shape: tuple[int, int], rank: int, num_draws: int) -> int:
+def size_in_bytes(shape: tuple[int, int], rank: int, num_draws: int, num_effects: int = 0) -> int:
     """What draws take, in memory and as a file, but for the few numbers of the hyperprior."""
     # K factors, an effect and a share of the noise.
-    return 4 * num_draws * sum(shape) * (rank + 2)
+    return 4 * num_draws * (sum(shape) * (rank + 2) + num_effects)
 
 
 def save_draw(path: str | os.PathLike, state: State) -> None:
@@ -69,6 +72,7 @@ def save_draws(path: str | os.PathLike, named: NamedDraws) -> None:
     arrays = _named(named.draws)
     *scale, levels = named.scale
     arrays["scale"], arrays["levels"] = np.array(scale, np.float64), np.array(levels, np.float64)
+    arrays |= _named_groups(named.groups)
     arrays["row_ids"] = encode_ids(named.row_ids)
     arrays["column_ids"] = encode_ids(named.column_ids)
     write_arrays(path, arrays, {"metamf_jax": _HEADER})
@@ -125,14 +129,15 @@ def load_draws(path: str | os.PathLike) -> NamedDraws:
             Scale(*scale.tolist(), levels=tuple(levels.tolist())),
             decode_ids(arrays["row_ids"], num_rows),
             decode_ids(arrays["column_ids"], num_columns),
+            _unnamed_groups(arrays, draws.effects),
         )
 
 
 def _named(draws: Draws) -> dict[str, np.ndarray]:
     arrays = draws._asdict()
-    for side in _PRIORS:
-        prior = arrays.pop(side)
-        arrays |= {f"{side}.{name}": array for name, array in prior._asdict().items()}
+    for part in (*_PRIORS, "effects"):
+        held = arrays.pop(part)
+        arrays |= {f"{part}.{name}": array for name, array in held._asdict().items()}
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 
@@ -140,7 +145,48 @@ def _unnamed(arrays: dict[str, np.ndarray]) -> Draws:
     of_rows, of_columns = (
         Hyperprior(*(arrays[f"{side}.{name}"] for name in Hyperprior._fields)) for side in _PRIORS
     )
-    # Files of Gaussian values written before there were others have no thresholds.
-    arrays = {"thresholds": np.zeros((len(arrays["alpha"]), 0), np.float32), **arrays}
-    plain = {name: arrays[name] for name in Draws._fields if name not in _PRIORS}
-    return Draws(**plain, row_prior=of_rows, column_prior=of_columns)
+    # Files written before there were thresholds and effects have none.
+    none = np.zeros((len(arrays["alpha"]), 0), np.float32)
+    optional = ("thresholds", *(f"effects.{name}" for name in Effects._fields))
+    thresholds, *effects = (arrays.get(name, none) for name in optional)
+    nested = (*_PRIORS, "thresholds", "effects")
+    plain = {name: arrays[name] for name in Draws._fields if name not in nested}
+    return Draws(
+        **plain,
+        row_prior=of_rows,
+        column_prior=of_columns,
+        thresholds=thresholds,
+        effects=Effects(*effects),
+    )
+
+
+def _named_groups(groups: tuple[Group, ...]) -> dict[str, np.ndarray]:
+    """Their features and sides as a list, and the arrays of each by its number."""
+    if not groups:
+        return {}
+    names = [name for group in groups for name in (group.feature, group.side)]
+    arrays = {"groups": encode_ids(np.array(names, object))}
+    for g, group in enumerate(groups):
+        words = group.cuts.dtype == object
+        arrays[f"groups.{g}.cuts"] = encode_ids(group.cuts) if words else group.cuts
+        arrays[f"groups.{g}.keys"] = group.keys
+    return arrays
+
+
+def _unnamed_groups(arrays: dict[str, np.ndarray], effects: Effects) -> tuple[Group, ...]:
+    """Undoes `_named_groups`.
+
+    Raises:
+      ValueError: there are not as many effects as the groups have.
+    """
+    num_effects, num_groups = (x.shape[-1] for x in effects)
+    names = decode_ids(arrays["groups"], 2 * num_groups).tolist() if num_groups else []
+    groups = []
+    for g in range(num_groups):
+        cuts, keys = arrays[f"groups.{g}.cuts"], arrays[f"groups.{g}.keys"]
+        if cuts.dtype == np.uint8:
+            cuts = decode_ids(cuts, None)
+        groups.append(Group(names[2 * g], names[2 * g + 1], cuts, keys))
+    if num_effects != sum(len(group.keys) for group in groups):
+        raise ValueError(f"expected the keys of {num_effects} effects")
+    return tuple(groups)

@@ -6,6 +6,7 @@ import numpy as np
 
 from metamf_jax.posterior import chains, gibbs, ordinal, pattern
 from metamf_jax.posterior.chains import ChainsConfig, Draws
+from metamf_jax.posterior.entry_effects import Places
 from metamf_jax.posterior.gibbs import Data, GibbsConfig
 from metamf_jax.posterior.pattern import SideFeatures
 from metamf_jax.posterior.predictive import Scale
@@ -107,6 +108,7 @@ def prepare(
     features: tuple[SideFeatures, SideFeatures],
     num_devices: int = 1,
     backend: str = "auto",
+    effects: Places | None = None,
 ) -> Data:
     """A standardised matrix, ready to be swept; see `fit`."""
     rows, columns = features
@@ -117,4 +119,5 @@ def prepare(
         config,
         num_devices,
         backend,
+        effects,
     )

@@ -7,7 +7,8 @@ factors and effects ``w_n = [u_n, b_n]`` (`row_conditional`) and their shares of
 (`noise`), the same of the columns, with the precision ``alpha`` of the noise before the columns'
 shares. Each is drawn from its exact conditional. Under the likelihood ``ordinal`` the observed
 values are levels; the sweep begins with their thresholds and latent values (`ordinal`), which then
-are what the ``x_nm`` are above, and ``alpha`` is one.
+are what the ``x_nm`` are above, and ``alpha`` is one. Where something is known of each entry, such
+as its time, there are effects of that beside ``b_n`` and ``c_m`` (`entry_effects`), drawn next.
 
 Salakhutdinov and Mnih, Bayesian probabilistic matrix factorization using Markov chain Monte Carlo,
 ICML 2008; see also the references of the conditionals.
@@ -20,7 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metamf_jax.posterior import hyperprior, noise, ordinal, row_conditional
+from metamf_jax.posterior import entry_effects, hyperprior, noise, ordinal, row_conditional
+from metamf_jax.posterior.entry_effects import Effects, Places
 from metamf_jax.posterior.hyperprior import Hyperprior, Moments, Wishart
 from metamf_jax.posterior.row_conditional import RowsData
 from metamf_jax.types import Array, Entries
@@ -99,14 +101,16 @@ class Data(NamedTuple):
     Attributes:
       rows, columns: its two sides.
       num_entries: E.
-      entries: in the order they came, where their values change from sweep to sweep: the numbers of
-        levels, int32.
+      entries: in the order they came, where what rows and columns see of their values changes from
+        sweep to sweep: of levels, or with effects of the entries; None where it does not.
+      effects: of the entries, if any.
     """
 
     rows: SideData
     columns: SideData
     num_entries: int
     entries: Entries | None = None
+    effects: Places | None = None
 
 
 class Side(NamedTuple):
@@ -130,12 +134,14 @@ class State(NamedTuple):
       rows, columns: of the two sides.
       alpha: precision of the noise.
       thresholds: [L - 1] float64 between the levels of an ordinal likelihood; [0] of a Gaussian.
+      effects: of the entries.
     """
 
     rows: Side
     columns: Side
     alpha: float
     thresholds: np.ndarray = np.zeros(0)
+    effects: Effects = entry_effects.NONE
 
 
 def prepare(
@@ -145,6 +151,7 @@ def prepare(
     config: GibbsConfig,
     num_devices: int = 1,
     backend: str = "auto",
+    effects: Places | None = None,
 ) -> Data:
     """A matrix, ready to be swept.
 
@@ -155,6 +162,7 @@ def prepare(
       config: the model.
       num_devices: to which rows and columns are dealt out; the draws do not depend on it.
       backend: one of `block_update.BACKENDS`.
+      effects: which effects the entries have.
     """
     num_rows, num_columns = entries.shape
     turned = Entries(entries.columns, entries.rows, entries.values, (num_columns, num_rows))
@@ -164,11 +172,13 @@ def prepare(
         rows = row_conditional.prepare(listed, config.rank, num_devices, backend)
         return SideData(rows, phi, _sum_of_products(phi, phi), np.asarray(of_groups))
 
+    changing = config.likelihood == "ordinal" or effects is not None
     return Data(
         side(entries, features[0], groups[0]),
         side(turned, features[1], groups[1]),
         len(entries.values),
-        _levels(entries) if config.likelihood == "ordinal" else None,
+        _on_device(entries) if changing else None,
+        effects,
     )
 
 
@@ -181,10 +191,12 @@ def init(key: jax.Array, data: Data, config: GibbsConfig) -> State:
         factors = (_START_SCALE * rng.standard_normal(shape)).astype(np.float32)
         return Side(factors, np.ones(shape[0]), hyperprior.init(wishart, side.groups))
 
-    rows, columns = start(data.rows), start(data.columns)
-    if data.entries is None:
-        return State(rows, columns, _START_PRECISION)
-    return State(rows, columns, 1.0, ordinal.init(np.asarray(data.entries.values)))
+    effects = entry_effects.NONE if data.effects is None else entry_effects.init(data.effects)
+    alpha, thresholds = _START_PRECISION, np.zeros(0)
+    if config.likelihood == "ordinal":
+        assert data.entries is not None
+        alpha, thresholds = 1.0, ordinal.init(np.asarray(data.entries.values, int))
+    return State(start(data.rows), start(data.columns), alpha, thresholds, effects)
 
 
 def sweep(key: jax.Array, state: State, data: Data, config: GibbsConfig) -> State:
@@ -198,7 +210,7 @@ def sweep(key: jax.Array, state: State, data: Data, config: GibbsConfig) -> Stat
     """
     of_rows, of_columns, of_noise = (jax.random.fold_in(key, i) for i in range(3))
     rng = _generator(of_noise)
-    thresholds, values = draw_latent_values(jax.random.fold_in(key, 3), state, data)
+    state, values = draw_values(jax.random.fold_in(key, 3), state, data, config)
 
     rows, square = draw_factors(
         of_rows, state.rows, state.columns, state.alpha, data.rows, config, values
@@ -214,26 +226,45 @@ def sweep(key: jax.Array, state: State, data: Data, config: GibbsConfig) -> Stat
     if config.likelihood == "gaussian":
         alpha = noise.draw_precision(rng, data.num_entries, left_over)
     shares = noise.draw_shares(rng, config.column_noise, data.columns.rows.counts, alpha * square)
-    return State(rows, columns._replace(shares=shares), alpha, thresholds)
+    columns = columns._replace(shares=shares)
+    return state._replace(rows=rows, columns=columns, alpha=alpha)
 
 
-def draw_latent_values(
-    key: jax.Array, state: State, data: Data
-) -> tuple[np.ndarray, jax.Array | None]:
-    """Draws the thresholds, and the latent values [E] given these; None of a Gaussian likelihood.
+def draw_values(
+    key: jax.Array, state: State, data: Data, config: GibbsConfig
+) -> tuple[State, Array | None]:
+    """Draws thresholds, latent values and effects of the entries, where there are such.
 
-    They are drawn first in a sweep: latent values are read in none but their own.
+    They come first in a sweep, so that a state needs no latent values.
+
+    Returns:
+      The state; and what the entries' effects leave of the values [E], None where this is always
+      the same.
     """
     if data.entries is None:
-        return state.thresholds, None
-    of_thresholds, of_latent = (jax.random.fold_in(key, i) for i in range(2))
-    i, j = data.entries.rows, data.entries.columns
+        return state, None
+    of_thresholds, of_latent, of_effects = (jax.random.fold_in(key, i) for i in range(3))
+    (num_rows, _), i, j = data.entries.shape, data.entries.rows, data.entries.columns
     shares = (jnp.asarray(side.shares, jnp.float32) for side in (state.rows, state.columns))
     fitted, root = _at_cells(state.rows.factors, state.columns.factors, *shares, i, j)
-    cells = ordinal.Cells(i, j, data.entries.values, fitted, root)
-    thresholds = ordinal.draw_thresholds(_generator(of_thresholds), state.thresholds, cells)
-    num_rows = data.entries.shape[0]
-    return thresholds, ordinal.draw_latent(of_latent, thresholds, cells, num_rows)
+    values, shift = data.entries.values, np.float32(0)
+    if data.effects is not None:
+        shift = entry_effects.total(state.effects.values, data.effects.at).astype(np.float32)
+
+    if config.likelihood == "ordinal":
+        cells = ordinal.Cells(i, j, values.astype(np.int32), fitted + shift, root)
+        rng = _generator(of_thresholds)
+        thresholds = ordinal.draw_thresholds(rng, state.thresholds, cells)
+        state = state._replace(thresholds=thresholds)
+        values = ordinal.draw_latent(of_latent, thresholds, cells, num_rows)
+    if data.effects is not None:
+        values = np.asarray(values, np.float64)
+        residual, weight = values - fitted, state.alpha * np.asarray(root, np.float64) ** 2
+        rng = _generator(of_effects)
+        effects = entry_effects.draw(rng, state.effects, data.effects, residual, weight)
+        state = state._replace(effects=effects)
+        values = values - entry_effects.total(effects.values, data.effects.at)
+    return state, values
 
 
 def draw_factors(
@@ -279,11 +310,9 @@ def draw_factors(
     return Side(factors, side.shares, prior), square
 
 
-def _levels(entries: Entries) -> Entries:
-    """The entries on the device, values int32."""
-    listed = entries.rows, entries.columns, entries.values
-    rows, columns, levels = (jnp.asarray(x, jnp.int32) for x in listed)
-    return Entries(rows, columns, levels, entries.shape)
+def _on_device(entries: Entries) -> Entries:
+    rows, columns = (jnp.asarray(x, jnp.int32) for x in (entries.rows, entries.columns))
+    return Entries(rows, columns, jnp.asarray(entries.values, jnp.float32), entries.shape)
 
 
 @jax.jit

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metamf_jax.factorization import prediction
-from metamf_jax.posterior import chains, ordinal, row_conditional
+from metamf_jax.posterior import chains, entry_effects, ordinal, row_conditional
 from metamf_jax.posterior.chains import Draws
 from metamf_jax.posterior.gibbs import State
 from metamf_jax.types import Array
@@ -55,7 +55,12 @@ class Prediction(NamedTuple):
 
 
 def predict(
-    draws: Draws, scale: Scale, rows: Array, columns: Array, quantiles: tuple[float, ...] = ()
+    draws: Draws,
+    scale: Scale,
+    rows: Array,
+    columns: Array,
+    quantiles: tuple[float, ...] = (),
+    at: np.ndarray | None = None,
 ) -> Prediction:
     """Predicts cells.
 
@@ -65,17 +70,18 @@ def predict(
       rows: [P] int.
       columns: [P] int.
       quantiles: probabilities, Q of them.
+      at: [G, P], the cells' effects (`entry_effects.places`); None for cells without.
     """
     if scale.levels:
-        probability = level_probabilities(draws, draws.thresholds, rows, columns)
+        probability = level_probabilities(draws, draws.thresholds, rows, columns, at)
         return _of_levels(probability, np.array(scale.levels), quantiles)
     rows, columns = np.asarray(rows), np.asarray(columns)
     size = max(1, _BLOCK // len(draws.alpha))
     bounds = np.array([scale.low, scale.high]) - scale.center
     bounds = (bounds / scale.unit).astype(np.float32)
     found = [
-        _predict_block(draws, bounds, rows[at : at + size], columns[at : at + size], quantiles)
-        for at in range(0, max(len(rows), 1), size)
+        _predict_block(draws, effects, bounds, cells, quantiles)
+        for effects, cells in _blocks(draws, rows, columns, at, size)
     ]
     mean, std, quantile = (
         np.concatenate(each, axis=-1, dtype=np.float64) for each in zip(*found, strict=True)
@@ -88,8 +94,22 @@ def predict(
     return Prediction(on_scale(mean), scale.unit * std, on_scale(quantile))
 
 
+def _blocks(draws: Draws, rows, columns, at, size: int):
+    """Yields effects [S, A], and of up to so many cells rows, columns and effects' places."""
+    effects = draws.effects.values
+    if at is None:
+        effects, at = np.zeros((len(draws.alpha), 0), np.float32), np.zeros((0, len(rows)), int)
+    for start in range(0, max(len(rows), 1), size):
+        block = slice(start, start + size)
+        yield effects, (rows[block], columns[block], at[:, block])
+
+
 def level_probabilities(
-    draws: Draws, thresholds: np.ndarray, rows: Array, columns: Array
+    draws: Draws,
+    thresholds: np.ndarray,
+    rows: Array,
+    columns: Array,
+    at: np.ndarray | None = None,
 ) -> np.ndarray:
     """The probabilities of the levels between thresholds, [P, L] float64.
 
@@ -98,12 +118,13 @@ def level_probabilities(
       thresholds: [S, L - 1], `Draws.thresholds` or, for a Gaussian, `midpoints`.
       rows: [P] int.
       columns: [P] int.
+      at: as for `predict`.
     """
     rows, columns = np.asarray(rows), np.asarray(columns)
     size = max(1, _BLOCK // (thresholds.shape[1] + draws.rows.shape[2]))
     found = [
-        _probabilities(draws, thresholds, rows[at : at + size], columns[at : at + size])
-        for at in range(0, max(len(rows), 1), size)
+        _probabilities(draws, effects, thresholds, cells)
+        for effects, cells in _blocks(draws, rows, columns, at, size)
     ]
     probability = np.concatenate(found, axis=-1, dtype=np.float64).T
     return probability / probability.sum(axis=1, keepdims=True)
@@ -117,7 +138,13 @@ def midpoints(draws: Draws, scale: Scale, levels: np.ndarray) -> np.ndarray:
 
 
 def log_score(
-    draws: Draws, scale: Scale, levels: np.ndarray, rows: Array, columns: Array, values: np.ndarray
+    draws: Draws,
+    scale: Scale,
+    levels: np.ndarray,
+    rows: Array,
+    columns: Array,
+    values: np.ndarray,
+    at: np.ndarray | None = None,
 ) -> float:
     """The mean negative logarithm of the probabilities that cells' levels were given.
 
@@ -128,9 +155,10 @@ def log_score(
       rows: [P] int.
       columns: [P] int.
       values: [P], each of them a level.
+      at: as for `predict`.
     """
     thresholds = draws.thresholds if scale.levels else midpoints(draws, scale, levels)
-    probability = level_probabilities(draws, thresholds, rows, columns)
+    probability = level_probabilities(draws, thresholds, rows, columns, at)
     of_values = probability[np.arange(len(values)), np.searchsorted(levels, values)]
     return float(-np.log(np.maximum(of_values, np.finfo(np.float32).tiny)).mean())
 
@@ -147,7 +175,12 @@ def _of_levels(
 
 
 def predict_unknown(
-    draws: Draws, scale: Scale, rows: Array, columns: Array, quantiles: tuple[float, ...] = ()
+    draws: Draws,
+    scale: Scale,
+    rows: Array,
+    columns: Array,
+    quantiles: tuple[float, ...] = (),
+    at: np.ndarray | None = None,
 ) -> Prediction:
     """`predict`, with -1 for a row or column that is not known.
 
@@ -156,9 +189,9 @@ def predict_unknown(
     """
     rows, columns = np.asarray(rows), np.asarray(columns)
     if min(rows.min(initial=0), columns.min(initial=0)) >= 0:
-        return predict(draws, scale, rows, columns, quantiles)
-    mean = predict(with_unknown(draws), scale, rows, columns).mean
-    _, std, found = predict(with_unknown(draws, drawn=True), scale, rows, columns, quantiles)
+        return predict(draws, scale, rows, columns, quantiles, at)
+    mean = predict(with_unknown(draws), scale, rows, columns, at=at).mean
+    _, std, found = predict(with_unknown(draws, drawn=True), scale, rows, columns, quantiles, at)
     return Prediction(mean, std, found)
 
 
@@ -252,41 +285,58 @@ def _expected_level(values, root, thresholds, levels):
     return expected
 
 
-def answers(state: State, scale: Scale, rows: Array, columns: Array) -> np.ndarray:
-    """What one draw expects of cells, [P] float64; their mean over draws is the prediction."""
+def answers(
+    state: State, scale: Scale, rows: Array, columns: Array, at: np.ndarray | None = None
+) -> np.ndarray:
+    """What one draw expects of cells, [P] float64; their mean over draws is the prediction.
+
+    Args are those of `predict`.
+    """
     if scale.levels:
-        return predict(chains.stack([state]), scale, rows, columns).mean
+        return predict(chains.stack([state]), scale, rows, columns, at=at).mean
     found = row_conditional.fitted(state.rows.factors, state.columns.factors, rows, columns)
-    values = scale.center + scale.unit * np.asarray(found, np.float64)
-    return np.clip(values, scale.low, scale.high)
+    values = np.asarray(found, np.float64)
+    if at is not None:
+        values = values + entry_effects.total(state.effects.values, at)
+    return np.clip(scale.center + scale.unit * values, scale.low, scale.high)
+
+
+def _fitted(of_draw, cells):
+    """`row_conditional.fitted` plus the effects of the cells' entries."""
+    (rows, columns, effects), (i, j, at) = of_draw, cells
+    return row_conditional.fitted(rows, columns, i, j) + jnp.append(effects, 0)[at].sum(axis=0)
 
 
 @jax.jit
-def _probabilities(draws, thresholds, i, j):
+def _probabilities(draws, effects, thresholds, cells):
     """[L, P], the mean over draws."""
+    i, j, _ = cells
     edge = jnp.full((len(thresholds), 1), jnp.inf)
     bounds = jnp.concatenate([-edge, thresholds, edge], axis=1)
-    of_draws = draws.rows, draws.columns, draws.row_shares, draws.column_shares, draws.alpha
+    root = jnp.sqrt(draws.alpha)
+    of_draws = draws.rows, draws.columns, effects
+    of_noise = draws.row_shares, draws.column_shares, root
 
     def add(total, draw):
-        (rows, columns, row_shares, column_shares, alpha), bounds = draw
-        values = row_conditional.fitted(rows, columns, i, j)
-        root = jnp.sqrt(alpha * row_shares[i] * column_shares[j])
+        of_draw, (row_shares, column_shares, root), bounds = draw
+        values = _fitted(of_draw, cells)
+        root *= jnp.sqrt(row_shares[i] * column_shares[j])
         # [L + 1, P]
         standardised = root[None] * (bounds[:, None] - values[None])
         return total + ordinal.mass(standardised[:-1], standardised[1:]), None
 
     zeros = jnp.zeros((bounds.shape[1] - 1, len(i)))
-    total, _ = jax.lax.scan(add, zeros, (of_draws, bounds))
+    total, _ = jax.lax.scan(add, zeros, (of_draws, of_noise, bounds))
     return total / len(thresholds)
 
 
 @functools.partial(jax.jit, static_argnums=4)
-def _predict_block(draws, bounds, i, j, quantiles):
+def _predict_block(draws, effects, bounds, cells, quantiles):
     """`Prediction` of standardised values, clipped to bounds [2]."""
+    i, j, _ = cells
     # [S, P]
     values = jax.lax.map(
-        lambda s: row_conditional.fitted(s[0], s[1], i, j), (draws.rows, draws.columns)
+        lambda of_draw: _fitted(of_draw, cells), (draws.rows, draws.columns, effects)
     )
     precision = draws.alpha[:, None] * draws.row_shares[:, i] * draws.column_shares[:, j]
     noise = jax.lax.rsqrt(precision)
