@@ -16,12 +16,18 @@ known well comes first; it is then a column of the answer.
 
     python -m experiments.predict --factors=runs/gibbs --pairs=cells.csv --std \
         --quantiles=0.05,0.95 --output=values.csv
+
+Of ``--likelihood=ordinal`` the value is the expected one, quantiles are levels, and
+``--probabilities`` adds a column for each level, such as ``p4``. Where the sampler had
+``--entry_features``, cells may have the same columns, found by their names in the header; without
+them the cells are answered without those effects.
 """
 
 import csv
 import io
 import os
 import pathlib
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -30,10 +36,12 @@ from absl import flags
 from experiments import common, shared_flags
 from metamf_jax.data import libmf_text, tables
 from metamf_jax.data.tables import write as write_tables
+from metamf_jax.data.tables.entry_columns import read_entry_columns
 from metamf_jax.factorization import prediction
 from metamf_jax.factorization.factor_file import load_factors
-from metamf_jax.posterior import draws_file, predictive
+from metamf_jax.posterior import draws_file, entry_effects, predictive
 from metamf_jax.posterior.draws_file import NamedDraws
+from metamf_jax.posterior.entry_effects import EntryFeatures
 from metamf_jax.runs.files import write_text
 from metamf_jax.types import Factors
 
@@ -63,6 +71,9 @@ _STD = flags.DEFINE_bool(
 )
 _QUANTILES = flags.DEFINE_list(
     "quantiles", [], "Of draws: probabilities, each a column such as `q0.05`, of a cell's value."
+)
+_PROBABILITIES = flags.DEFINE_bool(
+    "probabilities", False, "Of ordinal draws: a column such as `p4` for each level's probability."
 )
 _LIBMF_OUTPUT = flags.DEFINE_string(
     "libmf_output", None, "File to write the factors to, as a model for LIBMF's mf-predict."
@@ -94,11 +105,13 @@ class Details(NamedTuple):
       std: whether the standard deviation is.
       quantiles: probabilities, as they were written.
       upper: whether the best columns are those with the largest upper bound.
+      probabilities: whether those of levels are.
     """
 
     std: bool = False
     quantiles: tuple[str, ...] = ()
     upper: bool = False
+    probabilities: bool = False
 
 
 def read_model(path: str | os.PathLike) -> NamedFactors | NamedDraws:
@@ -123,15 +136,24 @@ def read_model(path: str | os.PathLike) -> NamedFactors | NamedDraws:
 
 
 def _answers(
-    model: NamedFactors | NamedDraws, rows: np.ndarray, columns: np.ndarray, details: Details
+    model: NamedFactors | NamedDraws,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    details: Details,
+    told: EntryFeatures,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Values [P] of cells, -1 for what is unknown, and further columns [P] by name."""
     if isinstance(model, NamedFactors):
         return prediction.predict(prediction.with_unknown(model.factors), rows, columns), {}
     probabilities = tuple(map(float, details.quantiles))
-    found = predictive.predict_unknown(model.draws, model.scale, rows, columns, probabilities)
+    at = entry_effects.places(model.groups, rows, columns, told).at if model.groups else None
+    found = predictive.predict_unknown(model.draws, model.scale, rows, columns, probabilities, at)
     extra = {"std": found.std} if details.std else {}
     extra |= {f"q{p}": q for p, q in zip(details.quantiles, found.quantiles, strict=True)}
+    if details.probabilities:
+        draws = predictive.with_unknown(model.draws, drawn=True)
+        of_levels = predictive.level_probabilities(draws, draws.thresholds, rows, columns, at)
+        extra |= {f"p{x:g}": p for x, p in zip(model.scale.levels, of_levels.T, strict=True)}
     return found.mean.astype("f"), {name: x.astype("f") for name, x in extra.items()}
 
 
@@ -141,6 +163,7 @@ def write_pairs(
     asked_rows: np.ndarray,
     asked_columns: np.ndarray,
     details: Details,
+    told: EntryFeatures = MappingProxyType({}),
 ) -> None:
     """Answers the cells asked for, in their order.
 
@@ -150,10 +173,11 @@ def write_pairs(
       asked_rows: [P] ids.
       asked_columns: [P] ids.
       details: of draws.
+      told: features of the cells.
     """
     rows = tables.positions(asked_rows, model.row_ids)
     columns = tables.positions(asked_columns, model.column_ids)
-    values, extra = _answers(model, rows, columns, details)
+    values, extra = _answers(model, rows, columns, details, told)
     known = _KNOWN[(columns < 0) + 2 * (rows < 0)]
     write_tables.write_pairs(
         path, asked_rows, asked_columns, values, extra={**extra, "known": known}
@@ -216,7 +240,7 @@ def write_top(
     values, extra = values[kept], {}
     if isinstance(model, NamedDraws):
         upper = {"upper": values} if details.upper else {}
-        values, extra = _answers(model, numbers[rows], columns, details)
+        values, extra = _answers(model, numbers[rows], columns, details, {})
         extra |= upper
     known = _KNOWN[2 * (numbers[rows] < 0)]
     write_tables.write_pairs(
@@ -258,15 +282,24 @@ def main() -> None:
     model = read_model(source)
     if isinstance(model, NamedFactors) and details != Details():
         raise ValueError(
-            f"{source} holds factors, which tell no spread: --std, --quantiles and --top_by=upper"
-            " need the draws of --solver=gibbs"
+            f"{source} holds factors, which tell no spread: --std, --quantiles, --probabilities and"
+            " --top_by=upper need the draws of --solver=gibbs"
+        )
+    if isinstance(model, NamedDraws) and details.probabilities and not model.scale.levels:
+        raise ValueError(
+            f"{source} holds draws of a Gaussian likelihood, which knows no levels: --probabilities"
+            " needs those of --likelihood=ordinal"
         )
     if _LIBMF_OUTPUT.value is not None:
         if isinstance(model, NamedDraws):
             raise ValueError(f"{source} holds draws, but a LIBMF model is one pair of factors")
         write_libmf(_LIBMF_OUTPUT.value, *model, _LIBMF_NUMBERS.value)
     elif _PAIRS.value is not None:
-        write_pairs(output, model, *tables.read_pairs(_PAIRS.value), details)
+        told = {}
+        if isinstance(model, NamedDraws) and model.groups:
+            names = tuple({group.feature for group in model.groups})
+            told = read_entry_columns(_PAIRS.value, names, required=False)
+        write_pairs(output, model, *tables.read_pairs(_PAIRS.value), details, told)
     elif _TOP.value is not None:
         write_top(
             output,
@@ -293,7 +326,8 @@ def _details() -> Details:
             raise ValueError(f"expected --quantiles between 0 and 1, got {text!r}")
     if _TOP_BY.present and _TOP.value is None:
         raise ValueError("--top_by goes with --top=N")
-    return Details(_STD.value, tuple(_QUANTILES.value), _TOP_BY.value == "upper")
+    upper = _TOP_BY.value == "upper"
+    return Details(_STD.value, tuple(_QUANTILES.value), upper, _PROBABILITIES.value)
 
 
 if __name__ == "__main__":

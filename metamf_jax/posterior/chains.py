@@ -23,7 +23,6 @@ from metamf_jax.posterior.entry_effects import Effects
 from metamf_jax.posterior.gibbs import Data, GibbsConfig, State
 from metamf_jax.posterior.hyperprior import Hyperprior
 
-
 _NOTHING = np.zeros((0, 0), np.float32)
 
 
