@@ -32,6 +32,8 @@ LIKELIHOODS = "gaussian", "ordinal"
 
 # Rows whose products are summed in float32 before the sums are added in float64.
 _BLOCK = 512
+# Entries whose factors are gathered at once, for the cache.
+_CELLS = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -319,8 +321,8 @@ def _on_device(entries: Entries) -> Entries:
 def _at_cells(rows, columns, row_shares, column_shares, i, j):
     """Fitted values and the root of ``p_n q_m`` of cells, float32 [E]; in blocks, for the cache."""
     count = len(i)
-    # [E] -> [blocks, _BLOCK]
-    cells = (jnp.pad(x, (0, -count % _BLOCK)).reshape(-1, _BLOCK) for x in (i, j))
+    # [E] -> [blocks, _CELLS]
+    cells = (jnp.pad(x, (0, -count % _CELLS)).reshape(-1, _CELLS) for x in (i, j))
 
     def of_block(cells):
         i, j = cells
