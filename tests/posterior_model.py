@@ -4,7 +4,7 @@ import numpy as np
 import scipy.stats
 
 from metamf_jax.posterior import entry_effects
-from metamf_jax.posterior.entry_effects import Effects, Places
+from metamf_jax.posterior.entry_effects import EntryEffects, Places
 from metamf_jax.posterior.gibbs import GibbsConfig, Side, State
 from metamf_jax.posterior.hyperprior import Hyperprior
 
@@ -34,7 +34,7 @@ def draw_state(
     if places is not None:
         precisions = rng.gamma(2.0, size=len(places.at)) / 0.1
         spread = np.repeat(precisions, np.diff(places.starts)) ** -0.5
-        effects = Effects(spread * rng.normal(size=len(spread)), precisions)
+        effects = EntryEffects(spread * rng.normal(size=len(spread)), precisions)
     return State(rows, columns, alpha, thresholds, effects)
 
 

@@ -244,7 +244,7 @@ def test_levels_have_probabilities_and_cells_effects_of_their_own(draws, tmp_pat
     effects = np.tile(np.array([-9.0, 9.0], "f"), (50, 1))
     thresholds = np.tile(np.array([-1.0, 0.5], "f"), (50, 1))
     model = draws.draws._replace(
-        thresholds=thresholds, effects=entry_effects.Effects(effects, np.ones((50, 1), "f"))
+        thresholds=thresholds, effects=entry_effects.EntryEffects(effects, np.ones((50, 1), "f"))
     )
     scale = Scale(0.0, 1.0, 1.0, 5.0, levels)
     named = draws._replace(draws=model, scale=scale, groups=(group,))

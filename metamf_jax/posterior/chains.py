@@ -19,7 +19,7 @@ import numpy as np
 import threadpoolctl
 
 from metamf_jax.posterior import gibbs, langevin
-from metamf_jax.posterior.entry_effects import Effects
+from metamf_jax.posterior.entry_effects import EntryEffects
 from metamf_jax.posterior.gibbs import GibbsConfig, State
 from metamf_jax.posterior.hyperprior import Hyperprior
 from metamf_jax.posterior.langevin import LangevinConfig, Turn
@@ -90,7 +90,7 @@ class Draws(NamedTuple):
     row_prior: Hyperprior
     column_prior: Hyperprior
     thresholds: np.ndarray = _NOTHING
-    effects: Effects = Effects(_NOTHING, _NOTHING)
+    effects: EntryEffects = EntryEffects(_NOTHING, _NOTHING)
 
 
 def init(data: Data, config: GibbsConfig, chains: ChainsConfig) -> list[State]:

@@ -13,7 +13,7 @@ import safetensors.numpy
 from metamf_jax.factorization.factor_file import decode_ids, encode_ids
 from metamf_jax.posterior import chains
 from metamf_jax.posterior.chains import Draws
-from metamf_jax.posterior.entry_effects import Effects, Group
+from metamf_jax.posterior.entry_effects import EntryEffects, Group
 from metamf_jax.posterior.fold_in import Recipe
 from metamf_jax.posterior.gibbs import State
 from metamf_jax.posterior.given import Coding, GivenFeatures
@@ -211,7 +211,7 @@ def _unnamed(arrays: dict[str, np.ndarray]) -> Draws:
     )
     # Files written before there were thresholds and effects have none.
     none = np.zeros((len(arrays["alpha"]), 0), np.float32)
-    optional = ("thresholds", *(f"effects.{name}" for name in Effects._fields))
+    optional = ("thresholds", *(f"effects.{name}" for name in EntryEffects._fields))
     thresholds, *effects = (arrays.get(name, none) for name in optional)
     nested = (*_PRIORS, "thresholds", "effects")
     plain = {name: arrays[name] for name in Draws._fields if name not in nested}
@@ -220,7 +220,7 @@ def _unnamed(arrays: dict[str, np.ndarray]) -> Draws:
         row_prior=of_rows,
         column_prior=of_columns,
         thresholds=thresholds,
-        effects=Effects(*effects),
+        effects=EntryEffects(*effects),
     )
 
 
@@ -237,7 +237,7 @@ def _named_groups(groups: tuple[Group, ...]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _unnamed_groups(arrays: dict[str, np.ndarray], effects: Effects) -> tuple[Group, ...]:
+def _unnamed_groups(arrays: dict[str, np.ndarray], effects: EntryEffects) -> tuple[Group, ...]:
     """Undoes `_named_groups`.
 
     Raises:

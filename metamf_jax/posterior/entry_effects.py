@@ -67,7 +67,7 @@ class Places(NamedTuple):
     starts: np.ndarray
 
 
-class Effects(NamedTuple):
+class EntryEffects(NamedTuple):
     """A draw.
 
     Attributes:
@@ -79,7 +79,7 @@ class Effects(NamedTuple):
     precisions: np.ndarray
 
 
-NONE = Effects(np.zeros(0), np.zeros(0))
+NONE = EntryEffects(np.zeros(0), np.zeros(0))
 
 
 def make_groups(rows: Array, columns: Array, features: EntryFeatures) -> tuple[Group, ...]:
@@ -123,10 +123,10 @@ def places(
     return Places(at, starts)
 
 
-def init(places: Places) -> Effects:
+def init(places: Places) -> EntryEffects:
     """No effects."""
     num_groups = len(places.at)
-    return Effects(np.zeros(places.starts[-1]), np.full(num_groups, _START_PRECISION))
+    return EntryEffects(np.zeros(places.starts[-1]), np.full(num_groups, _START_PRECISION))
 
 
 def total(values: np.ndarray, at: np.ndarray) -> np.ndarray:
@@ -136,11 +136,11 @@ def total(values: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 def draw(
     rng: np.random.Generator,
-    effects: Effects,
+    effects: EntryEffects,
     places: Places,
     residual: np.ndarray,
     weight: np.ndarray,
-) -> Effects:
+) -> EntryEffects:
     """Draws the effects of all groups, each given the others, and their precisions.
 
     Args:
@@ -163,7 +163,7 @@ def draw(
         values[start:end] = drawn
         precisions[g] = rng.gamma(_SHAPE + size / 2) / (_RATE + (drawn**2).sum() / 2)
         left = without - values[at]
-    return Effects(values[:-1], precisions)
+    return EntryEffects(values[:-1], precisions)
 
 
 def _all_cuts(values: np.ndarray, bins: tuple[int, ...]) -> list[np.ndarray]:

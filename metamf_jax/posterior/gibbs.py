@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metamf_jax.posterior import entry_effects, hyperprior, noise, ordinal, row_conditional
-from metamf_jax.posterior.entry_effects import Effects, Places
+from metamf_jax.posterior.entry_effects import EntryEffects, Places
 from metamf_jax.posterior.hyperprior import Hyperprior, Moments, Wishart
 from metamf_jax.posterior.row_conditional import RowsData
 from metamf_jax.types import Array, Entries
@@ -159,7 +159,7 @@ class State(NamedTuple):
     columns: Side
     alpha: float
     thresholds: np.ndarray = np.zeros(0)
-    effects: Effects = entry_effects.NONE
+    effects: EntryEffects = entry_effects.NONE
 
 
 def prepare(
