@@ -21,6 +21,7 @@ from metamf_jax.imputation.completion import (
     Completion,
     of_rows,
     predict_each_row,
+    settle,
     with_draws,
 )
 from metamf_jax.imputation.places import require_valid
@@ -71,7 +72,7 @@ def _further_rows(completion: Completion, values: np.ndarray, observed: np.ndarr
     else:
         found, errors = _over_fitted_columns(completion, values, observed)
     if completion.sampled is None:
-        return found, errors
+        return settle(completion.settled, found, errors)
     by_draws = sampled.fold_in_rows(completion.sampled, values, observed)
     return with_draws(completion, (found, errors), by_draws)
 
