@@ -49,6 +49,7 @@ def observe(latent, missing):
 def told(state):
     """Functionals of a draw that have moments."""
     latent, parameters = np.arctan(state.latent), state.parameters
+    largest = np.argmax(np.column_stack([np.zeros(len(latent)), latent[:, FIRST:]]), axis=1)
     covariance = np.linalg.inv(parameters.precision)
     spread = np.sqrt(np.diag(covariance))
     found = np.concatenate(
@@ -59,6 +60,8 @@ def told(state):
             np.log(parameters.sizes[:2]),
             [np.log(parameters.degrees)],
             latent.mean(axis=0),
+            (latent > 0).mean(axis=0),
+            [(largest == 0).mean(), (largest == 1).mean()],
             [(latent[:, 0] * latent[:, 1]).mean(), (latent[:, 2] * latent[:, 4]).mean()],
         ]
     )
@@ -88,6 +91,23 @@ def test_sweeps_and_data_in_turn_leave_the_prior_as_it_is():
     )
     z = (mean - expected) / np.sqrt(error + rest)
     assert np.abs(z).max() < 4, z.round(1)
+
+
+def test_latent_numbers_that_are_drawn_anew_keep_their_distribution():
+    """Given the parameters: rows are independent, so that many of them tell small faults."""
+    rng, count = np.random.default_rng(5), 40_000
+    root = rng.normal(size=(WIDTH, WIDTH)) / 2 + np.eye(WIDTH)
+    covariance, mean = root @ root.T, np.array([0.3, -0.2, 0.1, 0.4, -0.3])
+    parameters = Parameters(mean, np.linalg.inv(covariance), np.ones(WIDTH), 2.0)
+    latent = draw_latent(rng, parameters, count)
+    data = observe(latent, rng.random((count, FIRST + 1)) < 0.3)
+    for i in range(5):
+        latent, _ = copula.draw_latent(jax.random.key(i), latent, parameters, data)
+    white = np.linalg.solve(root, (latent - mean).T)
+    assert np.abs(white.mean(axis=1)).max() < 4 / np.sqrt(count)
+    spread = np.sqrt((1 + np.eye(WIDTH)) / count)
+    assert (np.abs(white @ white.T / count - np.eye(WIDTH)) < 4 * spread).all()
+    assert (np.abs((white**3).mean(axis=1)) < 4 * np.sqrt(15 / count)).all()
 
 
 def run(data, num_sweeps, config=None):

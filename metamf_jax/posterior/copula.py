@@ -7,8 +7,8 @@ the largest. With D = diag(s),
 
     m | C ~ N(0, C / k),   C ~ IW(v + P - 1, v D),   s_p ~ Gamma(1/2, 1/2),   v = 2, 4, 8, ..
 
-``v`` says how strongly columns are drawn to independence, and is learned, from all columns together;
-each ``s_p`` the size of a column. With the means ``b`` of the latent numbers, their scatter S around
+``v`` says how strongly columns are drawn to independence, learned from all of them together, and
+``s_p`` how large a column is. With the means ``b`` of the latent numbers, their scatter S around
 them and ``G = S + N k / (N + k) b b^T``, all conditionals are conjugate:
 
     p(v | z, s) ~ v^(P (v + P - 1) / 2) |v D + G|^-((v + P - 1 + N) / 2)
@@ -280,10 +280,15 @@ def _draw_degrees(rng, scatter, sizes, count, config) -> float:
     prior = degrees + width - 1
     logs = width * prior / 2 * np.log(degrees)
     logs -= (prior + count) / 2 * np.log(degrees[:, None] + values).sum(axis=1)
-    logs += scipy.special.multigammaln((prior + count) / 2, width)
-    logs -= scipy.special.multigammaln(prior / 2, width)
+    logs += _log_gamma((prior + count) / 2, width)
+    logs -= _log_gamma(prior / 2, width)
     chances = np.exp(logs - logs.max())
     return float(rng.choice(degrees, p=chances / chances.sum()))
+
+
+def _log_gamma(values: np.ndarray, width: int) -> np.ndarray:
+    """The logarithm of the multivariate gamma function, but for a constant."""
+    return scipy.special.gammaln(values[:, None] - np.arange(width) / 2).sum(axis=1)
 
 
 def draw_latent(
