@@ -20,8 +20,13 @@ FIRST, WIDTH = 3, 5
 
 def draw_parameters(rng, config):
     """From the prior, without any of the sampler's code."""
-    degrees = rng.choice(config.degrees)
-    sizes = np.where(UNSCALED | (np.arange(WIDTH) >= FIRST), 1.0, rng.gamma(0.5, 2.0, WIDTH))
+    chances = 1 / np.array(config.degrees)
+    degrees = rng.choice(config.degrees, p=chances / chances.sum())
+    sizes = np.zeros(WIDTH)
+    while (sizes < config.least_size).any():
+        small = sizes < config.least_size
+        sizes[small] = rng.gamma(0.5, 2.0, small.sum())
+    sizes = np.where(UNSCALED | (np.arange(WIDTH) >= FIRST), 1.0, sizes)
     covariance = scipy.stats.invwishart.rvs(
         degrees + WIDTH - 1, degrees * np.diag(sizes), random_state=rng
     )
@@ -70,7 +75,7 @@ def told(state):
 
 def test_sweeps_and_data_in_turn_leave_the_prior_as_it_is():
     rng, count, num_starts, num_sweeps = np.random.default_rng(0), 6, 150, 12
-    config = CopulaConfig(degrees=(2.0, 4.0, 8.0), rows_at_zero=1.0)
+    config = CopulaConfig(degrees=(2.0, 4.0, 8.0), rows_at_zero=1.0, least_size=0.3)
     missing = rng.random((count, FIRST + 1)) < 0.3
     of_batches = []
     for start in range(num_starts):

@@ -5,17 +5,18 @@ value on a scale that is fixed beforehand, such as normal scores), or an interva
 level between two cuts), or, of an unordered category of L, that one of ``0, z_1, .., z_(L-1)`` is
 the largest. With D = diag(s),
 
-    m | C ~ N(0, C / k),   C ~ IW(v + P - 1, v D),   s_p ~ Gamma(1/2, 1/2),   v = 2, 4, 8, ..
+    m | C ~ N(0, C / k),   C ~ IW(v + P - 1, v D),   s_p ~ Gamma(1/2, 1/2), s_p > t
+    v = 1/4, 1/2, 1, ..,   p(v) ~ 1 / v
 
 ``v`` says how strongly columns are drawn to independence, learned from all of them together, and
 ``s_p`` how large a column is. With the means ``b`` of the latent numbers, their scatter S around
 them and ``G = S + N k / (N + k) b b^T``, all conditionals are conjugate:
 
-    p(v | z, s) ~ v^(P (v + P - 1) / 2) |v D + G|^-((v + P - 1 + N) / 2)
+    p(v | z, s) ~ p(v) v^(P (v + P - 1) / 2) |v D + G|^-((v + P - 1 + N) / 2)
                   Gamma_P((v + P - 1 + N) / 2) / Gamma_P((v + P - 1) / 2)
     C | z, v, s ~ IW(v + P - 1 + N, v D + G)
     m | C, z ~ N(N b / (N + k), C / (N + k))
-    s_p | C, v ~ Gamma(1/2 + (v + P - 1) / 2, 1/2 + v (C^-1)_pp / 2)
+    s_p | C, v ~ Gamma(1/2 + (v + P - 1) / 2, 1/2 + v (C^-1)_pp / 2), s_p > t
 
 Latent numbers of observed intervals are drawn a column at a time from the normal that the row's
 others leave, truncated; those of all missing cells of a row together. Nothing fixes the scale of a
@@ -50,18 +51,22 @@ class CopulaConfig:
     """The prior.
 
     Attributes:
-      degrees: values of ``v``, ascending, each as likely as the others.
+      degrees: values of ``v``, ascending, each as likely as its inverse. From 2 upward, all equally
+        likely, slopes in tables of 100 x 3 with a third missing came out 9% too small; so, 4%.
       rows_at_zero: ``k``, how many rows the prior of the mean is worth.
+      least_size: ``t``. It keeps columns that say the same but for rounding from saying, by what
+        rounding leaves, anything of others.
     """
 
-    degrees: tuple[float, ...] = tuple(2.0**i for i in range(1, 12))
+    degrees: tuple[float, ...] = tuple(2.0**i for i in range(-2, 12))
     rows_at_zero: float = 0.1
+    least_size: float = 0.01
 
     def __post_init__(self):
-        if not self.degrees or min(*self.degrees, self.rows_at_zero) <= 0:
+        if not self.degrees or min(*self.degrees, self.rows_at_zero, self.least_size) <= 0:
             raise ValueError(
-                "expected positive degrees of freedom and rows at zero, got "
-                f"{self.degrees} and {self.rows_at_zero}"
+                "expected positive degrees of freedom, rows at zero and sizes, got "
+                f"{self.degrees}, {self.rows_at_zero} and {self.least_size}"
             )
 
 
@@ -266,8 +271,8 @@ def draw_parameters(key: jax.Array, state: State, data: Data, config: CopulaConf
     # With C^-1 = T T^T, T^-T x has the covariance C.
     noise = scipy.linalg.solve(root.T, rng.standard_normal(width))
     mean = count * mean / weight + noise / np.sqrt(weight)
-    sizes = rng.gamma(_SIZE + (degrees + width - 1) / 2, size=width)
-    sizes /= _SIZE + degrees * np.diag(precision) / 2
+    rate = _SIZE + degrees * np.diag(precision) / 2
+    sizes = _gamma_from(rng, _SIZE + (degrees + width - 1) / 2, rate, config.least_size)
     return Parameters(mean, precision, np.where(data.unscaled, 1, sizes), degrees)
 
 
@@ -278,12 +283,20 @@ def _draw_degrees(rng, scatter, sizes, count, config) -> float:
     # |v D + G| = |D| prod (v + e) with the eigenvalues e of D^-1/2 G D^-1/2.
     values = np.maximum(scipy.linalg.eigvalsh(scatter / np.outer(root, root)), 0)
     prior = degrees + width - 1
-    logs = width * prior / 2 * np.log(degrees)
+    logs = (width * prior / 2 - 1) * np.log(degrees)
     logs -= (prior + count) / 2 * np.log(degrees[:, None] + values).sum(axis=1)
     logs += _log_gamma((prior + count) / 2, width)
     logs -= _log_gamma(prior / 2, width)
     chances = np.exp(logs - logs.max())
     return float(rng.choice(degrees, p=chances / chances.sum()))
+
+
+def _gamma_from(rng, shape: float, rate: np.ndarray, least: float) -> np.ndarray:
+    """Gamma numbers above ``least``."""
+    beyond = scipy.special.gammaincc(shape, least * rate) * (1 - rng.random(len(rate)))
+    # Where next to nothing of the distribution is above, its least number.
+    drawn = scipy.special.gammainccinv(shape, np.maximum(beyond, 1e-300)) / rate
+    return np.maximum(drawn, least)
 
 
 def _log_gamma(values: np.ndarray, width: int) -> np.ndarray:
