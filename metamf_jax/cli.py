@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 # NumPy, JAX and the readers are imported when a command runs: `metamf --help` answers at once.
@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from metamf_jax.data.tables.format import TableFormat
+    from metamf_jax.imputation.answers import Answers
     from metamf_jax.imputation.completion import Completion
-    from metamf_jax.types import Table
+    from metamf_jax.types import Entries, Table
 
 # Above it the answer would fill the memory: 10^8 cells take 2 GB as three columns.
 MOST_CELLS = 10**8
@@ -37,6 +38,9 @@ examples:
       the ten highest predicted items of each user, with error bars
   metamf impute ratings.csv --output asked.csv --pairs wanted.csv
       only the pairs that wanted.csv lists, in its order
+  metamf impute survey.csv --output filled.csv --save fit.safetensors
+  metamf impute further.csv --output further_filled.csv --fitted fit.safetensors
+      further rows of the same columns, by the fit of the former
 """
 _IMPUTE = """\
 Reads a table, measures on a part of its observed cells how well it can be imputed, and writes the
@@ -90,50 +94,54 @@ def require_few_cells(path: str, table: Table) -> None:
 
 def write_imputed(
     output: str,
-    completed: Completion,
+    answers: Answers,
     given: Input,
     *,
     pairs: tuple[np.ndarray, np.ndarray] | None = None,
     top: int | None = None,
     std: bool = False,
+    quantiles: Sequence[float] = (),
 ) -> int:
     """Writes imputed cells; returns how many.
 
     Args:
       output: the file.
-      completed: the completed table.
+      answers: what is said of the table's cells.
       given: the table.
       pairs: row ids and column ids of the cells to write, in this order; None for all missing.
       top: only so many missing cells of each row, the highest first.
       std: whether to write errors too: a column, or for a matrix a file of its own, whose name ends
         in ``.std`` before the extension.
+      quantiles: probabilities, whose quantiles are written too: a column each, such as ``q0.05``,
+        or for a matrix a file each, which ends in ``.q0.05`` before the extension.
 
     Raises:
       ValueError: ``pairs`` names a row or column that the table does not have, or a file cannot be
         written.
     """
-    from metamf_jax.imputation import completion
-
     if given.found.dense and pairs is None and top is None:
-        return _write_matrix(output, completed, given, std)
+        return _write_matrix(output, answers, given, std, quantiles)
     if pairs is not None:
         rows, columns = _places(pairs, given.table)
-        values, errors = completion.predict(completed, rows, columns)
+        values, errors = answers.cells(rows, columns)
     else:
-        rows, columns, values, errors = _missing_cells(completed, given.table, top)
-    _write_pairs(output, given, (rows, columns), values, errors if std else None)
+        rows, columns, values, errors = _missing_cells(answers, given.table, top)
+    spread = answers.quantiles(rows, columns, quantiles) if quantiles else ()
+    beside = dict(zip(quantiles, spread, strict=True))
+    _write_pairs(output, given, (rows, columns), values, errors if std else None, beside)
     return len(values)
 
 
-def _write_matrix(output: str, completed: Completion, given: Input, std: bool) -> int:
-    """The same matrix without blanks, and beside it the errors of what was imputed."""
+def _write_matrix(
+    output: str, answers: Answers, given: Input, std: bool, quantiles: Sequence[float]
+) -> int:
+    """The same matrix without blanks, and beside it errors and quantiles of what was imputed."""
     import numpy as np
 
     from metamf_jax.data.tables import digits, fill, write
-    from metamf_jax.imputation import completion
 
     table = given.table
-    values, errors = completion.predict_rows(completed, 0, table.entries.shape[0])
+    values, errors = answers.rows(0, table.entries.shape[0])
     fill.write_filled(output, given.path, given.found, table, values)
     if std:
         errors[table.entries.rows, table.entries.columns] = 0
@@ -141,11 +149,19 @@ def _write_matrix(output: str, completed: Completion, given: Input, std: bool) -
         write.write_dense(
             _beside(output), errors, table.row_ids, table.column_ids, like=given.found
         )
-    return int(np.prod(table.entries.shape)) - len(table.entries.rows)
+    missing = _missing(table.entries)
+    if quantiles:
+        rows, columns = np.nonzero(missing)
+        several = answers.quantiles(rows, columns, quantiles)
+        for p, found in zip(quantiles, several, strict=True):
+            values[rows, columns] = found
+            path = _beside(output, f".{_name(p)}")
+            fill.write_filled(path, given.path, given.found, table, values)
+    return int(missing.sum())
 
 
 def write_imputations(
-    output: str, completed: Completion, given: Input, imputations: int, seed: int
+    output: str, answers: Answers, given: Input, imputations: int, seed: int
 ) -> list[str]:
     """Writes all missing cells several times, by draws; returns the names of the files.
 
@@ -157,21 +173,15 @@ def write_imputations(
     import numpy as np
 
     from metamf_jax.data.tables import fill
-    from metamf_jax.imputation import fold_in
 
-    cells = given.table.entries
-    values = np.full(cells.shape, np.nan)
-    values[cells.rows, cells.columns] = cells.values
-    observed = ~np.isnan(values)
-    rows, columns = np.nonzero(~observed)
+    rows, columns = np.nonzero(_missing(given.table.entries))
     files = []
-    several = fold_in.impute(completed, values, observed, imputations, seed)
-    for n, each in enumerate(several, start=1):
+    for n, each in enumerate(answers.impute(imputations, seed), start=1):
         files.append(_beside(output, f"-{n}"))
         if given.found.dense:
             fill.write_filled(files[-1], given.path, given.found, given.table, each)
         else:
-            _write_pairs(files[-1], given, (rows, columns), each[rows, columns], None)
+            _write_pairs(files[-1], given, (rows, columns), each[rows, columns])
     return files
 
 
@@ -196,20 +206,26 @@ def _places(pairs: tuple[np.ndarray, np.ndarray], table: Table) -> list[np.ndarr
     return places
 
 
-def _missing_cells(completed: Completion, table: Table, top: int | None) -> tuple[np.ndarray, ...]:
+def _missing(entries: Entries) -> np.ndarray:
+    """Which cells of a table are missing, [N, M]."""
+    import numpy as np
+
+    missing = np.ones(entries.shape, bool)
+    missing[entries.rows, entries.columns] = False
+    return missing
+
+
+def _missing_cells(answers: Answers, table: Table, top: int | None) -> tuple[np.ndarray, ...]:
     """Rows, columns, values and errors of all missing cells, or of the highest of each row."""
     import numpy as np
 
-    from metamf_jax.imputation import completion
-
     num_rows, num_columns = table.entries.shape
-    observed = np.zeros((num_rows, num_columns), bool)
-    observed[table.entries.rows, table.entries.columns] = True
+    missing = _missing(table.entries)
     parts = []
     step = max(1, 2**22 // num_columns)
     for first in range(0, num_rows, step):
-        seen = observed[first : first + step]
-        values, errors = completion.predict_rows(completed, first, first + step)
+        seen = ~missing[first : first + step]
+        values, errors = answers.rows(first, first + step)
         if top is None:
             rows, columns = np.nonzero(~seen)
         else:
@@ -226,7 +242,8 @@ def _write_pairs(
     given: Input,
     places: tuple[np.ndarray, np.ndarray],
     values: np.ndarray,
-    errors: np.ndarray | None,
+    errors: np.ndarray | None = None,
+    quantiles: Mapping[float, np.ndarray] | None = None,
 ) -> None:
     """A line for each cell, under the names of the input's columns."""
     from metamf_jax.data.tables import digits, fill, write
@@ -237,13 +254,18 @@ def _write_pairs(
         (header[role] for role in found.roles[:3]) if header else ("row", "column", "value")
     )
     own = fill.column_digits(path, found, table)
-    values = fill.rounded_cells(values, places[1], own)
+
+    def written(cells: np.ndarray) -> np.ndarray:
+        return fill.typed_values(path, found, fill.rounded_cells(cells, places[1], own))
+
+    extra = {} if errors is None else {"error": digits.significant(errors)}
+    extra |= {_name(p): written(cells) for p, cells in (quantiles or {}).items()}
     write.write_pairs(
         output,
         table.row_ids[places[0]],
         table.column_ids[places[1]],
-        fill.typed_values(path, found, values),
-        extra=None if errors is None else {"error": digits.significant(errors)},
+        written(values),
+        extra=extra or None,
         names=(row, column, value),
         scientific=any(column.significant is not None for column in own),
     )
@@ -271,6 +293,10 @@ def with_unknown(table: Table, pairs: tuple[np.ndarray, np.ndarray]) -> Table:
     return table._replace(entries=entries, row_ids=sides[0], column_ids=sides[1])
 
 
+def _name(probability: float) -> str:
+    return f"q{probability}"
+
+
 def _beside(output: str, mark: str = ".std") -> str:
     """``completed.csv.gz`` to ``completed.std.csv.gz``."""
     import pathlib
@@ -282,41 +308,58 @@ def _beside(output: str, mark: str = ".std") -> str:
 
 
 def _impute(flags: argparse.Namespace) -> None:
-    from metamf_jax.imputation import completion
     from metamf_jax.runs import compilation_cache
 
+    _require_consistent(flags)
+    started = time.monotonic()
+    given, pairs = _read(flags)
+    compilation_cache.use(None)
+    if flags.fitted:
+        given, answers = _by_fitted(flags.fitted, given)
+    else:
+        answers = _fitted(flags, given, started)
+    if flags.imputations is not None:
+        files = write_imputations(flags.output, answers, given, flags.imputations, flags.seed)
+        print(f"wrote {len(files)} imputations, {files[0]} to {files[-1]}")
+        return
+    count = write_imputed(
+        flags.output,
+        answers,
+        given,
+        pairs=pairs,
+        top=flags.top,
+        std=flags.std,
+        quantiles=flags.quantiles,
+    )
+    print(f"wrote {count} imputed cells to {flags.output}")
+    if given.found.dense and pairs is None and flags.top is None:
+        if flags.std:
+            print(f"wrote their standard errors to {_beside(flags.output)}")
+        for p in flags.quantiles:
+            print(f"wrote their {p} quantiles to {_beside(flags.output, f'.{_name(p)}')}")
+    if flags.plot:
+        from metamf_jax import plotting
+
+        plotting.completed_matrix(flags.plot, given.table.entries, answers.rows)
+        print(f"wrote {flags.plot}")
+
+
+def _require_consistent(flags: argparse.Namespace) -> None:
     if flags.top is not None and flags.top < 1:
         raise ValueError(f"--top must be at least 1, got {flags.top}")
     if flags.top is not None and flags.pairs:
         raise ValueError(
             "--top and --pairs exclude each other: one picks cells, the other lists them"
         )
-    if flags.imputations is not None and (flags.top or flags.pairs or flags.std or flags.plot):
+    if flags.imputations is not None and (
+        flags.top or flags.pairs or flags.std or flags.quantiles or flags.plot
+    ):
         raise ValueError(
             "--imputations writes all missing cells, and no errors: it excludes --top, --pairs, "
-            "--std and --plot"
+            "--std, --quantiles and --plot"
         )
-    started = time.monotonic()
-    given, pairs = _read(flags)
-    compilation_cache.use(None)
-    completed = _complete(flags, given.table, started)
-    _tell(completed, given.table, flags.weights)
-    if flags.imputations is not None:
-        files = write_imputations(flags.output, completed, given, flags.imputations, flags.seed)
-        print(f"wrote {len(files)} imputations, {files[0]} to {files[-1]}")
-        return
-    count = write_imputed(flags.output, completed, given, pairs=pairs, top=flags.top, std=flags.std)
-    print(f"wrote {count} imputed cells to {flags.output}")
-    if flags.std and given.found.dense and pairs is None and flags.top is None:
-        print(f"wrote their standard errors to {_beside(flags.output)}")
-    if flags.plot:
-        from metamf_jax import plotting
-
-        def rows(first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-            return completion.predict_rows(completed, first, last)
-
-        plotting.completed_matrix(flags.plot, given.table.entries, rows)
-        print(f"wrote {flags.plot}")
+    if flags.fitted and flags.save:
+        raise ValueError("--save writes a fit and --fitted reads one instead: give one of them")
 
 
 def _read(flags: argparse.Namespace) -> tuple[Input, tuple[np.ndarray, np.ndarray] | None]:
@@ -343,15 +386,19 @@ def _read(flags: argparse.Namespace) -> tuple[Input, tuple[np.ndarray, np.ndarra
     return Input(flags.input, found, table), pairs
 
 
-def _complete(flags: argparse.Namespace, table: Table, started: float) -> Completion:
+def _fitted(flags: argparse.Namespace, given: Input, started: float) -> Answers:
+    """The table, completed and saved where that is asked for."""
     from metamf_jax.imputation import pipeline
+    from metamf_jax.imputation.answers import OfFitted
     from metamf_jax.imputation.prior import load_prior
+
+    table = given.table
 
     def progress(stage: str) -> None:
         if len(table.entries.rows) >= _LONG:
             print(f"  {time.monotonic() - started:.1f} s: {stage}", file=sys.stderr, flush=True)
 
-    return pipeline.complete(
+    completed = pipeline.complete(
         load_prior(flags.weights),
         table.entries,
         standardize=None if flags.standardize == "auto" else flags.standardize,
@@ -359,6 +406,82 @@ def _complete(flags: argparse.Namespace, table: Table, started: float) -> Comple
         seed=flags.seed,
         progress=progress,
     )
+    _tell(completed, table, flags.weights)
+    if flags.save:
+        _save(flags, completed, given)
+    return OfFitted(completed)
+
+
+def _save(flags: argparse.Namespace, completed: Completion, given: Input) -> None:
+    from metamf_jax.imputation import fit_file
+    from metamf_jax.imputation.fit_file import NamedCompletion
+
+    options = {name: getattr(flags, name) for name in ("weights", "standardize", "missing")}
+    row_ids = given.table.row_ids if _names_rows(given.found) else None
+    named = NamedCompletion(
+        completed, row_ids, given.table.column_ids, options | {"random_state": flags.seed}
+    )
+    fit_file.save(flags.save, named)
+    print(f"wrote the fit to {flags.save}")
+
+
+def _names_rows(found: TableFormat) -> bool:
+    """Whether a file names its rows, and not only numbers them."""
+    return found.row_names if found.dense else found.format not in ("mtx", "npz")
+
+
+def _by_fitted(path: str, given: Input) -> tuple[Input, Answers]:
+    """The rows of a table by the fit in a file; and the table, of pairs with all fitted columns.
+
+    Columns are matched by their ids. Those that the table lacks are missing throughout. Rows whose
+    ids were fitted have the cells that were fitted too, unless the table gives these anew.
+
+    Raises:
+      ValueError: the table has a column that was not fitted, or too many cells; or the file holds
+        no fit.
+    """
+    import numpy as np
+
+    from metamf_jax.data import tables
+    from metamf_jax.imputation import answers, fit_file
+    from metamf_jax.types import Entries
+
+    named, (_, found, table) = fit_file.load(path), given
+    fitted = named.completion.entries
+    ids = named.column_ids if named.column_ids is not None else np.arange(fitted.shape[1])
+    columns = tables.positions(table.column_ids, ids)
+    unknown = np.flatnonzero(columns < 0)
+    if len(unknown):
+        raise ValueError(
+            f"{given.path} has column {table.column_ids[unknown[0]]!r}, which {path} was not fitted"
+            f" with; {len(unknown)} columns are such. Remove them, or fit anew with --save"
+        )
+    shape = table.entries.shape[0], fitted.shape[1]
+    if np.prod(shape, dtype=float) > MOST_CELLS:
+        raise ValueError(
+            f"{given.path} has {shape[0]} rows, and {path} {shape[1]} columns: more than "
+            f"{MOST_CELLS} cells. Split the rows"
+        )
+    known = np.full(shape, np.nan)
+    again = 0
+    if named.row_ids is not None and _names_rows(found):
+        numbers = tables.positions(table.row_ids, named.row_ids)
+        places = np.full(fitted.shape[0], -1)
+        places[numbers[numbers >= 0]] = np.flatnonzero(numbers >= 0)
+        at = places[fitted.rows]
+        known[at[at >= 0], fitted.columns[at >= 0]] = fitted.values[at >= 0]
+        again = int((numbers >= 0).sum())
+    known[table.entries.rows, columns[table.entries.columns]] = table.entries.values
+    print(
+        f"answered by {path}, fitted to {fitted.shape[0]} rows and {fitted.shape[1]} columns; "
+        f"{again} of the {shape[0]} rows are among these"
+    )
+    if not found.dense:
+        rows, columns = np.nonzero(~np.isnan(known))
+        entries = Entries(rows, columns, known[rows, columns], shape)
+        table = table._replace(entries=entries, column_ids=ids)
+        columns = np.arange(shape[1])
+    return given._replace(table=table), answers.of_further_rows(named.completion, known, columns)
 
 
 def _tell(completed: Completion, table: Table, weights: str) -> None:
@@ -393,6 +516,18 @@ def _tell(completed: Completion, table: Table, weights: str) -> None:
     print(f"standardised with {unit[by]}; weights {weights}")
 
 
+def _probabilities(text: str) -> tuple[float, ...]:
+    try:
+        found = tuple(map(float, text.split(",")))
+    except ValueError:
+        found = ()
+    if not found or not all(0 < p < 1 for p in found):
+        raise argparse.ArgumentTypeError(
+            f"expected probabilities between 0 and 1, such as 0.05,0.95, got {text!r}"
+        )
+    return found
+
+
 def _parser() -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
@@ -421,6 +556,23 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="write standard errors too (a column; for a matrix a second file): the true value "
         "lies within 1.645 of them in nine of ten cases",
+    )
+    impute.add_argument(
+        "--quantiles",
+        type=_probabilities,
+        default=(),
+        metavar="Q,Q..",
+        help="write these quantiles of each value too, such as 0.05,0.95 (columns q0.05 and q0.95; "
+        "for a matrix files of its own)",
+    )
+    impute.add_argument(
+        "--save", metavar="FIT", help="write the fit too, a .safetensors file for --fitted"
+    )
+    impute.add_argument(
+        "--fitted",
+        metavar="FIT",
+        help="fit nothing: answer by a fit that --save wrote, whose columns INPUT's are, by name, "
+        "or some of them; rows of the same name are the fitted ones, with their cells",
     )
     impute.add_argument(
         "--imputations",

@@ -68,6 +68,32 @@ def test_asked_pairs_come_in_their_order(ratings, tmp_path, capsys):
     assert errors[2] > errors[1]
 
 
+def test_quantiles_stand_beside_the_values(ratings, tmp_path, capsys):
+    output = tmp_path / "out.csv"
+    arguments = ["impute", str(ratings), f"--output={output}", "--quantiles=0.05,0.95"]
+    assert cli.main([*arguments, "--std"]) == 0
+    header, *lines = read(output)
+    assert header == ["user", "item", "rating", "error", "q0.05", "q0.95"]
+    value, _, low, high = np.array([line[2:] for line in lines], float).T
+    assert (low < value).all()
+    assert (value < high).all()
+    with pytest.raises(SystemExit):
+        cli.main([*arguments[:-1], "--quantiles=5,95"])
+    assert "between 0 and 1, such as 0.05,0.95, got '5,95'" in capsys.readouterr().err
+    # A matrix's are files of their own.
+    path = tmp_path / "m.csv"
+    path.write_text("a,b,c\n1.5,2.5,3.5\n2.5,,4.5\n3.5,4.5,5.5\n4.5,5.5,\n")
+    arguments = ["impute", str(path), f"--output={output}", "--quantiles=0.1,0.9"]
+    assert cli.main(arguments) == 0
+    several = [
+        np.array(read(tmp_path / name)[1:], float)
+        for name in ("out.q0.1.csv", "out.csv", "out.q0.9.csv")
+    ]
+    moved = np.diff(several, axis=0) > 0
+    assert moved[:, [1, 3], [1, 2]].all()
+    assert moved.sum() == 4
+
+
 def test_top(ratings, tmp_path):
     whole, output = tmp_path / "whole.csv", tmp_path / "top.csv"
     cli.main(["impute", str(ratings), f"--output={whole}"])
@@ -154,6 +180,56 @@ def test_columns_with_units_of_their_own_are_told_apart(tmp_path, capsys):
     assert cli.main([*arguments, "--missing", "by_value"]) == 0
     with pytest.raises(SystemExit):
         cli.main([*arguments, "--missing", "never"])
+
+
+def test_further_rows_are_answered_by_a_saved_fit(ratings, tmp_path, capsys):
+    whole, fit, output = (tmp_path / name for name in ("whole.csv", "fit.safetensors", "out.csv"))
+    arguments = ["impute", str(ratings), f"--output={whole}", f"--save={fit}", "--std"]
+    assert cli.main(arguments) == 0
+    # Of a fitted row, named alone or with a cell that it had, all is known; another is new.
+    further = tmp_path / "further.csv"
+    own = LINES[0].split(",")
+    new = [f"new,{line.split(',')[1]},{line.split(',')[2]}" for line in LINES if line[:3] == "u3,"]
+    further.write_text("\n".join(["user,item,rating", ",".join(own), *new]) + "\n")
+    arguments = ["impute", str(further), f"--output={output}", f"--fitted={fit}"]
+    assert cli.main([*arguments, "--std", "--quantiles=0.1,0.9"]) == 0
+    assert "1 of the 2 rows are among these" in capsys.readouterr().out
+    header, *lines = read(output)
+    assert header == ["user", "item", "rating", "error", "q0.1", "q0.9"]
+    fitted = {tuple(line[:2]): line[2:] for line in read(whole)[1:]}
+    found = {tuple(line[:2]): line[2:] for line in lines}
+    for (user, item), answer in found.items():
+        expected = fitted["u3" if user == "new" else user, item]
+        np.testing.assert_allclose([float(x) for x in answer[:2]], [*map(float, expected)], 0.02)
+        value, _, low, high = map(float, answer)
+        assert low < value < high
+    assert {item for user, item in found if user == own[0]} == {
+        item for user, item in fitted if user == own[0]
+    }
+    assert cli.main([*arguments, "--imputations=2"]) == 0
+    assert len(read(tmp_path / "out-2.csv")) == 1 + len(lines)
+    further.write_text("user,item,rating\nu1,i1,3\nu1,unheard,4\n")
+    assert cli.main(arguments) == 1
+    assert "column 'unheard', which" in capsys.readouterr().err
+    assert cli.main([*arguments, f"--save={fit}"]) == 1
+    assert "--fitted" in capsys.readouterr().err
+
+
+def test_columns_of_a_further_matrix_are_matched_by_name(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    values = np.outer(rng.normal(size=30), [1, -1, 2, 3]) + 0.1 * rng.normal(size=(30, 4))
+    train, fit, new, output = (tmp_path / name for name in ("t.csv", "f", "new.csv", "out.csv"))
+    train.write_text("a,b,c,d\n" + "\n".join(",".join(map(str, row)) for row in values.round(3)))
+    arguments = ["impute", str(train), f"--output={output}", f"--save={fit}", "--layout=dense"]
+    assert cli.main(arguments) == 0
+    new.write_text("c,a\n2.0,\n,-1.0\n")
+    assert cli.main(["impute", str(new), f"--output={output}", f"--fitted={fit}", "--std"]) == 0
+    assert "0 of the 2 rows are among these" in capsys.readouterr().out
+    header, *lines = read(output)
+    assert header == ["c", "a"]
+    np.testing.assert_allclose(np.array(lines, float), [[2, 1], [-2, -1]], atol=0.4)
+    errors = np.array(read(tmp_path / "out.std.csv")[1:], float)
+    np.testing.assert_array_equal(errors > 0, [[False, True], [True, False]])
 
 
 def test_several_imputations(ratings, tmp_path, capsys):

@@ -108,9 +108,12 @@ def test_it_does_not_grow_without_end(unset, tmp_path, monkeypatch):
     for number in range(5):
         (folder / f"{number}-cache").write_bytes(bytes(100))
         os.utime(folder / f"{number}-cache", (number, number))
+    of_xla = folder / "xla_gpu_per_fusion_autotune_cache_dir"
+    of_xla.mkdir()
     monkeypatch.setattr(compilation_cache, "MOST_BYTES", 250)
     compilation_cache.use(tmp_path)
-    assert sorted(path.name for path in folder.iterdir()) == ["3-cache", "4-cache"]
+    left = sorted(path.name for path in folder.iterdir())
+    assert left == ["3-cache", "4-cache", of_xla.name]
 
 
 def test_jax_has_what_is_replaced(tmp_path):

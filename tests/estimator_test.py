@@ -64,6 +64,26 @@ def test_rows_fold_in_as_they_were_fitted(fitted):
     assert (bars[~np.isnan(holes)] == 0).all()
 
 
+@pytest.mark.parametrize("standardize", ["matrix", "rows"])
+def test_quantiles_are_those_of_the_error_bars_within_the_bounds(standardize):
+    holes, _ = table()
+    imputer = MetaMFImputer(standardize=standardize).fit(holes)
+    low, middle, high = imputer.predict_quantiles(holes, quantiles=(0.05, 0.5, 0.95))
+    values, errors = imputer.predict(holes, return_std=True)
+    np.testing.assert_array_equal(middle, values)
+    np.testing.assert_array_less(low, high)
+    # Less where they are clipped.
+    assert ((high - low) / (2 * errors)).max() == pytest.approx(1.6449, rel=1e-3)
+    rows, columns = np.indices(holes.shape).reshape(2, -1)
+    of_cells = imputer.predict_quantiles(rows, columns)
+    np.testing.assert_allclose(of_cells, [low.ravel(), high.ravel()], rtol=2e-2, atol=1e-2)
+    # By its own cells, where its row is not a fitted one.
+    low, high = imputer.predict_quantiles(holes[:2] + 0.01)
+    np.testing.assert_array_less(low, high)
+    with pytest.raises(ValueError, match=r"predict_quantiles\(rows, columns\)"):
+        imputer.predict_quantiles(scipy.sparse.csr_array(holes))
+
+
 @pytest.mark.parametrize(("scale", "shift"), [(1000.0, 0.0), (0.01, -5.0), (1.0, 1e4)])
 def test_scale_and_shift_free(fitted, scale, shift):
     imputer, holes = fitted
@@ -150,6 +170,26 @@ def test_ten_million_columns():
     assert (errors > 0).all()
     with pytest.raises(ValueError, match=r"predict\(rows, columns\)"):
         imputer.transform(wide)
+
+
+def test_rows_columns_and_cells_are_added():
+    """Candidates are found anew, from all cells."""
+    holes, _ = table()
+    whole = MetaMFImputer().fit(holes)
+    parts = MetaMFImputer().partial_fit(holes[:12]).partial_fit(holes[12:])
+    np.testing.assert_array_equal(parts.transform(holes), whole.transform(holes))
+    frame = pd.DataFrame(holes[:, :5], columns=list("abcde"))
+    rows, columns = np.nonzero(~np.isnan(holes))
+    new = columns == 5
+    last = Entries(rows[new], columns[new], holes[rows[new], 5], holes.shape)
+    wider = MetaMFImputer().fit(frame).update(last, ["f"])
+    assert vars(wider)["feature_names_in_"].tolist() == list("abcdef")
+    cells = np.array([0, 1, 2]), np.array([5, 5, 0])
+    np.testing.assert_allclose(wider.predict(*cells), whole.predict(*cells), atol=0.1)
+    with pytest.raises(ValueError, match="names of 1 further columns, got 0"):
+        MetaMFImputer().fit(frame).update(last)
+    with pytest.raises(ValueError, match="expected 6 columns, those of fit, got 7"):
+        whole.partial_fit(Entries(rows, columns, holes[rows, columns], (20, 7)))
 
 
 def test_unknown_options():

@@ -261,17 +261,3 @@ def test_the_sweeps_stop_where_the_noise_stands_still(matrix):
     assert 2 < len(counted) < 50
     further = posterior.fit(*matrix, found, sweeps=10)
     np.testing.assert_allclose(further.noise, found.noise, rtol=0.02)
-
-
-def test_a_rows_covariance_is_what_its_draws_show():
-    *_, rows, columns, start = small("list")
-    found = posterior.fit(rows, columns, start, sweeps=2)
-    mean, covariance = posterior.of_rows(found, 6)
-    rng = np.random.default_rng(0)
-    u = rng.normal(size=(200_000, 3)) / np.sqrt(found.rows.precision[:-1])
-    spread = np.sqrt(found.columns.variance[:6])
-    v = found.columns.mean[:6] + spread * rng.normal(size=(200_000, 6, 4))
-    draws = found.mean + np.einsum("sk,smk->sm", u, v[:, :, :-1]) + v[:, :, -1]
-    draws += np.sqrt(found.noise[:6]) * rng.normal(size=draws.shape)
-    np.testing.assert_allclose(mean, draws.mean(axis=0), atol=0.02)
-    np.testing.assert_allclose(covariance, np.cov(draws.T), rtol=0.02, atol=0.03)

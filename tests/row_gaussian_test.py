@@ -1,9 +1,11 @@
-"""The Gaussian over rows, against formulas of one row at a time, and the rows that are alike."""
+"""The Gaussian over rows, against formulas of one row at a time."""
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from metamf_jax.imputation import row_gaussian
+from metamf_jax.imputation.row_gaussian import RowGaussian
 
 
 def correlated(rng, num_rows, num_columns):
@@ -19,9 +21,9 @@ def test_rows_are_conditioned_as_one_by_one(density):
     values, mean, covariance = correlated(rng, 30, 6)
     observed = rng.random(values.shape) < density
     observed[0], observed[1] = True, False
-    rows, variances, errors = row_gaussian._condition(
-        np.where(observed, values, 0), observed, mean, covariance
-    )
+    gaussian = RowGaussian(mean, covariance)
+    rows, variances, errors = row_gaussian.condition(gaussian, values, observed)
+    gains = row_gaussian.gains(gaussian, observed)
     for n in range(len(values)):
         o, m = np.flatnonzero(observed[n]), np.flatnonzero(~observed[n])
         gain = covariance[np.ix_(m, o)] @ np.linalg.inv(covariance[np.ix_(o, o)])
@@ -34,32 +36,42 @@ def test_rows_are_conditioned_as_one_by_one(density):
             gain = np.linalg.solve(covariance[np.ix_(rest, rest)], covariance[rest, j])
             expected = values[n, j] - mean[j] - gain @ (values[n, rest] - mean[rest])
             np.testing.assert_allclose(errors[n, j], expected)
+            # What the missing cells are predicted as without cell j.
+            gain = covariance[np.ix_(m, rest)] @ np.linalg.inv(covariance[np.ix_(rest, rest)])
+            without = mean[m] + gain @ (values[n, rest] - mean[rest])
+            found = rows[n] - gains[n, :, j] * errors[n, j]
+            np.testing.assert_allclose(found[m], without, atol=1e-4)
+            np.testing.assert_array_equal(found[o], values[n, o])
     assert not variances[observed].any()
     assert not errors[~observed].any()
 
 
 def test_without_gaps_the_covariance_is_the_shrunken_one():
-    values, mean, covariance = correlated(np.random.default_rng(1), 40, 3)
-    fitted = row_gaussian.fit(values, np.ones(values.shape, bool), (mean, covariance))
-    expected = (values.sum(axis=0) + mean) / 41
+    values, _, _ = correlated(np.random.default_rng(1), 40, 3)
+    fitted = row_gaussian.fit(values, np.ones(values.shape, bool))
+    expected = values.sum(axis=0) / 41
     np.testing.assert_allclose(fitted.mean, expected)
-    left = np.vstack([values, mean]) - expected
-    np.testing.assert_allclose(fitted.covariance, (left.T @ left + 3 * covariance) / 44)
+    left = np.vstack([values, np.zeros(3)]) - expected
+    scatter, count = left.T @ left, 3 * row_gaussian._PRIOR_ROWS
+    variance = row_gaussian._prior_variance(scatter, 41, count)
+    expected = (scatter + count * variance * np.eye(3)) / (41 + count)
+    np.testing.assert_allclose(fitted.covariance, expected)
 
 
-def test_what_is_fitted_maximises_the_posterior():
+def test_what_is_fitted_maximises_the_posterior(monkeypatch):
     """No step along a random direction makes the penalised likelihood of the cells larger."""
     rng = np.random.default_rng(2)
     values, _, _ = correlated(rng, 60, 4)
     observed = rng.random(values.shape) < 0.7
-    prior = np.zeros(4), 2 * np.eye(4)
-    fitted = row_gaussian.fit(values, observed, prior)
+    count = 4 * row_gaussian._PRIOR_ROWS
+    monkeypatch.setattr(row_gaussian, "_prior_variance", lambda *_: 0.5)
+    fitted = row_gaussian.fit(values, observed)
     for _ in range(10):
-        fitted = row_gaussian.fit(values, observed, prior, fitted)
+        fitted = row_gaussian.fit(values, observed, fitted)
 
     def objective(mean, covariance):
-        total = -0.5 * (4 + 1) * np.linalg.slogdet(covariance)[1]
-        total -= 0.5 * np.trace(4 * np.linalg.solve(covariance, prior[1]))
+        total = -0.5 * (count + 1) * np.linalg.slogdet(covariance)[1]
+        total -= 0.25 * count * np.trace(np.linalg.inv(covariance))
         total -= 0.5 * mean @ np.linalg.solve(covariance, mean)
         for row, seen in zip(values, observed, strict=True):
             part, left = covariance[np.ix_(seen, seen)], (row - mean)[seen]
@@ -73,38 +85,6 @@ def test_what_is_fitted_maximises_the_posterior():
             assert objective(fitted.mean + step * aside, fitted.covariance) < best
             moved = fitted.covariance + step * (turn + turn.T)
             assert objective(fitted.mean, moved) < best
-
-
-def test_rows_alike_tell_what_is_not_linear():
-    rng = np.random.default_rng(3)
-    along = rng.uniform(-2, 2, 300)
-    values = np.stack([along, along + 0.1 * rng.normal(size=300), along**2], axis=1)
-    observed = np.ones(values.shape, bool)
-    observed[::4, 2] = False
-    fitted = row_gaussian.fit(values, observed, (np.zeros(3), np.eye(3)))
-    completed = row_gaussian.complete(fitted, values, observed)
-    linear, _, _ = row_gaussian._condition(values, observed, fitted.mean, fitted.covariance)
-    error, other, near = (
-        np.sqrt(((answer - values)[::4, 2] ** 2).mean())
-        for answer in (completed.values, linear, completed.neighbors)
-    )
-    assert error < 0.3 * other
-    assert near < 0.3 * other
-
-
-def test_a_row_is_answered_from_its_own_cells():
-    rng = np.random.default_rng(4)
-    values, mean, covariance = correlated(rng, 50, 5)
-    observed = rng.random(values.shape) < 0.6
-    fitted = row_gaussian.fit(values, observed, (mean, covariance))
-    together = row_gaussian.complete(fitted, values, observed)
-    for n in (0, 7):
-        alone = row_gaussian.complete(fitted, values[n : n + 1], observed[n : n + 1])
-        for one, other in zip(alone, together, strict=True):
-            np.testing.assert_allclose(one[0], other[n], atol=1e-9)
-    nothing = row_gaussian.complete(fitted, values[:1], np.zeros((1, 5), bool))
-    np.testing.assert_array_equal(nothing.values[0], fitted.mean)
-    np.testing.assert_allclose(nothing.variances[0], np.diag(fitted.covariance))
 
 
 @pytest.mark.parametrize(
@@ -125,8 +105,22 @@ def test_narrow_tables_suit(rows, columns, seen, suits):
     assert row_gaussian.suits(np.full(rows, seen), columns) is suits
 
 
-def fitted_to(values, observed):
-    return row_gaussian.fit(values, observed, (np.zeros(values.shape[1]), np.eye(values.shape[1])))
+def test_the_priors_variance_is_that_of_the_largest_likelihood():
+    """Against draws: rows whose covariances came of the prior, and of rows the density itself."""
+    rng, size, count = np.random.default_rng(8), 4, 6.0
+    for variance in (0.01, 0.3):
+        found = []
+        for _ in range(40):
+            degrees = int(count) + size - 1
+            inverse = np.linalg.inv(count * variance * np.eye(size))
+            covariance = np.linalg.inv(scipy.stats.wishart.rvs(degrees, inverse, random_state=rng))
+            rows = rng.multivariate_normal(np.zeros(size), covariance, 50)
+            found.append(row_gaussian._prior_variance(rows.T @ rows, 50, count))
+        np.testing.assert_allclose(np.median(found), variance, rtol=0.3)
+
+
+def slopes_of(values, observed):
+    return row_gaussian.missing_by_value(row_gaussian.fit(values, observed), values, observed)
 
 
 def test_what_is_missing_for_its_own_value_is_found():
@@ -136,11 +130,11 @@ def test_what_is_missing_for_its_own_value_is_found():
     values = (values - mean) / np.sqrt(np.diag(covariance))
     units = np.array([1.0, 10.0, 1.0, 0.1, 1.0])
     chance = rng.logistic(size=values.shape)
-    slope = row_gaussian.missing_by_value(fitted_to(values * units, chance < 1 - 1.5 * values))
+    slope = slopes_of(values * units, chance < 1 - 1.5 * values)
     np.testing.assert_allclose(slope * units, 1.5 * np.ones(5), rtol=0.25)
-    slope = row_gaussian.missing_by_value(fitted_to(values, chance < 1 + 1.5 * values))
+    slope = slopes_of(values, chance < 1 + 1.5 * values)
     np.testing.assert_allclose(slope, -1.5 * np.ones(5), rtol=0.25)
-    assert not row_gaussian.missing_by_value(fitted_to(values, chance < 1)).any()
+    assert not slopes_of(values, chance < 1).any()
 
 
 def test_a_slope_that_may_be_chance_is_none():
@@ -150,7 +144,7 @@ def test_a_slope_that_may_be_chance_is_none():
         rng = np.random.default_rng(seed)
         values = rng.normal(size=(60, 4)) + rng.normal(size=(60, 1))
         observed = rng.random(values.shape) < 0.7
-        found.append(row_gaussian.missing_by_value(fitted_to(values, observed)).any())
+        found.append(slopes_of(values, observed).any())
     assert 1 <= sum(found) <= 8
 
 
@@ -161,26 +155,8 @@ def test_what_is_missing_for_another_cells_value_is_not_mistaken():
     chance = rng.logistic(size=values.shape)
     observed = chance < 1 - 1.5 * values[:, :1]
     observed[:, 0] = True
-    slopes = [row_gaussian.missing_by_value(fitted_to(values, observed))]
+    slopes = [slopes_of(values, observed)]
     # A single column with gaps cannot tell.
     observed[:, 2:] = True
-    slopes.append(row_gaussian.missing_by_value(fitted_to(values, observed)))
+    slopes.append(slopes_of(values, observed))
     np.testing.assert_allclose(slopes, 0, atol=0.2)
-
-
-def test_distances_are_held_a_block_at_a_time():
-    """40,000 rows of two columns took 1 GB of distances."""
-    import tracemalloc
-
-    values, mean, covariance = correlated(np.random.default_rng(0), 40_000, 2)
-    observed = np.ones(values.shape, bool)
-    observed[::2, 1] = False
-    fitted = row_gaussian.fit(values, observed, (mean, covariance))
-    tracemalloc.start()
-    together = row_gaussian.complete(fitted, values, observed)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 2e8
-    some = np.arange(0, 40_000, 4001)
-    alone = row_gaussian.complete(fitted, values[some], observed[some])
-    np.testing.assert_allclose(alone.values, together.values[some], atol=1e-9)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import pytest
 
@@ -140,3 +141,14 @@ def test_workdirs_without_a_run(tmp_path):
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(ValueError, match=r"config.json is not a run's configuration"):
             run_log.read_config(tmp_path)
+
+
+def test_a_run_without_tensorboard(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tensorboardX.event_file_writer", None)
+    log = RunLog(tmp_path, "train", Config())
+    log.resume_at(0)
+    log.metrics(1, {"loss": 0.5})
+    log.finish({})
+    assert [line["loss"] for line in run_log.read_metrics(tmp_path)] == [0.5]
+    assert "no events for TensorBoard" in capsys.readouterr().out
+    assert not (tmp_path / "events").exists()

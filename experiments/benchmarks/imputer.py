@@ -32,7 +32,7 @@ from experiments import common, shared_flags
 from metamf_jax.baselines import bias, iterative, knn, mf, soft_impute
 from metamf_jax.data import jester, movielens
 from metamf_jax.imputation import completion, held_out, pipeline, scaling
-from metamf_jax.imputation.candidates import CANDIDATES
+from metamf_jax.imputation.candidates import CANDIDATES, OF_ROWS
 from metamf_jax.imputation.prior import LearnedPrior, load_prior
 from metamf_jax.meta_learning import padding
 from metamf_jax.meta_learning.meta_loss import make_model
@@ -319,7 +319,7 @@ def ablations(prior: LearnedPrior) -> dict[str, tuple[LearnedPrior, list[str]]]:
         "no draws": (prior, list(CANDIDATES)),
         "no learned prior": (prior._replace(params=params), without("learned")),
         "no posterior": (prior, without("posterior")),
-        "no rows alike": (prior, without("gaussian", "neighbors")),
+        "no rows alike": (prior, without(*OF_ROWS)),
         "effects alone": (prior, ["bias", "mean"]),
     }
 

@@ -2,7 +2,7 @@
 
 A candidate is a sum of terms, and a term is ``base[n] + rows[n] . columns[m]``: numbers of a row
 times numbers of a column, so that a matrix of any size is answered a block at a time. What further
-rows need is the columns' half alone.
+rows need is the columns' half alone. Weights are one number for all columns or one for each.
 """
 
 from collections.abc import Mapping
@@ -12,22 +12,23 @@ import numpy as np
 
 from metamf_jax.bias_model import Effects
 from metamf_jax.imputation.posterior import Posterior, Side
-from metamf_jax.imputation.row_gaussian import Completed, RowGaussian
+from metamf_jax.imputation.row_models import Completed, RowModels
 from metamf_jax.meta_learning.encoder import Context
 from metamf_jax.types import Array
 
-# Each candidate, and the terms that it adds up. One more is a line here, its terms in `_row_terms`
-# and their halves in `_column_halves`.
+# Each candidate, and the terms that it adds up. One more is a line here and its terms in `_terms`.
 CANDIDATES = {
     "bias": ("effects",),
     "learned": ("effects", "factors"),
     "posterior": ("posterior",),
     "mean": ("means",),
     "gaussian": ("gaussian",),
-    "neighbors": ("neighbors",),
+    "gaussian_trees": ("gaussian_trees",),
+    "scores": ("scores",),
+    "scores_trees": ("scores_trees",),
 }
-# Those of the Gaussian over the rows of a narrow table; the others are of any matrix.
-OF_ROWS = ("gaussian", "neighbors")
+# Those of the rows of a narrow table (`row_models`); the others are of any matrix.
+OF_ROWS = ("gaussian", "gaussian_trees", "scores", "scores_trees")
 OF_FACTORS = tuple(name for name in CANDIDATES if name not in OF_ROWS)
 
 
@@ -39,7 +40,7 @@ class ColumnState(NamedTuple):
       on_bias: whether ``v`` is of the residuals of that, or of the values themselves.
       posterior: see there.
       means: [M], of the columns' observed cells.
-      gaussian: over the first columns, those that had cells; None where factors are to do alone.
+      row_models: of the first columns, those that had cells; None where factors are to do alone.
     """
 
     context: Context
@@ -47,7 +48,7 @@ class ColumnState(NamedTuple):
     on_bias: bool
     posterior: Posterior
     means: np.ndarray
-    gaussian: RowGaussian | None
+    row_models: RowModels | None
 
 
 class RowState(NamedTuple):
@@ -57,7 +58,8 @@ class RowState(NamedTuple):
       effects: of the bias model, ``rows`` [N].
       u: [N, K], factors of the learned prior.
       side: of the posterior.
-      completed: the first rows by the Gaussian, the others being padding; or None.
+      completed: the first rows by the row models, the last of which stands for all that follow, or
+        None.
     """
 
     effects: Effects
@@ -67,7 +69,7 @@ class RowState(NamedTuple):
 
 
 class RowHalf(NamedTuple):
-    """What is known of rows, weighted: ``u`` [N, P] and ``p`` [N, Q] of `Cells`."""
+    """What is known of rows: ``u`` [N, P] and ``p`` [N, Q] of `Cells`."""
 
     u: np.ndarray
     p: np.ndarray
@@ -89,120 +91,107 @@ class Cells(NamedTuple):
 
 
 class _Term(NamedTuple):
-    """The rows' half of a term.
+    """A term: ``base[n] + rows[n] . columns[m]``, with a base [N] or a number.
 
     Attributes:
-      half: which of the `_column_halves` it is multiplied with.
-      base: [N] or a scalar.
+      base: see there.
       rows: [N, P].
+      columns: [M, P].
     """
 
-    half: str
     base: Array | float
     rows: Array
+    columns: Array
 
 
-def cells(weights: Mapping[str, float], rows: RowState, columns: ColumnState) -> Cells:
+def cells(weights: Mapping[str, Array | float], rows: RowState, columns: ColumnState) -> Cells:
     """All that is said of the cells of a matrix.
 
     Args:
-      weights: of the candidates by name; those left out have none.
+      weights: of the candidates by name, [M] or a number; those left out have none.
       rows, columns: what was found of it.
     """
-    v, r, noise = _column_half(weights, columns)
+    v, r, noise = _column_half(weights, rows, columns)
     u, p = row_half(weights, rows, columns)
     return Cells(u, p, v, r, noise)
 
 
-def rows_share(weights: Mapping[str, float]) -> float:
-    """The share of the Gaussian over the rows in the variances; the factors have what remains."""
-    return min(np.sum([weights.get(name, 0.0) for name in OF_ROWS]), 1.0)
+def rows_share(weights: Mapping[str, Array | float]) -> Array | float:
+    """The share of the row models in the variances; the factors have what remains."""
+    return np.minimum(sum(weights.get(name, 0.0) for name in OF_ROWS), 1.0)
 
 
-def row_half(weights: Mapping[str, float], rows: RowState, columns: ColumnState) -> RowHalf:
+def row_half(weights: Mapping[str, Array | float], rows: RowState, columns: ColumnState) -> RowHalf:
     """The rows' half of `cells`; see there."""
-    completed = rows.completed if columns.gaussian is not None else None
-    if completed is not None:
-        completed = _padded(completed, columns.gaussian, len(rows.u))
-    terms = _row_terms(rows, columns, completed)
-    weigh = _term_weights(weights, columns.on_bias)
-    base = sum(weigh[name] * term.base for name, term in terms.items())
-    blocks: list[Array] = [np.broadcast_to(base, len(rows.u))[:, None]]
-    for half in dict.fromkeys(term.half for term in terms.values()):
-        shared = [weigh[name] * term.rows for name, term in terms.items() if term.half == half]
-        blocks.append(sum(shared[1:], shared[0]))
-    u = np.hstack(blocks)
+    blocks: list[Array] = []
+    for term in _terms(rows, columns).values():
+        blocks += [np.broadcast_to(term.base, len(rows.u))[:, None], term.rows]
     # The variance of a product of independent factors, with the columns' half of it.
     p = np.concatenate([rows.side.mean**2 + rows.side.variance, rows.side.variance], axis=1)
-    if completed is not None:
-        share = rows_share(weights)
-        p = np.hstack([(1 - share) * p, share * completed.variances])
-    return RowHalf(u, p)
-
-
-def _row_terms(
-    rows: RowState, columns: ColumnState, completed: Completed | None
-) -> dict[str, _Term]:
-    ones = np.ones((len(rows.u), 1))
-    terms = {
-        "effects": _Term("effects", rows.effects.mean + rows.effects.rows, ones),
-        "factors": _Term("factors", 0.0, rows.u),
-        "posterior": _Term("posterior", columns.posterior.mean, rows.side.mean),
-        "means": _Term("means", 0.0, ones),
-    }
-    if completed is not None:
+    if columns.row_models is not None and rows.completed is not None:
+        completed = _lengthened(rows.completed, len(rows.u))
         # What is said of rows is a number for each column.
-        terms["gaussian"] = _Term("own", 0.0, completed.values)
-        terms["neighbors"] = _Term("own", 0.0, completed.neighbors)
-    return terms
+        size = completed.gaussian.shape[1]
+        each = (
+            _of_columns(weights.get(name, 0.0), len(columns.v))[:size] * getattr(completed, name)
+            for name in OF_ROWS
+        )
+        blocks.append(np.sum(list(each), axis=0))
+        p = np.hstack([p, completed.variances])
+    return RowHalf(np.hstack(blocks), p)
 
 
-def _column_halves(columns: ColumnState) -> dict[str, np.ndarray]:
-    """What the rows' numbers are multiplied with, [M, P] each."""
-    effects = columns.context.effects
+def _terms(rows: RowState, columns: ColumnState) -> dict[str, _Term]:
+    """All but those of the row models."""
+    ones, effects = np.ones((len(rows.u), 1)), columns.context.effects
     assert effects is not None
-    halves = {
-        "effects": np.asarray(effects.columns)[:, None],
-        "factors": np.asarray(columns.v),
-        "posterior": np.asarray(columns.posterior.columns.mean),
-        "means": columns.means[:, None],
+    of_effects = rows.effects.mean + rows.effects.rows
+    post = columns.posterior
+    return {
+        "effects": _Term(of_effects, ones, np.asarray(effects.columns)[:, None]),
+        "factors": _Term(0.0, rows.u, np.asarray(columns.v)),
+        "posterior": _Term(post.mean, rows.side.mean, np.asarray(post.columns.mean)),
+        "means": _Term(0.0, ones, columns.means[:, None]),
     }
-    if columns.gaussian is not None:
-        halves["own"] = np.eye(len(columns.v), len(columns.gaussian.mean))
-    return halves
 
 
-def _column_half(weights: Mapping[str, float], columns: ColumnState):
+def _column_half(weights, rows: RowState, columns: ColumnState):
     """``v``, ``r`` and ``noise`` of `Cells`."""
-    side, noise, gaussian = columns.posterior.columns, columns.posterior.noise, columns.gaussian
-    halves = _column_halves(columns)
-    v = np.hstack([np.ones((len(columns.v), 1)), *halves.values()])
+    size = len(columns.v)
+    weigh = _term_weights(weights, columns.on_bias)
+    blocks = []
+    for name, term in _terms(rows, columns).items():
+        weight = _of_columns(weigh[name], size)[:, None]
+        blocks += [weight, weight * term.columns]
+    side, noise = columns.posterior.columns, columns.posterior.noise
     r = np.concatenate([side.variance, side.mean**2], axis=1)
-    if gaussian is None:
-        return v, r, noise
-    own, share = halves["own"], rows_share(weights)
-    # Of a column without cells the Gaussian knows the mean of the others alone.
+    if columns.row_models is None:
+        return np.hstack(blocks), r, noise
+    gaussian = columns.row_models.values.gaussian
+    own, share = np.eye(size, len(gaussian.mean)), _of_columns(rows_share(weights), size)
+    # Of a column without cells the row models know the mean of the others alone.
     unknown = np.where(own.any(axis=1), 0, np.trace(gaussian.covariance) / len(gaussian.mean))
-    return v, np.hstack([r, own]), (1 - share) * noise + share * unknown
+    r = np.hstack([(1 - share)[:, None] * r, share[:, None] * own])
+    return np.hstack([*blocks, own]), r, (1 - share) * noise + share * unknown
 
 
-def _term_weights(weights: Mapping[str, float], on_bias: bool) -> dict[str, np.float64]:
+def _lengthened(completed: Completed, count: int) -> Completed:
+    """The same with its last row again and again, for rows of padding."""
+    places = np.minimum(np.arange(count), len(completed.gaussian) - 1)
+    return Completed(*(part[places] for part in completed))
+
+
+def _of_columns(weight: Array | float, size: int) -> np.ndarray:
+    return np.broadcast_to(np.asarray(weight, np.float64), size)
+
+
+def _term_weights(weights: Mapping[str, Array | float], on_bias: bool) -> dict[str, Array | float]:
     """Of each term the weights of the candidates that it is in."""
-    totals = {term: np.float64(0) for terms in CANDIDATES.values() for term in terms}
+    totals: dict[str, Array | float] = {
+        term: 0.0 for terms in CANDIDATES.values() for term in terms
+    }
     for name, weight in weights.items():
         of_values = name == "learned" and not on_bias
         for term in ("factors",) if of_values else CANDIDATES[name]:
-            totals[term] += weight
+            totals[term] = totals[term] + weight
     return totals
-
-
-def _padded(completed: Completed, gaussian: RowGaussian | None, count: int) -> Completed:
-    """The same with rows of padding, of which nothing is known."""
-    assert gaussian is not None
-    more = count - len(completed.values)
-    mean, variances = (np.tile(x, (more, 1)) for x in (gaussian.mean, np.diag(gaussian.covariance)))
-    return Completed(
-        np.vstack([completed.values, mean]),
-        np.vstack([completed.neighbors, mean]),
-        np.vstack([completed.variances, variances]),
-    )

@@ -12,7 +12,7 @@ from metamf_jax.imputation.prior import LearnedPrior
 from metamf_jax.imputation.row_index import RowIndex
 from metamf_jax.imputation.sampled import Sampled
 from metamf_jax.imputation.scaling import Bounds, Scaling
-from metamf_jax.types import Array
+from metamf_jax.types import Array, Entries
 
 # Cells answered at once: the products need 60 numbers a cell.
 _BLOCK = 2**18
@@ -24,12 +24,14 @@ class Completion:
 
     Attributes:
       prior: the learned prior that it was completed with.
+      entries: the observed cells.
       shape: (N, M).
-      transposed: whether all but ``shape``, ``standardized_by`` and ``check`` is of the transpose.
+      transposed: whether all but ``entries``, ``shape``, ``standardized_by`` and ``check`` is of
+        the transpose.
       places: where each row and column stands in ``cells`` and ``columns``.
       standardized_by: ``matrix``, ``columns`` or ``rows``.
       scaling: of the M' columns in ``cells``, padding included.
-      weights: of the candidates, by name.
+      weights: of the candidates, by name; [M'] each.
       inflation: by what error bars are multiplied.
       widening: by what further, where cells are missing for their own value; else 1.
       bounds: of the columns in ``cells``.
@@ -37,18 +39,21 @@ class Completion:
       missing: [M'], the share of a column's cells that are missing. Of a move, which rests on the
         others, as much is doubted.
       cells, columns: see their classes.
-      fitted_rows: where the transpose was fitted, its columns by their cells; else None.
+      fitted_rows: the matrix's rows by their cells, where what they are answered with is not a
+        function of these alone: the transpose was fitted, or draws answer; else None.
       check: what was found on held-out cells.
-      sampled: draws of the matrix's posterior, where these answer for all cells instead.
+      sampled: draws of the matrix's posterior, where these answer too; and error bars are theirs.
+      draws_share: of these in the answer, which is the candidates' for the rest.
     """
 
     prior: LearnedPrior
+    entries: Entries
     shape: tuple[int, int]
     transposed: bool
     places: Places
     standardized_by: str
     scaling: Scaling
-    weights: dict[str, float]
+    weights: dict[str, np.ndarray]
     inflation: float
     widening: float
     bounds: Bounds
@@ -59,6 +64,7 @@ class Completion:
     fitted_rows: RowIndex | None
     check: Check
     sampled: Sampled | None = None
+    draws_share: float = 0.0
 
 
 def predict(
@@ -72,8 +78,25 @@ def predict(
     Raises:
       ValueError: a number is negative.
     """
-    if completion.sampled is not None:
-        return sampled.predict(completion.sampled, rows, columns)
+    found = _predict_by_candidates(completion, rows, columns)
+    if completion.sampled is None:
+        return found
+    return with_draws(completion, found, sampled.predict(completion.sampled, rows, columns))
+
+
+def with_draws(
+    completion: Completion,
+    by_candidates: tuple[np.ndarray, np.ndarray],
+    by_draws: tuple[np.ndarray, np.ndarray],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values, those of both weighted, and errors, the draws', of the same cells."""
+    share = completion.draws_share
+    return share * by_draws[0] + (1 - share) * by_candidates[0], by_draws[1]
+
+
+def _predict_by_candidates(
+    completion: Completion, rows: np.ndarray, columns: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     cells = completion.cells
     kinds = "row", "column"
     if completion.transposed:
@@ -97,8 +120,13 @@ def predict_rows(completion: Completion, first: int, last: int) -> tuple[np.ndar
 
 def predict_each_row(completion: Completion, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """All values and standard errors of these rows; float64 [len(rows), M]."""
-    if completion.sampled is not None:
-        return sampled.predict_each_row(completion.sampled, rows)
+    found = _rows_by_candidates(completion, rows)
+    if completion.sampled is None:
+        return found
+    return with_draws(completion, found, sampled.predict_each_row(completion.sampled, rows))
+
+
+def _rows_by_candidates(completion: Completion, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     cells, places = completion.cells, completion.places
     if completion.transposed:
         every = RowHalf(cells.u[places.rows], cells.p[places.rows])

@@ -2,12 +2,15 @@
 
 import numbers
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import scipy.sparse
 
-from metamf_jax.imputation import completion, fold_in, pipeline
+from metamf_jax.imputation import completion, fit_file, fold_in, pipeline, update
+from metamf_jax.imputation import quantiles as of_quantiles
+from metamf_jax.imputation.fit_file import NamedCompletion
 from metamf_jax.imputation.prior import load_prior
 from metamf_jax.imputation.scaling import STANDARDIZATIONS
 from metamf_jax.types import Entries
@@ -24,6 +27,7 @@ except ImportError as error:
 
 # A dense answer of more cells would fill the memory: 10^8 take 0.8 GB.
 _MOST_CELLS = 10**8
+_DENSE = "{method} of a sparse matrix would be dense: use transform or {method}(rows, columns)"
 
 
 class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
@@ -35,6 +39,7 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
         completed = MetaMFImputer().fit_transform(X)
         values, errors = MetaMFImputer().fit(X).transform(X, return_std=True)
+        low, high = MetaMFImputer().fit(X).predict_quantiles(X, quantiles=(0.05, 0.95))
 
     Further rows are folded in by `transform`. The columns are those of `fit`, as everywhere in
     scikit-learn; a further one is folded in, without a fit, by
@@ -105,10 +110,64 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         self.completion_ = pipeline.complete(
             prior,
             self._entries(X),
-            standardize=None if self.standardize == "auto" else self.standardize,
-            missing=self.missing,
-            seed=self._seed(),
+            **self._options(),
         )
+        self.check_ = self.completion_.check
+        return self
+
+    def partial_fit(self, X: Any, y: Any = None) -> "MetaMFImputer":
+        """Appends the rows of X to the fitted matrix, as its rows N, N + 1 and so on; see `update`.
+
+        Where nothing was fitted, as `fit`.
+
+        Args:
+          X: as for `fit`, with the same columns.
+          y: not used.
+
+        Raises:
+          ValueError: X has other columns, or an infinite cell.
+        """
+        if not hasattr(self, "completion_"):
+            return self.fit(X)
+        further, shape = self._entries(X, reset=False), self.completion_.shape
+        rows = further.rows + np.int32(shape[0])
+        both = shape[0] + further.shape[0], shape[1]
+        return self._update(Entries(rows, further.columns, further.values, both))
+
+    def update(self, entries: Entries, feature_names: Sequence[str] = ()) -> "MetaMFImputer":
+        """Adds cells to the fitted matrix, in rows and columns that it has and in further ones.
+
+        Where draws of the posterior answer too (``completion_.sampled`` is not None), their chains
+        go on from their last states, 60 sweeps each where `fit` makes 80 and 90 more for the
+        held-out check; their share and the error bars that this found stand, so `fit` anew from
+        time to time. Else, and where the matrix grows by more than half, it is completed anew, as
+        by `fit` of all its cells.
+
+        Args:
+          entries: cells, NumPy arrays, new ones or such as replace fitted ones. Rows and columns
+            keep their numbers, further ones have those from N and M on; the shape is (N', M') after
+            the update.
+          feature_names: of the further columns, where the fitted ones have names.
+
+        Raises:
+          ValueError: a smaller shape, a cell twice or not finite, or another number of names.
+        """
+        check_is_fitted(self)
+        names = getattr(self, "feature_names_in_", None)
+        more = entries.shape[1] - self.completion_.shape[1]
+        if len(feature_names) != (0 if names is None else max(more, 0)):
+            raise ValueError(
+                f"expected names of {0 if names is None else more} further columns, got "
+                f"{len(feature_names)}"
+            )
+        self._update(entries)
+        self.n_features_in_ = entries.shape[1]
+        if names is not None:
+            vars(self)["feature_names_in_"] = np.append(names, np.array(feature_names, object))
+        return self
+
+    def _update(self, entries: Entries) -> "MetaMFImputer":
+        self.completion_ = update.update(self.completion_, entries, **self._options())
         self.check_ = self.completion_.check
         return self
 
@@ -149,13 +208,40 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             found = completion.predict(self.completion_, np.asarray(rows), np.asarray(columns))
             return found if return_std else found[0]
         if scipy.sparse.issparse(rows):
-            raise ValueError(
-                "predict of a sparse matrix would be dense: use transform or predict(rows, columns)"
-            )
+            raise ValueError(_DENSE.format(method="predict"))
         values, observed = self._checked(rows)
         fitted, errors = fold_in.fold_in_rows(self.completion_, values, observed)
         fitted, errors = fitted.astype(values.dtype), errors.astype(values.dtype)
         return (fitted, errors) if return_std else fitted
+
+    def predict_quantiles(
+        self, rows: Any, columns: Any = None, quantiles: Sequence[float] = (0.05, 0.95)
+    ) -> np.ndarray:
+        """Quantiles of the values of cells; a method of its own since they answer without a mean.
+
+        Where draws of the posterior answer (``completion_.sampled`` is not None), of the mixture of
+        these, which need not be symmetric; else of a Gaussian with the errors of `predict`. Within
+        the range that `predict` keeps to, and as wide as held-out cells demand.
+
+        Args:
+          rows, columns: as for `predict`.
+          quantiles: Q probabilities between 0 and 1.
+
+        Returns:
+          [Q, P] quantiles, or [Q, N', M] of X's floating dtype, observed cells too.
+
+        Raises:
+          ValueError: a probability is not between 0 and 1.
+        """
+        if columns is not None:
+            check_is_fitted(self)
+            at = np.asarray(rows), np.asarray(columns)
+            return of_quantiles.of_cells(self.completion_, *at, quantiles)
+        if scipy.sparse.issparse(rows):
+            raise ValueError(_DENSE.format(method="predict_quantiles"))
+        values, observed = self._checked(rows)
+        found = of_quantiles.of_rows(self.completion_, values, observed, quantiles)
+        return found.astype(values.dtype)
 
     def sample(self, X: Any, imputations: int = 5) -> list[np.ndarray]:
         """Completes X several times, for multiple imputation (Rubin 1987).
@@ -181,12 +267,54 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         values, observed = self._checked(X)
         return fold_in.impute(self.completion_, values, observed, imputations, self._seed())
 
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the fitted imputer as one safetensors file, aside and renamed.
+
+        Raises:
+          ValueError: ``random_state`` is neither an integer nor None, or there is no such folder.
+          OSError: the file cannot be written.
+        """
+        check_is_fitted(self)
+        options = self.get_params() | {"weights": os.fspath(self.weights)}
+        if self.random_state is not None:
+            if not isinstance(self.random_state, numbers.Integral):
+                raise ValueError(
+                    "expected an integer or None as random_state of an imputer to be saved, got "
+                    f"{self.random_state!r}"
+                )
+            options["random_state"] = int(self.random_state)
+        names = getattr(self, "feature_names_in_", None)
+        fit_file.save(path, NamedCompletion(self.completion_, None, names, options))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "MetaMFImputer":
+        """The imputer that `save` wrote, or ``metamf impute --save``: its answers are the same.
+
+        Raises:
+          ValueError: there is no such file, it holds something else, or another version wrote it.
+        """
+        held = fit_file.load(path)
+        imputer = cls(**held.options)
+        imputer.completion_, imputer.check_ = held.completion, held.completion.check
+        imputer.n_features_in_ = held.completion.shape[1]
+        if held.column_ids is not None and held.column_ids.dtype == object:
+            vars(imputer)["feature_names_in_"] = held.column_ids
+        return imputer
+
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
         tags.input_tags.sparse = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
+
+    def _options(self) -> dict[str, Any]:
+        """Of `pipeline.complete`."""
+        return {
+            "standardize": None if self.standardize == "auto" else self.standardize,
+            "missing": self.missing,
+            "seed": self._seed(),
+        }
 
     def _seed(self) -> int:
         if self.random_state is None:
@@ -210,12 +338,16 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             return X
         return np.where(np.equal(X, self.missing_values), np.nan, X).astype(X.dtype)
 
-    def _entries(self, X) -> Entries:
+    def _entries(self, X, reset: bool = True) -> Entries:
         if isinstance(X, Entries):
+            if not reset and X.shape[1] != self.n_features_in_:
+                raise ValueError(
+                    f"expected {self.n_features_in_} columns, those of fit, got {X.shape[1]}"
+                )
             self.n_features_in_ = X.shape[1]
             rows, columns, values = (np.asarray(part) for part in (X.rows, X.columns, X.values))
             return Entries(rows, columns, values, X.shape)
-        X = self._validated(X, reset=True)
+        X = self._validated(X, reset=reset)
         if scipy.sparse.issparse(X):
             # In the order of a dense array, so that the same cells are held out.
             by_row = scipy.sparse.csr_array(X)

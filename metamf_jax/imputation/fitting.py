@@ -8,7 +8,15 @@ import jax
 import numpy as np
 
 from metamf_jax import sums
-from metamf_jax.imputation import candidates, held_out, posterior, row_gaussian, scaling, zero_shot
+from metamf_jax.imputation import (
+    candidates,
+    held_out,
+    posterior,
+    row_gaussian,
+    row_models,
+    scaling,
+    zero_shot,
+)
 from metamf_jax.imputation.candidates import (
     CANDIDATES,
     OF_FACTORS,
@@ -19,12 +27,14 @@ from metamf_jax.imputation.candidates import (
 from metamf_jax.imputation.held_out import Check, HeldOut
 from metamf_jax.imputation.posterior import Posterior
 from metamf_jax.imputation.prior import LearnedPrior
-from metamf_jax.imputation.row_gaussian import Completed, RowGaussian
+from metamf_jax.imputation.row_models import Completed, RowModels
 from metamf_jax.imputation.row_solver import Rows
 from metamf_jax.imputation.scaling import Scaling
 from metamf_jax.meta_learning.padding import bucket_size, pad_dense, stack_entries
 from metamf_jax.types import Entries
 
+# Of a column; and of one of the parts of a table that the candidates are weighed by.
+_TREES, _TREES_OF_PARTS = 25, 8
 # Cells, observed or not, of a matrix that is kept dense.
 _MOST_DENSE = 2**15
 
@@ -43,21 +53,21 @@ class Fitted(NamedTuple):
       adapted, posterior: see their classes.
       on_bias: whether the learned prior is for what a bias model leaves over.
       means: [M], of the columns' cells.
-      gaussian, completed: of a narrow table with rows enough, else None.
+      row_models, completed: of a narrow table with rows enough, else None.
     """
 
     adapted: zero_shot.Adapted
     on_bias: bool
     posterior: Posterior
     means: np.ndarray
-    gaussian: RowGaussian | None = None
+    row_models: RowModels | None = None
     completed: Completed | None = None
 
     @property
     def columns(self) -> ColumnState:
         """What further rows need."""
         context, v = self.adapted.context, self.adapted.factors.v
-        return ColumnState(context, v, self.on_bias, self.posterior, self.means, self.gaussian)
+        return ColumnState(context, v, self.on_bias, self.posterior, self.means, self.row_models)
 
     @property
     def rows(self) -> RowState:
@@ -73,7 +83,7 @@ class Fit(NamedTuple):
       by: ``matrix`` or ``columns``, what was standardised by.
       scaling: by it.
       fitted: the standardised matrix.
-      weights: of the candidates, by name.
+      weights: of the candidates, by name; [M'] each, padding included.
       inflation: by what error bars are to be multiplied.
       check: what the held-out cells said.
       held_out: these cells; None where there were too few.
@@ -84,7 +94,7 @@ class Fit(NamedTuple):
     by: str
     scaling: Scaling
     fitted: Fitted
-    weights: dict[str, float]
+    weights: dict[str, np.ndarray]
     inflation: float
     check: Check
     held_out: HeldOut | None
@@ -99,7 +109,7 @@ class _Predictions(NamedTuple):
     Attributes:
       numbers: [H], which of the observed cells they are.
       values: of each candidate, [H].
-      deviations: [2, H], standard deviations by the factors and by the Gaussian over the rows;
+      deviations: [2, H], standard deviations by the factors and by the row models;
         the latter those of the former where there is none.
     """
 
@@ -123,7 +133,7 @@ def fit(
       prior: the learned prior.
       entries: a matrix without empty rows or columns, NumPy arrays.
       by: the standardisation, one of `scaling.SCALINGS`.
-      with_rows: whether a Gaussian over the rows is fitted too, where it suits the matrix.
+      with_rows: whether models of the rows are fitted too, where they suit the matrix.
       seed: of the choice of held-out cells.
       progress: told of each stage as it begins.
       allowed: the candidates that may have a weight.
@@ -141,14 +151,25 @@ def fit(
     with_rows = with_rows and any(name in allowed for name in OF_ROWS)
     whole, *fitted = _fit_all(prior, standardised[0], standardised[1:], with_rows)
     found = _predict_held_out(entries, parts, held, scales[1:], fitted, by) if checked else None
+    size = len(whole.columns.v)
     if found is None:
-        start = held_out.start_weights(allowed), held_out.START_INFLATION
-        nothing = held_out.no_check(entries.shape[1])
-        none = np.zeros(0)
-        return Fit(by, scales[0], whole, *start, nothing, None, none.astype(int), none, none)
+        weights, grown = held_out.start_weights(allowed), held_out.START_INFLATION
+        nothing, none = held_out.no_check(entries.shape[1]), np.zeros(0)
+        every = _padded(weights, {}, size)
+        return Fit(by, scales[0], whole, every, grown, nothing, None, none.astype(int), none, none)
     of_simple = found.values["bias"], found.values["mean"]
-    checked = _check(entries, found, allowed)
+    checked = _check(entries, found, allowed, size)
     return Fit(by, scales[0], whole, *checked, found.numbers, *of_simple)
+
+
+def _padded(
+    weights: dict[str, float], by_column: dict[str, np.ndarray], size: int
+) -> dict[str, np.ndarray]:
+    """Those of each column [M], where there are such, and those of all for what remains; [M']."""
+    return {
+        name: np.append(by_column.get(name, []), np.full(size - len(by_column.get(name, [])), x))
+        for name, x in weights.items()
+    }
 
 
 def _scalings(prior: LearnedPrior, matrices: list[Entries], by: str) -> list[Scaling]:
@@ -196,35 +217,45 @@ def _predict_each(
     fitted: Fitted, scale: Scaling, rows: np.ndarray, columns: np.ndarray
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Values by each candidate and deviations, see `_Predictions`, at cells ``(rows, columns)``."""
-    factors_alone, standardised = fitted.columns._replace(gaussian=None), {}
+    factors_alone, standardised = fitted.columns._replace(row_models=None), {}
     for name in OF_FACTORS:
         one = candidates.cells({name: 1.0}, fitted.rows, factors_alone)
         standardised[name] = np.einsum("pk,pk->p", one.u[rows], one.v[columns])
     variances = [np.einsum("pk,pk->p", one.p[rows], one.r[columns]) + one.noise[columns]]
     if fitted.completed is not None:
-        values, near, variance = (part[rows, columns] for part in fitted.completed)
-        standardised |= {"gaussian": values, "neighbors": near}
-        variances.append(variance)
+        for name in OF_ROWS:
+            standardised[name] = getattr(fitted.completed, name)[rows, columns]
+        variances.append(fitted.completed.variances[rows, columns])
     centers, scales = scale.centers[columns], scale.scales[columns]
     deviations = scales * np.sqrt(np.broadcast_to(variances, (2, len(rows))))
     return {name: centers + scales * value for name, value in standardised.items()}, deviations
 
 
 def _check(
-    entries: Entries, found: _Predictions, allowed: Collection[str]
-) -> tuple[dict[str, float], float, Check, HeldOut]:
-    """The weights, by what error bars must grow, and what else held-out cells say."""
+    entries: Entries, found: _Predictions, allowed: Collection[str], size: int
+) -> tuple[dict[str, np.ndarray], float, Check, HeldOut]:
+    """The weights, by what error bars must grow, and what else held-out cells say.
+
+    Weights are of each column for a narrow table, the same for all columns of others; [size] each.
+    """
     columns = np.asarray(entries.columns)[found.numbers]
     values = np.asarray(entries.values, np.float64)[found.numbers]
     # Errors count in units of each column's spread, so that no column drowns the others.
     every = scaling.fit_scaling(entries, "columns").scales
     units = every[columns]
     in_units = {name: value / units for name, value in found.values.items()}
-    weights = held_out.weigh(in_units, values / units, allowed)
-    predicted = np.column_stack(list(found.values.values())) @ np.array(list(weights.values()))
-    share = candidates.rows_share(weights)
+    of_all, by_column = held_out.weigh(in_units, values / units, allowed), {}
+    if any(of_all.get(name) for name in OF_ROWS):
+        by_column = held_out.weigh_columns(
+            in_units, values / units, columns, entries.shape[1], of_all
+        )
+    weights = _padded(of_all, by_column, size)
+    # [H, A]
+    each = np.column_stack([weights[name][columns] for name in found.values])
+    predicted = (each * np.column_stack(list(found.values.values()))).sum(axis=1)
+    share = np.broadcast_to(candidates.rows_share(weights), size)[columns]
     bounded = np.minimum(found.deviations / units, held_out.MOST_ERROR) ** 2
-    bars = units * np.sqrt(np.array([1 - share, share]) @ bounded)
+    bars = units * np.sqrt((1 - share) * bounded[0] + share * bounded[1])
     inflation, coverage = held_out.inflation(np.abs(values - predicted) / bars)
     cells = HeldOut(columns, values, predicted, bars)
     check = held_out.check(cells, found.values["bias"], found.values["mean"], coverage, every)
@@ -264,7 +295,8 @@ def _fit_all(
         means = _means(matrices[n], len(columns.counts))
         one = Fitted(adapted, config.encoder.effects, posterior.fit(rows, columns, started), means)
         if with_rows and row_gaussian.suits(rows.counts[: whole.shape[0]], whole.shape[1]):
-            one = _with_gaussian(one, matrices[n], before.gaussian if before else None)
+            num_trees = _TREES if before else _TREES_OF_PARTS
+            one = _with_rows(one, matrices[n], num_trees, before.row_models if before else None)
         fitted.append(one)
     return [fitted[-1], *fitted[:-1]]
 
@@ -274,14 +306,21 @@ def _means(entries: Entries, padded: int) -> np.ndarray:
     return np.bincount(entries.columns, entries.values, padded) / np.maximum(counts, 1)
 
 
-def _with_gaussian(fitted: Fitted, entries: Entries, start: RowGaussian | None) -> Fitted:
+def _with_rows(fitted: Fitted, entries: Entries, num_trees: int, start: RowModels | None) -> Fitted:
+    values, observed = dense(entries)
+    models = row_models.fit(values, observed, num_trees, start)
+    # Beside the rows one without cells, for whatever is empty.
+    more = ((0, 1), (0, 0))
+    completed = row_models.complete(models, np.pad(values, more), np.pad(observed, more))
+    return fitted._replace(row_models=models, completed=completed)
+
+
+def dense(entries: Entries) -> tuple[np.ndarray, np.ndarray]:
+    """Values [N, M] float64, zero where there are none, and which are observed."""
     values, observed = np.zeros(entries.shape), np.zeros(entries.shape, bool)
     values[entries.rows, entries.columns] = entries.values
     observed[entries.rows, entries.columns] = True
-    prior = posterior.of_rows(fitted.posterior, entries.shape[1])
-    gaussian = row_gaussian.fit(values, observed, prior, start)
-    completed = row_gaussian.complete(gaussian, values, observed)
-    return fitted._replace(gaussian=gaussian, completed=completed)
+    return values, observed
 
 
 def _unstack(batch, count: int) -> list:

@@ -9,15 +9,20 @@ from metamf_jax.imputation import (
     candidates,
     fitting,
     posterior,
-    row_gaussian,
     row_index,
+    row_models,
     row_solver,
     sampled,
     scaling,
     zero_shot,
 )
 from metamf_jax.imputation.candidates import RowHalf, RowState
-from metamf_jax.imputation.completion import Completion, of_rows, predict_each_row
+from metamf_jax.imputation.completion import (
+    Completion,
+    of_rows,
+    predict_each_row,
+    with_draws,
+)
 from metamf_jax.imputation.places import require_valid
 from metamf_jax.imputation.posterior import Side
 from metamf_jax.imputation.row_solver import Rows
@@ -46,20 +51,49 @@ def fold_in_rows(
     Returns:
       float64 [N', M], twice.
     """
-    if completion.sampled is not None:
-        return sampled.fold_in_rows(completion.sampled, values, observed)
-    if not completion.transposed:
-        return _over_fitted_columns(completion, values, observed)
-    assert completion.fitted_rows is not None
+    if completion.fitted_rows is None:
+        return _further_rows(completion, values, observed)
     numbers = row_index.find(completion.fitted_rows, values, observed)
     known = numbers >= 0
     found, errors = np.empty(values.shape), np.empty(values.shape)
     found[known], errors[known] = predict_each_row(completion, numbers[known])
     if not known.all():
-        used = observed[~known] & (completion.places.rows < len(completion.cells.u) - 1)
-        others = _over_fitted_rows(completion, values[~known].T, used.T)
-        found[~known], errors[~known] = (part.T for part in others)
+        others = _further_rows(completion, values[~known], observed[~known])
+        found[~known], errors[~known] = others
     return found, errors
+
+
+def _further_rows(completion: Completion, values: np.ndarray, observed: np.ndarray):
+    """Values and errors of rows that were not fitted, where it matters."""
+    if completion.transposed:
+        used = observed & (completion.places.rows < len(completion.cells.u) - 1)
+        found, errors = (x.T for x in _over_fitted_rows(completion, values.T, used.T))
+    else:
+        found, errors = _over_fitted_columns(completion, values, observed)
+    if completion.sampled is None:
+        return found, errors
+    by_draws = sampled.fold_in_rows(completion.sampled, values, observed)
+    return with_draws(completion, (found, errors), by_draws)
+
+
+def bounds_of_rows(completion: Completion, values: np.ndarray, observed: np.ndarray) -> Bounds:
+    """What the values of `fold_in_rows` are clipped to; [M], or [N', 1] where rows have bounds.
+
+    Of a matrix that is not answered by draws.
+    """
+    if not completion.transposed:
+        return Bounds(*(bound[completion.places.columns] for bound in completion.bounds))
+    assert completion.fitted_rows is not None
+    numbers = row_index.find(completion.fitted_rows, values, observed)
+    used = observed & (completion.places.rows < len(completion.cells.u) - 1)
+    _, own = _units_of_columns(completion, _entries(values.T, used.T))
+    # Rows here are the columns of what was fitted.
+    fitted = completion.places.columns[np.maximum(numbers, 0)]
+    low, high = (
+        np.where(numbers >= 0, bound[fitted], other)[:, None]
+        for bound, other in zip(completion.bounds, own, strict=True)
+    )
+    return Bounds(low, high)
 
 
 def fold_in_columns(
@@ -67,8 +101,8 @@ def fold_in_columns(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Values and standard errors of every cell of further columns over the fitted rows.
 
-    Answered by the posterior alone, since the learned prior of a column is not a function of its
-    own cells. Error bars are those of the fitted columns by the same factor.
+    Of the candidates the posterior alone answers, since the learned prior of a column is not a
+    function of its own cells. Error bars are those of the fitted columns by the same factor.
 
     Args:
       completion: of the fitted matrix.
@@ -86,13 +120,15 @@ def fold_in_columns(
             f"expected values and a mask of {completion.shape[0]} rows, got shapes {values.shape} "
             f"and {observed.shape}"
         )
-    if completion.sampled is not None:
-        _entries(values, observed)
-        return sampled.fold_in_columns(completion.sampled, values, observed)
+    _entries(values, observed)
     if completion.transposed:
-        found, errors = _over_fitted_columns(completion, values.T, observed.T)
-        return found.T, errors.T
-    return _over_fitted_rows(completion, values, observed)
+        found, errors = (x.T for x in _over_fitted_columns(completion, values.T, observed.T))
+    else:
+        found, errors = _over_fitted_rows(completion, values, observed)
+    if completion.sampled is None:
+        return found, errors
+    by_draws = sampled.fold_in_columns(completion.sampled, values, observed)
+    return with_draws(completion, (found, errors), by_draws)
 
 
 def impute(
@@ -135,10 +171,10 @@ def _fold_block(completion: Completion, values, observed) -> RowHalf:
         )
         found = jax.tree.map(np.asarray, _solve_rows(completion.prior.config, *state, dense))
     completed = None
-    if columns.gaussian is not None:
+    if columns.row_models is not None:
         # Of the first columns, those that had cells.
         part = slice(len(values)), slice(places.occupied[1])
-        completed = row_gaussian.complete(columns.gaussian, standardised[part], seen[part])
+        completed = row_models.complete(columns.row_models, standardised[part], seen[part])
     effects, u, side = found
     rows = RowState(effects, u, side, completed)
     u, p = candidates.row_half(completion.weights, rows, columns)

@@ -156,17 +156,6 @@ def row_problem(posterior: Posterior, num_rows: int) -> Problem:
     )
 
 
-def of_rows(posterior: Posterior, num_columns: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [M] and covariance [M, M] of a further row's cells in the first M columns; float64."""
-    columns = posterior.columns
-    v, spread = (np.asarray(part[:num_columns], np.float64) for part in columns[:2])
-    prior = 1 / np.asarray(posterior.rows.precision, np.float64)
-    # The last factor of a row is one: its mean is the column's effect.
-    free, prior = v[:, :-1], prior[:-1]
-    own = posterior.noise[:num_columns] + spread[:, :-1] @ prior + spread[:, -1]
-    return np.asarray(posterior.mean + v[:, -1]), (free * prior) @ free.T + np.diag(own)
-
-
 def _columns_from(posterior: Posterior, solved: Solution) -> Side:
     _, column_free = _free(solved.mean.shape[1])
     return Side(solved.mean, solved.variance * column_free, posterior.columns.precision)

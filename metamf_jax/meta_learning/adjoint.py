@@ -118,7 +118,8 @@ def _sweep_to_optimum(observations, prior):
 
 
 def _dot(a, b):
-    return jnp.vdot(a.u, b.u) + jnp.vdot(a.v, b.v)
+    exact = jax.lax.Precision.HIGHEST
+    return jnp.vdot(a.u, b.u, precision=exact) + jnp.vdot(a.v, b.v, precision=exact)
 
 
 def _axpy(scale, x, y):

@@ -98,7 +98,9 @@ def _prune(path: pathlib.Path) -> None:
             stat = entry.stat()
         except FileNotFoundError:  # Another process was faster.
             continue
-        entries.append((stat.st_mtime, stat.st_size, entry))
+        # On a GPU XLA keeps a folder of its own among them.
+        if entry.is_file():
+            entries.append((stat.st_mtime, stat.st_size, entry))
     excess = sum(size for _, size, _ in entries) - MOST_BYTES
     for _, size, entry in sorted(entries):
         if excess <= 0:

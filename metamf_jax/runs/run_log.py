@@ -164,8 +164,15 @@ class RunLog:
         """
         kept = [line for line in read_metrics(self.workdir) if line["step"] <= step]
         write_text(self._metrics, "".join(json.dumps(line) + "\n" for line in kept))
-        self._events = _Events(self.workdir, step + 1)
+        self._events = self._open_events(step + 1)
         self._started = self._opened - (kept[-1]["seconds"] if kept else 0.0)
+
+    def _open_events(self, first_step: int) -> _Events | None:
+        try:
+            return _Events(self.workdir, first_step)
+        except ModuleNotFoundError as error:
+            self.print(f"{error}: no events for TensorBoard; metrics.jsonl holds the same numbers")
+            return None
 
     def start_progress(self, total: int, first: int, unit: str) -> None:
         """Shows a bar on a terminal; elsewhere only the lines of `metrics`."""

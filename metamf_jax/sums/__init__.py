@@ -342,13 +342,13 @@ def _run(name: str, *arguments: Array, fallback: Callable[..., Any] | None = Non
     arguments = tuple(map(jnp.asarray, arguments))
     fallback = functools.partial(fallback or getattr(xla, name), **static)
     backend = _backend.value
-    if backend == "auto":
-        of_kernels = {np.dtype(np.int32), np.dtype(np.float32)}
-        if ffi.is_available() and all(a.dtype in of_kernels for a in arguments):
-            compiled = functools.partial(_numba(name), **static)
-            return jax.lax.platform_dependent(*arguments, cpu=compiled, default=fallback)
     if backend == "numba":
         return _numba(name)(*arguments, **static)
+    of_kernels = {np.dtype(np.int32), np.dtype(np.float32)}
+    # Beside an accelerator Numba is not even imported: its kernels would be compiled for nothing.
+    if kernels_run_here() and all(a.dtype in of_kernels for a in arguments):
+        compiled = functools.partial(_numba(name), **static)
+        return jax.lax.platform_dependent(*arguments, cpu=compiled, default=fallback)
     return fallback(*arguments)
 
 

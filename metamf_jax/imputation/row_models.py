@@ -1,0 +1,154 @@
+"""Four models of the rows of a narrow table, fitted to a table and applied to its rows or others.
+
+A Gaussian over the columns (`row_gaussian`), of their values and of their normal scores
+(`normal_scores`); and each corrected by what is not Gaussian in it: the errors that it makes at
+observed cells, each predicted from the others of its row, are regressed on these by trees
+(`forest`). Before, a cell's column and all that was imputed in its row are predicted anew without
+it, as they are where it is missing.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from metamf_jax.imputation import forest, normal_scores, row_gaussian
+from metamf_jax.imputation.forest import Forest
+from metamf_jax.imputation.normal_scores import Marginals
+from metamf_jax.imputation.row_gaussian import Conditioned, RowGaussian
+
+# Rows that trees are grown on, and numbers of their `row_gaussian.gains`: 128 MB.
+_MOST_ROWS, _MOST_GAINS = 8192, 2**25
+# Numbers that the trees of all columns together are grown on, and fewest trees.
+_MOST_WORK, _FEWEST_TREES = 4e7, 5
+
+
+class Corrected(NamedTuple):
+    """A Gaussian, and the trees that predict its errors."""
+
+    gaussian: RowGaussian
+    trees: Forest
+
+
+class RowModels(NamedTuple):
+    """What rows are completed with.
+
+    Attributes:
+      values: of the values.
+      marginals: by which they are scored.
+      scores: of the scores.
+    """
+
+    values: Corrected
+    marginals: Marginals
+    scores: Corrected
+
+
+class Completed(NamedTuple):
+    """Completed rows by each model, each [N, M]; observed cells have their values, variance zero.
+
+    Attributes:
+      gaussian: by the Gaussian of the values.
+      gaussian_trees: with trees.
+      scores: by the Gaussian of the normal scores.
+      scores_trees: with trees.
+      variances: of the Gaussian of the values.
+    """
+
+    gaussian: np.ndarray
+    gaussian_trees: np.ndarray
+    scores: np.ndarray
+    scores_trees: np.ndarray
+    variances: np.ndarray
+
+
+def fit(
+    values: np.ndarray, observed: np.ndarray, num_trees: int, start: RowModels | None = None
+) -> RowModels:
+    """Fits all to a table.
+
+    Args:
+      values: [N, M], standardised; whatever the missing cells hold.
+      observed: [N, M] bool, at least one a column.
+      num_trees: of a column; fewer for large tables.
+      start: of much the same table, to start from.
+    """
+    marginals = normal_scores.fit(values, observed)
+    gaussian = row_gaussian.fit(values, observed, start.values.gaussian if start else None)
+    of_scores = start.scores.gaussian if start else _correlations(gaussian)
+    scores = normal_scores.to_scores(marginals, values)
+    of_scores = row_gaussian.fit(scores, observed, of_scores)
+    return RowModels(
+        Corrected(gaussian, _grow(gaussian, values, observed, num_trees)),
+        marginals,
+        Corrected(of_scores, _grow(of_scores, scores, observed, num_trees)),
+    )
+
+
+def complete(models: RowModels, values: np.ndarray, observed: np.ndarray) -> Completed:
+    """Completes rows, fitted or others, each from its own observed cells.
+
+    Args:
+      models: of the table.
+      values: [N, M], whatever the missing cells hold.
+      observed: [N, M] bool.
+    """
+    values = np.where(observed, values, 0).astype(np.float64)
+    rows, with_trees = _apply(models.values, values, observed)
+    scores = normal_scores.to_scores(models.marginals, values)
+    by_scores = _apply(models.scores, scores, observed)
+    back = values.copy(), values.copy()
+    for m, gaps in _gaps(observed):
+        variances = by_scores[0].variances[gaps, m]
+        means = by_scores[0].values[gaps, m], by_scores[1][gaps, m]
+        for found, mean in zip(back, means, strict=True):
+            found[gaps, m] = normal_scores.from_scores(models.marginals, m, mean, variances)
+    return Completed(rows.values, with_trees, *back, rows.variances)
+
+
+def _apply(
+    model: Corrected, values: np.ndarray, observed: np.ndarray
+) -> tuple[Conditioned, np.ndarray]:
+    """Rows by the Gaussian, and their values with the trees' corrections."""
+    rows = row_gaussian.condition(model.gaussian, values, observed)
+    with_trees = rows.values.copy()
+    for m, gaps in _gaps(observed):
+        with_trees[gaps, m] += forest.predict(model.trees, m, rows.values[gaps])
+    return rows, with_trees
+
+
+def _gaps(observed: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Each column with missing cells, and the rows where these are."""
+    for m, seen in enumerate(observed.T):
+        gaps = np.flatnonzero(~seen)
+        if len(gaps):
+            yield m, gaps
+
+
+def _grow(
+    gaussian: RowGaussian, values: np.ndarray, observed: np.ndarray, num_trees: int
+) -> Forest:
+    """The trees of a Gaussian's errors at observed cells."""
+    num_rows, num_columns = values.shape
+    most = min(_MOST_ROWS, _MOST_GAINS // num_columns**2)
+    if num_rows > most:
+        chosen = np.sort(np.random.default_rng(0).permutation(num_rows)[:most])
+        values, observed = values[chosen], observed[chosen]
+    rows = row_gaussian.condition(gaussian, np.where(observed, values, 0), observed)
+    gains = row_gaussian.gains(gaussian, observed)
+
+    def samples(m):
+        seen = observed[:, m]
+        errors = rows.errors[seen, m]
+        without = rows.values[seen] - gains[seen, :, m] * errors[:, None]
+        without[:, m] -= errors
+        return without, errors
+
+    work = values.size * num_columns
+    fewer = max(_FEWEST_TREES, int(_MOST_WORK / work))
+    return forest.grow(samples, num_columns, min(num_trees, fewer))
+
+
+def _correlations(gaussian: RowGaussian) -> RowGaussian:
+    scale = np.sqrt(np.diag(gaussian.covariance))
+    return RowGaussian(np.zeros(len(scale)), gaussian.covariance / np.outer(scale, scale))

@@ -1,0 +1,78 @@
+"""Further rows, columns and cells of a completed matrix, which become part of it.
+
+Where draws answer too, their chains go on from their last states over the grown matrix, in the unit
+that was fitted, with the share and the error bars that the held-out check gave them; and candidates
+are found anew, in closed form. Otherwise, and where the matrix grew by more than half, all is.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from metamf_jax.imputation import pipeline, sampled
+from metamf_jax.imputation.candidates import CANDIDATES
+from metamf_jax.imputation.completion import Completion
+from metamf_jax.imputation.places import require_valid
+from metamf_jax.types import Entries
+
+# As many cells as before, times this, are taken by chains that go on.
+_MOST_GROWTH = 1.5
+
+
+def update(
+    completed: Completion,
+    entries: Entries,
+    *,
+    standardize: str | None = None,
+    missing: str = "at_random",
+    seed: int = 0,
+) -> Completion:
+    """The completed matrix with further cells; rows and columns keep their numbers.
+
+    Args:
+      completed: the matrix [N, M].
+      entries: cells, new or given anew, in a shape (N', M') no smaller; perhaps none.
+      standardize, missing, seed: as for `pipeline.complete`, where the matrix is completed anew.
+
+    Raises:
+      ValueError: a smaller shape, or cells that `pipeline.complete` would refuse.
+    """
+    merged = merge(completed.entries, entries)
+    few = len(merged.rows) <= _MOST_GROWTH * len(completed.entries.rows)
+    if completed.sampled is None or not few:
+        return pipeline.complete(
+            completed.prior, merged, standardize=standardize, missing=missing, seed=seed
+        )
+    again = pipeline.complete(
+        completed.prior, merged, standardize="matrix", allowed=tuple(CANDIDATES), seed=seed
+    )
+    drawn = sampled.go_on(completed.sampled, merged)
+    return dataclasses.replace(
+        again,
+        sampled=drawn,
+        draws_share=completed.draws_share,
+        fitted_rows=drawn.fitted_rows,
+    )
+
+
+def merge(entries: Entries, further: Entries) -> Entries:
+    """The cells of both, in the shape of the latter; what it gives anew replaces what was there.
+
+    Raises:
+      ValueError: a smaller shape, or `further` has a cell twice, outside or not finite.
+    """
+    if min(np.subtract(further.shape, entries.shape)) < 0:
+        raise ValueError(
+            f"expected further cells of a matrix of {entries.shape} at least, got the shape "
+            f"{further.shape}"
+        )
+    if len(further.rows):
+        require_valid(further)
+    rows, columns, values = (
+        np.concatenate([np.asarray(getattr(each, name)) for each in (entries, further)])
+        for name in ("rows", "columns", "values")
+    )
+    cells = rows.astype(np.int64) * further.shape[1] + columns
+    _, last = np.unique(cells[::-1], return_index=True)
+    kept = np.sort(len(cells) - 1 - last)
+    return Entries(rows[kept], columns[kept], values[kept], further.shape)
