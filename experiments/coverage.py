@@ -8,7 +8,7 @@ it does so far more rarely.
     python -m experiments.coverage --preset=paper --workdir=runs/coverage    # half an hour
 
 ``y = 1 + x - z + noise``, x normal and z related to it: normal, lognormal, or of two values. Cells
-go missing completely at random (``mcar``, 30% of each column), or, those of y and z, by x (``mar``).
+go missing completely at random (``mcar``, 30% of each column) or, of y and z, by x (``mar``).
 ``summary.json`` holds the shares, mean estimates and fractions of missing information.
 """
 
