@@ -10,6 +10,7 @@ import scipy.sparse
 
 from metamf_jax.imputation import completion, fit_file, fold_in, pipeline, update
 from metamf_jax.imputation import quantiles as of_quantiles
+from metamf_jax.imputation.completion import Completion
 from metamf_jax.imputation.fit_file import NamedCompletion
 from metamf_jax.imputation.prior import load_prior
 from metamf_jax.imputation.scaling import STANDARDIZATIONS
@@ -17,6 +18,7 @@ from metamf_jax.types import Entries
 
 try:
     from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
+    from sklearn.impute import MissingIndicator
     from sklearn.utils import check_random_state
     from sklearn.utils.validation import check_is_fitted, validate_data
 except ImportError as error:
@@ -28,6 +30,19 @@ except ImportError as error:
 # A dense answer of more cells would fill the memory: 10^8 take 0.8 GB.
 _MOST_CELLS = 10**8
 _DENSE = "{method} of a sparse matrix would be dense: use transform or {method}(rows, columns)"
+
+
+def _require_few_cells(shape: tuple[int, int]) -> None:
+    if shape[0] * shape[1] > _MOST_CELLS:
+        raise ValueError(
+            f"the completed matrix {shape[0]} x {shape[1]} would have more than {_MOST_CELLS} "
+            "cells; ask for those that you need: predict(rows, columns)"
+        )
+
+
+def _is_none(value: Any) -> bool:
+    """Whether it is None or `pandas.NA`, which is not imported for that."""
+    return value is None or type(value).__name__ == "NAType"
 
 
 class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
@@ -60,14 +75,20 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         (`metamf_jax.imputation.row_gaussian.missing_by_value`). It is off by default because
         observed cells cannot tell the two apart for sure: of 24 tables whose cells were missing by
         other columns it made 11 worse and 2 better (``experiments/RESULTS.md``).
-      missing_values: what stands for a missing value in dense input, NaN or a number. In sparse
-        input the entries that are not stored are missing.
+      missing_values: what stands for a missing value in dense input: NaN, a number, None or
+        ``pandas.NA``. In sparse input the entries that are not stored are missing.
+      add_indicator: whether `transform` appends a column of zeros and ones for each column that had
+        missing cells in `fit`, as `sklearn.impute.MissingIndicator` has them.
+      keep_empty_features: whether `transform` keeps columns without any cell in `fit`, by what the
+        others say of them; else they are left out.
+      copy: whether `transform` leaves a dense array as it is; else it may fill that in.
       random_state: seed of the held-out check on observed cells, which weights the candidates
         and scales the error bars; an integer, None (0), or a ``numpy.random.RandomState``.
 
     Attributes:
       completion_: the fitted `metamf_jax.imputation.completion.Completion`.
       check_: what was found on held-out cells, a `metamf_jax.imputation.held_out.Check`.
+      indicator_: a `sklearn.impute.MissingIndicator`, or None.
       n_features_in_, feature_names_in_: as everywhere in scikit-learn.
     """
 
@@ -77,14 +98,20 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         weights: str | os.PathLike = "general",
         standardize: str = "auto",
         missing: str = "at_random",
-        missing_values: float = np.nan,
+        missing_values: Any = np.nan,
         random_state: Any = None,
+        add_indicator: bool = False,
+        keep_empty_features: bool = False,
+        copy: bool = True,
     ):
         self.weights = weights
         self.standardize = standardize
         self.missing = missing
         self.missing_values = missing_values
         self.random_state = random_state
+        self.add_indicator = add_indicator
+        self.keep_empty_features = keep_empty_features
+        self.copy = copy
 
     def fit(self, X: Any, y: Any = None) -> "MetaMFImputer":
         """Completes the matrix X.
@@ -107,13 +134,7 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
                 f"missing must be {' or '.join(pipeline.MISSING)}, got {self.missing!r}"
             )
         prior = load_prior(self.weights)
-        self.completion_ = pipeline.complete(
-            prior,
-            self._entries(X),
-            **self._options(),
-        )
-        self.check_ = self.completion_.check
-        return self
+        return self._take(pipeline.complete(prior, self._entries(X), **self._options()))
 
     def partial_fit(self, X: Any, y: Any = None) -> "MetaMFImputer":
         """Appends the rows of X to the fitted matrix, as its rows N, N + 1 and so on; see `update`.
@@ -167,8 +188,18 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         return self
 
     def _update(self, entries: Entries) -> "MetaMFImputer":
-        self.completion_ = update.update(self.completion_, entries, **self._options())
-        self.check_ = self.completion_.check
+        return self._take(update.update(self.completion_, entries, **self._options()))
+
+    def _take(self, completed: Completion) -> "MetaMFImputer":
+        """What is fitted."""
+        self.completion_, self.check_ = completed, completed.check
+        self.indicator_ = None
+        if self.add_indicator:
+            entries = completed.entries
+            _require_few_cells(entries.shape)
+            shown = np.full(entries.shape, np.nan)
+            shown[entries.rows, entries.columns] = 0
+            self.indicator_ = MissingIndicator(error_on_new=False).fit(shown)
         return self
 
     def transform(self, X: Any, return_std: bool = False) -> Any:
@@ -182,14 +213,35 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             lies within 1.645 of them in nine of ten cases.
 
         Returns:
-          The completed matrix [N', M], of X's floating dtype; or (matrix, standard errors).
+          The completed matrix [N', M], of X's floating dtype, less empty columns and with those of
+          the indicator; or (matrix, standard errors [N', M] less empty columns).
         """
-        values, observed = self._checked(X)
+        values, observed = self._checked(X, self.copy)
         fitted, errors = fold_in.fold_in_rows(self.completion_, values, observed)
-        completed = np.where(observed, values, fitted).astype(values.dtype)
+        np.copyto(values, fitted, where=~observed, casting="same_kind")
+        completed = values if self._kept.all() else values[:, self._kept]
+        if self.indicator_ is not None:
+            shown = self.indicator_.transform(np.where(observed, 0, np.nan))
+            completed = np.hstack([completed, shown.astype(values.dtype)])
         if return_std:
-            return completed, np.where(observed, 0, errors).astype(values.dtype)
+            return completed, np.where(observed, 0, errors).astype(values.dtype)[:, self._kept]
         return completed
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Names of the columns that `transform` gives."""
+        check_is_fitted(self)
+        every = np.asarray(super().get_feature_names_out(input_features), object)
+        if self.indicator_ is None:
+            return every[self._kept]
+        return np.append(every[self._kept], self.indicator_.get_feature_names_out(every))
+
+    @property
+    def _kept(self) -> np.ndarray:
+        """Which columns `transform` gives; bool [M]."""
+        entries = self.completion_.entries
+        kept = np.full(entries.shape[1], self.keep_empty_features)
+        kept[entries.columns] = True
+        return kept
 
     def predict(self, rows: Any, columns: Any = None, return_std: bool = False) -> Any:
         """Values at cells of the fitted matrix, observed or not, and of unknown rows and columns.
@@ -276,6 +328,8 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         options = self.get_params() | {"weights": os.fspath(self.weights)}
+        if _is_none(self.missing_values):
+            options["missing_values"] = None
         if self.random_state is not None:
             if not isinstance(self.random_state, numbers.Integral):
                 raise ValueError(
@@ -295,7 +349,7 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         """
         held = fit_file.load(path)
         imputer = cls(**held.options)
-        imputer.completion_, imputer.check_ = held.completion, held.completion.check
+        imputer._take(held.completion)
         imputer.n_features_in_ = held.completion.shape[1]
         if held.column_ids is not None and held.column_ids.dtype == object:
             vars(imputer)["feature_names_in_"] = held.column_ids
@@ -323,9 +377,14 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             return int(self.random_state)
         return int(check_random_state(self.random_state).randint(2**31))
 
-    def _validated(self, X: Any, reset: bool) -> Any:
+    def _validated(self, X: Any, reset: bool, copy: bool = False) -> Any:
         """An array with NaN at the missing cells, or a scipy.sparse matrix."""
-        missing_nan = isinstance(self.missing_values, float) and np.isnan(self.missing_values)
+        none = _is_none(self.missing_values)
+        if none and isinstance(X, np.ndarray) and X.dtype.kind == "O":
+            shown = [[_is_none(x) for x in row] for row in X]
+            X = X.copy()
+            X[np.array(shown, bool).reshape(X.shape)] = np.nan
+        number = not none and not np.isnan(self.missing_values)
         X = validate_data(
             self,
             X,
@@ -333,8 +392,9 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             accept_sparse=("csr", "csc", "coo"),
             dtype=(np.float64, np.float32),
             ensure_all_finite="allow-nan",
+            copy=copy,
         )
-        if scipy.sparse.issparse(X) or missing_nan:
+        if scipy.sparse.issparse(X) or not number:
             return X
         return np.where(np.equal(X, self.missing_values), np.nan, X).astype(X.dtype)
 
@@ -364,19 +424,15 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         rows, columns = np.nonzero(~np.isnan(X))
         return Entries(rows.astype(np.int32), columns.astype(np.int32), X[rows, columns], X.shape)
 
-    def _checked(self, X) -> tuple[np.ndarray, np.ndarray]:
-        """Values [N', M] and which of them are observed."""
+    def _checked(self, X, copy: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Values [N', M], of a copy of X or not, and which of them are observed."""
         check_is_fitted(self)
         if isinstance(X, Entries):
             X = scipy.sparse.coo_array(
                 (np.asarray(X.values), (np.asarray(X.rows), np.asarray(X.columns))), shape=X.shape
             )
-        X = self._validated(X, reset=False)
-        if X.shape[0] * X.shape[1] > _MOST_CELLS:
-            raise ValueError(
-                f"the completed matrix {X.shape[0]} x {X.shape[1]} would have more than "
-                f"{_MOST_CELLS} cells; ask for those that you need: predict(rows, columns)"
-            )
+        X = self._validated(X, False, copy)
+        _require_few_cells(X.shape)
         if not scipy.sparse.issparse(X):
             return X, ~np.isnan(X)
         listed = scipy.sparse.coo_array(X)
