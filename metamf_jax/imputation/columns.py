@@ -152,6 +152,12 @@ def is_missing(array: pa.Array) -> np.ndarray:
     return np.asarray(array.is_null(nan_is_null=True))
 
 
+def has_levels(array: pa.Array) -> bool:
+    """Whether the cells are no numbers: text, categories, or times."""
+    type_ = array.type
+    return _is_text(type_) or pa.types.is_dictionary(type_) or pa.types.is_temporal(type_)
+
+
 def require_known(types: Mapping[str, str] | None, names: list[str]) -> Mapping[str, str]:
     """The declared types, of columns that are there.
 

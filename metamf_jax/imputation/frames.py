@@ -19,6 +19,12 @@ def is_frame(table: Any) -> bool:
     return isinstance(table, pa.Table) or _library(table) in ("pandas", "polars")
 
 
+def has_levels(frame: Any) -> bool:
+    """Whether a column of it is no column of numbers: text, categories, or times."""
+    _names(frame)
+    return any(columns.has_levels(array) for array in _arrays(frame))
+
+
 def describe(frame: Any, types: Mapping[str, str] | None = None) -> tuple[Column, ...]:
     """Finds out what the columns of a frame are.
 
@@ -90,6 +96,27 @@ def decode(frame: Any, described: Sequence[Column], values: np.ndarray) -> Any:
         column = pl.Series(name, pl.from_arrow(array))
         series.append(column if dtype == pl.Null else column.cast(dtype))
     return pl.DataFrame(series)
+
+
+def select(frame: Any, kept: np.ndarray) -> Any:
+    """The columns of a frame that are kept; bool [M]."""
+    if _library(frame) == "pandas":
+        return frame.loc[:, kept]
+    return frame.select([name for name, keep in zip(_names(frame), kept, strict=True) if keep])
+
+
+def append(frame: Any, names: Sequence[str], values: np.ndarray) -> Any:
+    """The frame with further columns of numbers [N, K] behind its own."""
+    if isinstance(frame, pa.Table):
+        for name, column in zip(names, values.T, strict=True):
+            frame = frame.append_column(name, pa.array(column))
+        return frame
+    further = dict(zip(names, values.T, strict=True))
+    if _library(frame) == "pandas":
+        return frame.assign(**further)
+    import polars as pl
+
+    return frame.with_columns(pl.Series(name, column) for name, column in further.items())
 
 
 def _library(table: Any) -> str:

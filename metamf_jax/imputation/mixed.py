@@ -178,6 +178,11 @@ def answer(mixed: Mixed, values: np.ndarray, quantiles: Sequence[float] = ()) ->
     return Answers(found, errors, chances, _quantiles(mixed, drawn, found, quantiles))
 
 
+def is_empty(margin: Margin) -> bool:
+    """Whether a column had no cell."""
+    return isinstance(margin, Constant) and np.isnan(margin.value)
+
+
 @dataclasses.dataclass
 class _Sums:
     """Over draws, of the missing cells of one column.
