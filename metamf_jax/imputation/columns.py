@@ -10,7 +10,7 @@ A number stays what it is; a level becomes its place among the column's levels, 
 missing, NaN, or a level that was not there when the column was described, becomes NaN.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -191,6 +191,17 @@ def of_matrix(
     )
     found = [encode(column, array) for column, array in zip(columns, arrays, strict=True)]
     return np.column_stack(found), columns
+
+
+def to_matrix(described: Sequence[Column], values: np.ndarray) -> np.ndarray:
+    """Numbers of a matrix [N, M] whose places of levels become these again; see `of_matrix`."""
+    found = values.copy()
+    for m, column in enumerate(described):
+        if column.levels is not None:
+            levels = np.asarray(column.levels, np.float64)
+            rows = np.flatnonzero(~np.isnan(values[:, m]))
+            found[rows, m] = levels[values[rows, m].astype(int)]
+    return found
 
 
 def _describe_numbers(name: str, array: pa.Array, type_: str | None) -> Column:

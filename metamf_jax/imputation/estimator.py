@@ -391,12 +391,13 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         """Completes X several times, for multiple imputation (Rubin 1987).
 
         Missing cells are drawn from the posterior predictive distribution of one joint model
-        (`metamf_jax.posterior`): each time another draw of factors, effects and noise. Where a
-        large sparse matrix of one unit was fitted (``completion_.sampled`` is not None), rows are
-        completed by its draws, within the range of the observed values. Otherwise the model is
-        fitted to the cells of X alone, each column in its own unit (each row, where `fit` found
-        that rows have units), and the imputations are not those of `transform` with noise: that
-        weights other models too.
+        (`metamf_jax.posterior`): each time another draw of parameters and noise. Where a large
+        sparse matrix of one unit was fitted (``completion_.sampled`` is not None), rows are
+        completed by its draws, within the range of the observed values; so are frames of typed
+        columns by theirs. Otherwise a model is fitted to the cells of X alone, of the columns of a
+        narrow table or of the factors of any other matrix (`fold_in.impute`), and the imputations
+        are not those of `transform` with noise: that weights other models too. Estimates on each
+        are pooled by `metamf_jax.pool`.
 
         Args:
           X: as for `transform`.
