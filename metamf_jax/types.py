@@ -7,6 +7,8 @@ batch. Any of these types may carry leading batch axes on every array.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -83,9 +85,40 @@ class Table(NamedTuple):
       row_ids: [N] strings or integers; row ``n`` of ``entries`` is ``row_ids[n]`` in the file.
       column_ids: [M] likewise.
       times: [E] int64 seconds, or None where the source has none.
+      entry_features: [E] each, by name: float64, NaN where blank, or strings (object).
     """
 
     entries: Entries
     row_ids: np.ndarray
     column_ids: np.ndarray
     times: np.ndarray | None = None
+    entry_features: Mapping[str, np.ndarray] = MappingProxyType({})
+
+
+class FeatureColumn(NamedTuple):
+    """A column of a table of features.
+
+    Attributes:
+      name: as in the header.
+      kind: "number", "category" or "labels".
+      values: [N] float64, NaN where a number is missing; or strings (object), "" where there is
+        none, several labels separated by ``|``.
+    """
+
+    name: str
+    kind: str
+    values: np.ndarray
+
+
+class FeatureTable(NamedTuple):
+    """What a user tells of the rows, or of the columns, of a matrix.
+
+    Attributes:
+      path: of the file.
+      ids: [N] strings or integers, of the rows told of.
+      columns: of the table, at least one.
+    """
+
+    path: str
+    ids: np.ndarray
+    columns: tuple[FeatureColumn, ...]

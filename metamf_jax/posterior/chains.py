@@ -12,15 +12,22 @@ positive sequence. They are of quantities that do not change when the factors ar
 import concurrent.futures
 import dataclasses
 from collections.abc import Callable, Generator
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
 import threadpoolctl
 
-from metamf_jax.posterior import gibbs
-from metamf_jax.posterior.gibbs import Data, GibbsConfig, State
+from metamf_jax.posterior import gibbs, langevin
+from metamf_jax.posterior.entry_effects import Effects
+from metamf_jax.posterior.gibbs import GibbsConfig, State
 from metamf_jax.posterior.hyperprior import Hyperprior
+from metamf_jax.posterior.langevin import LangevinConfig, Turn
+
+# A matrix as `gibbs` or `langevin` prepares it; which of them it is the configuration tells.
+Data: TypeAlias = Any
+
+_NOTHING = np.zeros((0, 0), np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +78,8 @@ class Draws(NamedTuple):
       row_shares, column_shares: [S, N] and [S, M] float32, of the noise's precision.
       alpha: [S], the precision of the noise.
       row_prior, column_prior: `Hyperprior` with a leading axis S, for rows that are folded in.
+      thresholds: [S, L - 1] between the levels of an ordinal likelihood; [S, 0] of a Gaussian.
+      effects: of the entries, with a leading axis S.
     """
 
     rows: np.ndarray
@@ -80,12 +89,15 @@ class Draws(NamedTuple):
     alpha: np.ndarray
     row_prior: Hyperprior
     column_prior: Hyperprior
+    thresholds: np.ndarray = _NOTHING
+    effects: Effects = Effects(_NOTHING, _NOTHING)
 
 
 def init(data: Data, config: GibbsConfig, chains: ChainsConfig) -> list[State]:
     """The states of all chains before the first sweep."""
+    kernel: Any = langevin if isinstance(config, LangevinConfig) else gibbs
     return [
-        gibbs.init(jax.random.fold_in(_key(chains, c), 0), data, config)
+        kernel.init(jax.random.fold_in(_key(chains, c), 0), data, config)
         for c in range(chains.num_chains)
     ]
 
@@ -97,10 +109,12 @@ def sweeps(
 
     def advance(chain: int) -> State:
         key = jax.random.fold_in(_key(chains, chain), sweep)
+        if isinstance(config, LangevinConfig):
+            return langevin.sweep(key, states[chain], data, config, Turn(chain, sweep))
         return gibbs.sweep(key, states[chain], data, config)
 
     # Programs with collectives must start in one order on all devices.
-    alone = data.rows.rows.mesh.size > 1
+    alone = data.mesh.size > 1
     # Threads of BLAS gain nothing on such small matrices, and lose much beside each other.
     with (
         concurrent.futures.ThreadPoolExecutor(1 if alone else chains.num_chains) as pool,
@@ -124,7 +138,7 @@ def run(
     """Runs all chains from their start, and keeps their draws.
 
     Args:
-      data: from `gibbs.prepare`.
+      data: from the kernel's `prepare`.
       config: the model.
       chains: how long.
       on_sweep: called after each sweep.
@@ -152,6 +166,8 @@ def stack(states: list[State]) -> Draws:
         held.alpha,
         held.rows.prior,
         held.columns.prior,
+        held.thresholds,
+        held.effects,
     )
 
 
