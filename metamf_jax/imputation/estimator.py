@@ -7,6 +7,10 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
+from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
+from sklearn.impute import MissingIndicator
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from metamf_jax.imputation import (
     completion,
@@ -24,17 +28,6 @@ from metamf_jax.imputation.fit_file import NamedCompletion
 from metamf_jax.imputation.prior import load_prior
 from metamf_jax.imputation.scaling import STANDARDIZATIONS
 from metamf_jax.types import Entries
-
-try:
-    from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
-    from sklearn.impute import MissingIndicator
-    from sklearn.utils import check_random_state
-    from sklearn.utils.validation import check_is_fitted, validate_data
-except ImportError as error:
-    raise ImportError(
-        "MetaMFImputer needs scikit-learn: pip install 'metamf_jax[baselines]'. The command "
-        "`metamf impute` and metamf_jax.imputation.pipeline do without it"
-    ) from error
 
 # A dense answer of more cells would fill the memory: 10^8 take 0.8 GB.
 _MOST_CELLS = 10**8
