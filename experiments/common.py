@@ -82,6 +82,12 @@ def needed(flag: flags.FlagHolder[str | None]) -> str:
     return flag.value
 
 
+def asked_to_end() -> bool:
+    """Whether SIGTERM asked any of the processes to end, so that all shall; all must call."""
+    _Termination.agreed = processes.any_process(_Termination.asked)
+    return _Termination.agreed
+
+
 @contextlib.contextmanager
 def until_checkpoint() -> Iterator[Callable[[], None]]:
     """A body that SIGTERM ends only right after a checkpoint; a second SIGTERM ends it at once.
@@ -91,8 +97,7 @@ def until_checkpoint() -> Iterator[Callable[[], None]]:
     """
 
     def leave_if_asked() -> None:
-        _Termination.agreed = processes.any_process(_Termination.asked)
-        if _Termination.agreed:
+        if asked_to_end():
             raise SystemExit(TERMINATED)
 
     _Termination.waits = True

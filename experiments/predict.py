@@ -6,8 +6,8 @@
 
 The answer has a line for each cell: row, column, value, and in ``known`` whether row and column
 stood in the training table: ``both``, only the ``row``, only the ``column``, or ``neither``. What
-is not known is answered by the mean of the known ones. Factors may also be a LIBMF model in text;
-``--libmf_output`` writes one.
+is not known is answered by the mean of the known ones, or as draws expect it. Factors may also be
+a LIBMF model in text; ``--libmf_output`` writes one.
 
 Of the draws that ``--solver=gibbs`` left the value is the mean over draws; ``--std`` and
 ``--quantiles`` tell where the cell's value may lie, noise and all. ``--top_by=upper`` ranks columns
@@ -16,6 +16,12 @@ known well comes first; it is then a column of the answer.
 
     python -m experiments.predict --factors=runs/gibbs --pairs=cells.csv --std \
         --quantiles=0.05,0.95 --output=values.csv
+
+Draws also answer for rows and columns that came later: by their ratings of (or by) known ones, and
+by their lines in the tables of features that the factorization had.
+
+    python -m experiments.predict --factors=runs/gibbs --fold_in=new_ratings.csv \
+        --row_features=users.csv --top=10 --rows=new_users.txt --output=best.csv
 """
 
 import csv
@@ -25,17 +31,23 @@ import pathlib
 from typing import NamedTuple
 
 import numpy as np
+import scipy.sparse
 from absl import flags
 
 from experiments import common, shared_flags
 from metamf_jax.data import libmf_text, tables
 from metamf_jax.data.tables import write as write_tables
+from metamf_jax.data.tables.features import read_features
 from metamf_jax.factorization import prediction
 from metamf_jax.factorization.factor_file import load_factors
-from metamf_jax.posterior import draws_file, predictive
+from metamf_jax.posterior import draws_file, fold_in, predictive
+from metamf_jax.posterior.chains import Draws
 from metamf_jax.posterior.draws_file import NamedDraws
+from metamf_jax.posterior.fold_in import FurtherRows
+from metamf_jax.posterior.given import of_further_rows
+from metamf_jax.posterior.predictive import Scale
 from metamf_jax.runs.files import write_text
-from metamf_jax.types import Factors
+from metamf_jax.types import Factors, FeatureTable, Table
 
 _OUTPUT = shared_flags.output()
 _PAIRS = shared_flags.pairs()
@@ -64,6 +76,13 @@ _STD = flags.DEFINE_bool(
 _QUANTILES = flags.DEFINE_list(
     "quantiles", [], "Of draws: probabilities, each a column such as `q0.05`, of a cell's value."
 )
+_FOLD_IN = flags.DEFINE_string(
+    "fold_in",
+    None,
+    "Of draws: table of ratings of new rows, or of new columns by known rows, to answer by them.",
+)
+_ROW_FEATURES = shared_flags.row_features()
+_COLUMN_FEATURES = shared_flags.column_features()
 _LIBMF_OUTPUT = flags.DEFINE_string(
     "libmf_output", None, "File to write the factors to, as a model for LIBMF's mf-predict."
 )
@@ -77,12 +96,46 @@ _LIBMF_NUMBERS = flags.DEFINE_enum(
 
 # Of row and column, -1 for unknown.
 _KNOWN = np.array(["both", "row", "column", "neither"], object)
+_NO_FEATURES = (
+    "the draws were made without --{0}, so that they tell nothing of these features; leave it out,"
+    " or factorize with it"
+)
 
 
 class NamedFactors(NamedTuple):
     """Factors ``u`` [N, K] and ``v`` [M, K], with row ids [N] and column ids [M]."""
 
     factors: Factors
+    row_ids: np.ndarray
+    column_ids: np.ndarray
+
+
+class Told(NamedTuple):
+    """What is told of rows and columns that stand in no draw.
+
+    Attributes:
+      row_features, column_features: tables of the features that the factorization had.
+      ratings: of new rows, or of new columns by known rows.
+    """
+
+    row_features: FeatureTable | None = None
+    column_features: FeatureTable | None = None
+    ratings: Table | None = None
+
+
+class FoldedDraws(NamedTuple):
+    """Draws that answer for new rows and columns, too.
+
+    Attributes:
+      draws: of the known ones.
+      further: rows and columns after them; the last of each is one of which nothing is told.
+      scale: of the values.
+      row_ids, column_ids: of the known ones, and then of the new ones of which something is told.
+    """
+
+    draws: Draws
+    further: tuple[FurtherRows, FurtherRows]
+    scale: Scale
     row_ids: np.ndarray
     column_ids: np.ndarray
 
@@ -122,14 +175,88 @@ def read_model(path: str | os.PathLike) -> NamedFactors | NamedDraws:
     return NamedFactors(*load_factors(path))
 
 
+def fold(named: NamedDraws, told: Told) -> FoldedDraws:
+    """Draws the factors of new rows and columns, given each draw of the known ones.
+
+    Raises:
+      ValueError: a table that fits the draws not, or ratings that tell of nobody new.
+    """
+    ids = named.row_ids, named.column_ids
+    nowhere = np.zeros((2, 0), int)
+    names, places, values = [np.zeros(0, object)] * 2, nowhere, np.zeros(0)
+    if told.ratings is not None:
+        entries, names = told.ratings.entries, [told.ratings.row_ids, told.ratings.column_ids]
+        places = np.stack([np.asarray(entries.rows), np.asarray(entries.columns)])
+        values = (np.asarray(entries.values, float) - named.scale.center) / named.scale.unit
+    at = [tables.positions(name, known) for name, known in zip(names, ids, strict=True)]
+    known = np.stack([of_side[place] for of_side, place in zip(at, places, strict=True)])
+    used = (known >= 0).sum(axis=0) == 1
+    if told.ratings is not None:
+        print(f"{used.sum()} of {len(values)} ratings are of a new row or column, and fold it in")
+        if not used.any():
+            raise ValueError(
+                "--fold_in has no rating of a new row by known columns, nor of a new column by"
+                " known rows; what is known on both sides, or on none, needs a new factorization"
+            )
+    further, all_ids = [], []
+    for side, table in enumerate((told.row_features, told.column_features)):
+        mine = used & (known[side] < 0)
+        new = names[side][np.unique(places[side][mine])]
+        if table is not None:
+            new = _joined(new, table.ids[tables.positions(table.ids, ids[side]) < 0])
+        numbers = tables.positions(names[side], new)[places[side][mine]]
+        rated = scipy.sparse.csr_array(
+            (values[mine], (numbers, known[1 - side][mine])),
+            shape=(len(new) + 1, len(ids[1 - side])),
+        )
+        recipe = named.recipes[side]
+        of_table = np.zeros((len(new) + 1, len(recipe.given.centers)), np.float32)
+        if table is not None:
+            lines = tables.positions(new, table.ids)
+            of_table[:-1] = of_further_rows(recipe.given, table, lines)
+        further.append(fold_in.further_rows(named.draws, side, recipe, of_table, rated))
+        all_ids.append(_joined(ids[side], new))
+    return FoldedDraws(named.draws, (further[0], further[1]), named.scale, *all_ids)
+
+
+def _joined(ids: np.ndarray, more: np.ndarray) -> np.ndarray:
+    """Of two lists of ids those of the first, and those of the second that it lacks."""
+    more = more[tables.positions(more, ids) < 0]
+    if not len(more):
+        return ids
+    if not len(ids):
+        return more
+    if ids.dtype == more.dtype == np.int64:
+        return np.append(ids, more)
+    joined = np.empty(len(ids) + len(more), object)
+    joined[:] = [*map(str, ids.tolist()), *map(str, more.tolist())]
+    return joined
+
+
+def _num_known(model: NamedFactors | FoldedDraws) -> tuple[int, int]:
+    """Rows and columns of the training table."""
+    if isinstance(model, NamedFactors):
+        return len(model.row_ids), len(model.column_ids)
+    return model.draws.rows.shape[1], model.draws.columns.shape[1]
+
+
+def _known(model: NamedFactors | FoldedDraws, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """In words, which of each cell's row and column stood in the training table."""
+    num_rows, num_columns = _num_known(model)
+    new_rows = (rows < 0) | (rows >= num_rows)
+    return _KNOWN[((columns < 0) | (columns >= num_columns)) + 2 * new_rows]
+
+
 def _answers(
-    model: NamedFactors | NamedDraws, rows: np.ndarray, columns: np.ndarray, details: Details
+    model: NamedFactors | FoldedDraws, rows: np.ndarray, columns: np.ndarray, details: Details
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Values [P] of cells, -1 for what is unknown, and further columns [P] by name."""
     if isinstance(model, NamedFactors):
         return prediction.predict(prediction.with_unknown(model.factors), rows, columns), {}
     probabilities = tuple(map(float, details.quantiles))
-    found = predictive.predict_unknown(model.draws, model.scale, rows, columns, probabilities)
+    found = predictive.predict_further(
+        model.draws, model.further, model.scale, rows, columns, probabilities
+    )
     extra = {"std": found.std} if details.std else {}
     extra |= {f"q{p}": q for p, q in zip(details.quantiles, found.quantiles, strict=True)}
     return found.mean.astype("f"), {name: x.astype("f") for name, x in extra.items()}
@@ -137,7 +264,7 @@ def _answers(
 
 def write_pairs(
     path: str,
-    model: NamedFactors | NamedDraws,
+    model: NamedFactors | FoldedDraws,
     asked_rows: np.ndarray,
     asked_columns: np.ndarray,
     details: Details,
@@ -154,7 +281,7 @@ def write_pairs(
     rows = tables.positions(asked_rows, model.row_ids)
     columns = tables.positions(asked_columns, model.column_ids)
     values, extra = _answers(model, rows, columns, details)
-    known = _KNOWN[(columns < 0) + 2 * (rows < 0)]
+    known = _known(model, rows, columns)
     write_tables.write_pairs(
         path, asked_rows, asked_columns, values, extra={**extra, "known": known}
     )
@@ -166,7 +293,7 @@ def write_pairs(
 
 
 def _top_columns(
-    model: NamedFactors | NamedDraws,
+    model: NamedFactors | FoldedDraws,
     numbers: np.ndarray,
     count: int,
     left_out: tuple[np.ndarray, np.ndarray],
@@ -178,14 +305,15 @@ def _top_columns(
         u = prediction.with_unknown(model.factors).u[numbers]
         factors = Factors(u, model.factors.v)
         return prediction.top_columns(factors, everyone, count, left_out)
-    rows = predictive.with_unknown(model.draws).rows[:, numbers]
-    draws = model.draws._replace(rows=rows)
+    draws = predictive.with_further(model.draws, model.further, drawn=upper)
+    # The last column is the one of which nothing is told.
+    draws = draws._replace(rows=draws.rows[:, numbers], columns=draws.columns[:, :-1])
     return predictive.top_columns(draws, model.scale, everyone, count, left_out, upper)
 
 
 def write_top(
     path: str,
-    model: NamedFactors | NamedDraws,
+    model: NamedFactors | FoldedDraws,
     count: int,
     asked_rows: np.ndarray | None,
     excluded: tuple[np.ndarray, np.ndarray] | None,
@@ -213,11 +341,11 @@ def write_top(
     kept = np.isfinite(values)
     rows, columns = np.nonzero(kept)[0], columns[kept]
     values, extra = values[kept], {}
-    if isinstance(model, NamedDraws):
+    if isinstance(model, FoldedDraws):
         upper = {"upper": values} if details.upper else {}
         values, extra = _answers(model, numbers[rows], columns, details)
         extra |= upper
-    known = _KNOWN[2 * (numbers[rows] < 0)]
+    known = _known(model, numbers[rows], columns)
     write_tables.write_pairs(
         path, asked[rows], model.column_ids[columns], values, extra={**extra, "known": known}
     )
@@ -255,16 +383,20 @@ def main() -> None:
     output = common.needed(_OUTPUT) if _LIBMF_OUTPUT.value is None else ""
     details = _details()
     model = read_model(source)
-    if isinstance(model, NamedFactors) and details != Details():
+    told = [flag.name for flag in (_FOLD_IN, _ROW_FEATURES, _COLUMN_FEATURES) if flag.value]
+    if isinstance(model, NamedFactors) and (details != Details() or told):
         raise ValueError(
-            f"{source} holds factors, which tell no spread: --std, --quantiles and --top_by=upper"
-            " need the draws of --solver=gibbs"
+            f"{source} holds factors, which tell no spread and of no new rows: --std, --quantiles,"
+            " --top_by=upper, --fold_in and tables of features need the draws of --solver=gibbs"
         )
     if _LIBMF_OUTPUT.value is not None:
         if isinstance(model, NamedDraws):
             raise ValueError(f"{source} holds draws, but a LIBMF model is one pair of factors")
         write_libmf(_LIBMF_OUTPUT.value, *model, _LIBMF_NUMBERS.value)
-    elif _PAIRS.value is not None:
+        return
+    if isinstance(model, NamedDraws):
+        model = fold(model, _told(model))
+    if _PAIRS.value is not None:
         write_pairs(output, model, *tables.read_pairs(_PAIRS.value), details)
     elif _TOP.value is not None:
         write_top(
@@ -275,6 +407,23 @@ def main() -> None:
             tables.read_pairs(_EXCLUDE.value) if _EXCLUDE.value else None,
             details,
         )
+
+
+def _told(named: NamedDraws) -> Told:
+    """The tables that the flags name.
+
+    Raises:
+      ValueError: one cannot be read, or is of features that the factorization had not.
+    """
+    if _ROW_FEATURES.value and not named.recipes[0].given.codings:
+        raise ValueError(_NO_FEATURES.format(_ROW_FEATURES.name))
+    if _COLUMN_FEATURES.value and not named.recipes[1].given.codings:
+        raise ValueError(_NO_FEATURES.format(_COLUMN_FEATURES.name))
+    return Told(
+        read_features(_ROW_FEATURES.value, "row") if _ROW_FEATURES.value else None,
+        read_features(_COLUMN_FEATURES.value, "column") if _COLUMN_FEATURES.value else None,
+        tables.read_table(_FOLD_IN.value) if _FOLD_IN.value else None,
+    )
 
 
 def _details() -> Details:

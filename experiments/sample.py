@@ -1,4 +1,4 @@
-"""Samples the posterior of one large matrix: the run of ``experiments.factorize --solver=gibbs``.
+"""Samples the posterior of one large matrix, for ``experiments.factorize --solver=gibbs|dsgld``.
 
 The chains' states, the sum of the draws' answers for the test cells and the traces by which mixing
 is judged are a checkpoint; kept draws are files of their own in ``WORKDIR/draws`` until the end,
@@ -17,15 +17,24 @@ import numpy as np
 
 from experiments import common, splits
 from metamf_jax import processes
-from metamf_jax.data import sources
-from metamf_jax.posterior import chains, draws_file, fit, gibbs, predictive
+from metamf_jax.data import sources, tables
+from metamf_jax.data.tables.features import read_features
+from metamf_jax.factorization import step_size
+from metamf_jax.factorization.dsgd import DsgdConfig
+from metamf_jax.posterior import chains, draws_file, fit, gibbs, langevin, predictive
 from metamf_jax.posterior.chains import ChainsConfig
+from metamf_jax.posterior.fold_in import Recipe
 from metamf_jax.posterior.gibbs import GibbsConfig, State
+from metamf_jax.posterior.given import GivenFeatures, given_features, none_given
+from metamf_jax.posterior.langevin import LangevinConfig
 from metamf_jax.posterior.predictive import Scale
 from metamf_jax.runs import resources
 from metamf_jax.runs.checkpoint import Checkpointer
 from metamf_jax.runs.run_log import RunLog, open_run_log
 from metamf_jax.types import Entries
+
+# What a solver sets where neither preset nor flag does: an epoch goes a part of a sweep's way.
+SOLVERS = {"gibbs": {}, "dsgld": {"burn_in": 120, "thin": 3, "blocks": 8}}
 
 # What a preset sets where no flag does.
 PRESETS = {
@@ -45,7 +54,8 @@ _FEWEST_DRAWS_OF_A_CHAIN = 4
 class Config:
     """One posterior; the names are those of the flags.
 
-    `pattern_features` is None for a number that is chosen from the number of entries.
+    `pattern_features` is None for a number that is chosen from the number of entries; `blocks` and
+    `step_size` are read by ``dsgld`` alone.
     """
 
     dataset: str = "synthetic"
@@ -57,23 +67,42 @@ class Config:
     rank: int = 32
     draws: int = 100
     burn_in: int = 30
+    thin: int = 1
     chains: int = 2
     pattern_features: int | None = None
+    row_features: str | None = None
+    column_features: str | None = None
     row_noise: float = 2.0
     column_noise: float = 3.0
+    step_size: str = "constant:1"
+    blocks: int = 1
     evaluate_every: int = 1
     backend: str = "auto"
     seed: int = 0
 
     @property
     def model(self) -> GibbsConfig:
-        """What is sampled."""
-        return GibbsConfig(self.rank, self.row_noise, self.column_noise)
+        """What is sampled, and by which steps.
+
+        Raises:
+          ValueError: a number out of range, or a rule for the steps that the sampler has not.
+        """
+        shared = self.rank, self.row_noise, self.column_noise
+        if self.solver == "gibbs":
+            return GibbsConfig(*shared)
+        rule = step_size.parse(self.step_size)
+        if rule.name not in ("constant", "decay"):
+            raise ValueError(
+                f"--solver={self.solver} takes --step_size=constant:E or decay:E:POWER, got"
+                f" {self.step_size!r}"
+            )
+        power = rule.power if rule.name == "decay" else 0.0
+        return LangevinConfig(*shared, step=rule.value, decay=power)
 
     @property
     def lengths(self) -> ChainsConfig:
         """For how long."""
-        return ChainsConfig(self.chains, self.burn_in, self.draws, seed=self.seed)
+        return ChainsConfig(self.chains, self.burn_in, self.draws, self.thin, self.seed)
 
 
 class _Matrix(NamedTuple):
@@ -84,12 +113,14 @@ class _Matrix(NamedTuple):
       scale: of the values.
       test: held-out entries, as they are.
       ids: names of rows and columns.
+      given: features of both, from the user's tables.
     """
 
     train: Entries
     scale: Scale
     test: Entries
     ids: tuple[np.ndarray, np.ndarray]
+    given: tuple[GivenFeatures, GivenFeatures]
 
 
 class _Traces(NamedTuple):
@@ -127,7 +158,8 @@ class _Job(NamedTuple):
 
     config: Config
     matrix: _Matrix
-    data: gibbs.Data
+    data: chains.Data
+    recipes: tuple[Recipe, Recipe]
     log: RunLog
 
     @property
@@ -165,17 +197,50 @@ def _read_matrix(config: Config, data_dir: str | None) -> _Matrix:
         raise ValueError(f"{config.dataset} leaves no entries to sample from; hold out fewer")
     scale = fit.scale_of(entries.values)
     listed = fit.standardised(entries, scale)
-    return _Matrix(listed, scale, test, (train.row_ids, train.column_ids))
+    given = (
+        _given(config.row_features, "row", train.row_ids),
+        _given(config.column_features, "column", train.column_ids),
+    )
+    return _Matrix(listed, scale, test, (train.row_ids, train.column_ids), given)
 
 
-def _prepare(config: Config, matrix: _Matrix, num_devices: int, log: RunLog) -> gibbs.Data:
-    """Deals out the matrix, with the features of its pattern."""
+def _prepare(
+    config: Config, matrix: _Matrix, num_devices: int, log: RunLog
+) -> tuple[chains.Data, tuple[Recipe, Recipe]]:
+    """Deals out the matrix, with its features; and how those of further rows are computed."""
     count, entries = config.pattern_features, matrix.train
     if count is None:
         count = fit.num_pattern_vectors(entries)
         log.print(f"{count} singular vectors of the pattern of {len(entries.values)} entries")
     features = fit.features_of(entries, count, config.seed)
-    return fit.prepare(entries, config.model, features, num_devices, config.backend)
+    recipes = (
+        Recipe(features[0], matrix.given[0], config.row_noise),
+        Recipe(features[1], matrix.given[1], config.column_noise),
+    )
+    model, (of_sides, groups) = config.model, fit.joined(features, matrix.given)
+    if isinstance(model, LangevinConfig):
+        cut = DsgdConfig(
+            num_blocks=config.blocks,
+            num_devices=num_devices,
+            backend=config.backend,
+            seed=config.seed,
+        )
+        return langevin.prepare(entries, of_sides, groups, model, cut), recipes
+    return gibbs.prepare(entries, of_sides, groups, model, num_devices, config.backend), recipes
+
+
+def _given(path: str | None, side: str, ids: np.ndarray) -> GivenFeatures:
+    """What the user's table tells of the rows (or columns) with these ids."""
+    if path is None:
+        return none_given(len(ids))
+    table = read_features(path, side)
+    lines = tables.positions(ids, table.ids)
+    found, told = given_features(table, lines), int((lines >= 0).sum())
+    print(
+        f"{found.features.shape[1]} features of {path} for {told} of {len(ids)} {side}s; the others"
+        f" are taken for average, {len(table.ids) - told} lines are of further {side}s"
+    )
+    return found
 
 
 def _require_room(config: Config, shape: tuple[int, int], workdir: pathlib.Path) -> None:
@@ -226,7 +291,7 @@ def _answers(job: _Job, state: State) -> np.ndarray:
 def _kept(job: _Job, progress: _Progress) -> _Progress:
     """Writes the draws of a sweep, and adds them to what is told of all."""
     config = job.config
-    at = progress.sweep - config.burn_in - 1
+    at = (progress.sweep - config.burn_in) // config.thin - 1
     total, traces = progress.total, _Traces(*(x.copy() for x in progress.traces))
     for chain, state in enumerate(progress.states):
         total = total + _answers(job, state)
@@ -276,7 +341,7 @@ def _rmse(job: _Job, total: np.ndarray, count: int) -> float | None:
 def _metrics(job: _Job, progress: _Progress, seconds: list[float]) -> dict[str, float]:
     """A line of ``metrics.jsonl``; `seconds` are those of the sweeps since the last."""
     config, states = job.config, progress.states
-    num_draws = max(0, progress.sweep - config.burn_in) * config.chains
+    num_draws = max(0, progress.sweep - config.burn_in) // config.thin * config.chains
     of_sweep = sum(_answers(job, state) for state in states)
     errors = {
         "test_rmse": _rmse(job, progress.total, num_draws),
@@ -308,7 +373,7 @@ def _gathered(job: _Job) -> draws_file.NamedDraws:
         named = draws_file.load_draws(job.result)
     else:
         draws = draws_file.gather([job.path(n) for n in range(job.config.draws)])
-        named = draws_file.NamedDraws(draws, job.matrix.scale, *job.matrix.ids)
+        named = draws_file.NamedDraws(draws, job.matrix.scale, *job.matrix.ids, job.recipes)
         draws_file.save_draws(job.result, named)
     shutil.rmtree(job.log.workdir / "draws", ignore_errors=True)
     return named
@@ -365,7 +430,7 @@ def run(
     if processes.is_first():
         _require_room(config, matrix.train.shape, pathlib.Path(workdir))
     log = open_run_log(workdir, "factorize", config)
-    job = _Job(config, matrix, _prepare(config, matrix, num_devices or 1, log), log)
+    job = _Job(config, matrix, *_prepare(config, matrix, num_devices or 1, log), log)
     checkpointer = Checkpointer(workdir, log.print)
     progress = _start(job)
     restored = checkpointer.restore(progress)

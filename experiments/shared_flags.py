@@ -97,12 +97,30 @@ def rounds() -> flags.FlagHolder[int]:
 
 
 @functools.cache
-def regularization() -> flags.FlagHolder[float | None]:
+def regularization() -> flags.FlagHolder[str | None]:
     """Of the binaries that factorize one matrix."""
-    return flags.DEFINE_float("regularization", None, "Strength of the penalty.")
+    told = "Strength of the penalty, or `auto`: chosen by the error on held-out training entries."
+    return flags.DEFINE_string("regularization", None, told)
 
 
 @functools.cache
 def biases() -> flags.FlagHolder[bool | None]:
     """Of the binaries that factorize one matrix."""
     return flags.DEFINE_bool("biases", None, "Whether rows and columns have biases.")
+
+
+@functools.cache
+def row_features() -> flags.FlagHolder[str | None]:
+    """Of the binaries that sample, or answer from draws."""
+    told = (
+        "gibbs: table (CSV, TSV, Parquet) with a header and a line for each row's id: numbers,"
+        " categories, labels between `|`. What a column holds may end its name: `zip:category`."
+        " To predict: the same, with lines of new rows."
+    )
+    return flags.DEFINE_string("row_features", None, told)
+
+
+@functools.cache
+def column_features() -> flags.FlagHolder[str | None]:
+    """Of the binaries that sample, or answer from draws."""
+    return flags.DEFINE_string("column_features", None, "The same of columns, such as films.")

@@ -6,10 +6,11 @@ an epoch's time limits how small a matrix is worth sharing out.
 
     python -m experiments.solver_comparison --dataset=ml100k --data_dir=DIR --workdir=runs/solvers
 
-The workdir receives ``plots/solvers.png``, ``workers.png``, ``ranks.png``, ``losses.png`` and
-``scaling.png``, and their numbers in ``epochs.csv``, a line for each epoch of each run. A run that
-was cut short goes on with the next curve. On a CPU the workers are virtual devices of one process;
-the figures say how many cores they shared.
+The workdir receives ``plots/solvers.png``, ``workers.png``, ``ranks.png``, ``losses.png``,
+``scaling.png`` and ``posterior.png`` (samplers beside solvers), and their numbers in
+``epochs.csv``, a line for each epoch of each run. A run that was cut short goes on with the next
+curve. On a CPU the workers are virtual devices of one process; the figures say how many cores they
+shared.
 
 Gemulla, Nijkamp, Haas, Sismanis: Large-scale matrix factorization with distributed stochastic
 gradient descent, KDD 2011.
@@ -22,6 +23,7 @@ import json
 import math
 import os
 import pathlib
+import time
 from typing import Any
 
 import numpy as np
@@ -32,15 +34,18 @@ from metamf_jax import parallel, plotting
 from metamf_jax.data import sources
 from metamf_jax.factorization import objective as objectives
 from metamf_jax.factorization import prediction, solver, solvers, step_size
+from metamf_jax.factorization.dsgd import DsgdConfig
 from metamf_jax.factorization.objective import Objective
 from metamf_jax.factorization.sgd import SgdConfig
 from metamf_jax.factorization.solvers import SOLVERS, SolverConfig
 from metamf_jax.plotting import Panel
+from metamf_jax.posterior import chains, gibbs, langevin, predictive
+from metamf_jax.posterior import fit as fit_posterior
 from metamf_jax.runs.files import write_text
 from metamf_jax.runs.run_log import RunLog
 from metamf_jax.types import Entries, Table
 
-FIGURES = ("solvers", "workers", "ranks", "losses", "scaling")
+FIGURES = ("solvers", "workers", "ranks", "losses", "scaling", "posterior")
 
 _DATASET = shared_flags.dataset()
 _FIGURES = shared_flags.figures()
@@ -62,6 +67,9 @@ _TITLES = {name: kind.title for name, kind in SOLVERS.items()}
 _FIELDS = ("curve", "epoch", "seconds", "objective", "test_rmse", "step_size")
 # Epochs whose time tells how long one takes; the first compiles, and comes before.
 _TIMED_EPOCHS = 5
+# Samplers, how many sweeps they run for each epoch of the solvers, and the blocks of Langevin
+# dynamics.
+_SAMPLERS, _LANGEVIN_BLOCKS = {"gibbs": ("Gibbs", 2), "dsgld": ("Langevin (DSGLD)", 6)}, 8
 # An objective of so many times its start is not drawn among the losses.
 _MOST_DRAWN = 3.0
 
@@ -199,6 +207,45 @@ def fit(
     return lines
 
 
+def sample_posterior(
+    curve: Curve, train: Entries, test: Entries, config: Config
+) -> list[dict[str, float | None]]:
+    """Runs one chain of a sampler, which knows the entries alone; a line for each sweep.
+
+    The error is that of the mean over the later half of the draws so far. ``seconds`` are as in
+    `fit`.
+    """
+    scale, features = fit_posterior.scale_of(train.values), fit_posterior.features_of(train, 0)
+    entries = fit_posterior.standardised(train, scale)
+    rows, columns = features
+    of_sides = (rows.features, columns.features), (rows.groups, columns.groups)
+    if curve.solver == "gibbs":
+        model = gibbs.GibbsConfig(curve.rank)
+        data = gibbs.prepare(entries, *of_sides, model)
+    else:
+        model = langevin.LangevinConfig(curve.rank)
+        cut = DsgdConfig(num_blocks=_LANGEVIN_BLOCKS, seed=config.seed)
+        data = langevin.prepare(entries, *of_sides, model, cut)
+    lengths = chains.ChainsConfig(1, 0, curve.epochs, seed=config.seed)
+    start = chains.init(data, model, lengths)
+    next(chains.sweeps(start, data, model, lengths))
+    sums, lines, seconds = [np.zeros(len(test.values))], [], 0.0
+    left = chains.sweeps(start, data, model, lengths)
+    for epoch in range(1, curve.epochs + 1):
+        begin = time.perf_counter()
+        _, (state,) = next(left)
+        seconds += time.perf_counter() - begin
+        factors = state.rows.factors, state.columns.factors
+        found = np.asarray(predictive.fitted(*factors, test.rows, test.columns), np.float64)
+        values = np.clip(scale.center + scale.unit * found, scale.low, scale.high)
+        sums.append(sums[-1] + values)
+        mean = (sums[-1] - sums[epoch // 2]) / (epoch - epoch // 2)
+        error = float(np.sqrt(np.mean((mean - test.values) ** 2)))
+        line = {"epoch": epoch, "seconds": seconds, "test_rmse": error}
+        lines.append({**line, "objective": None, "step_size": None})
+    return lines
+
+
 class Runs:
     """Runs curves once, and keeps their lines in ``WORKDIR/curves`` for a run that goes on."""
 
@@ -223,11 +270,16 @@ class Runs:
         if curve.name not in self.lines:
             path = self._folder / f"{curve.name}.json"
             if not path.exists():
-                lines = fit(curve, self._rule(curve), self._train, self._test, config)
+                if solver_name in _SAMPLERS:
+                    lines = sample_posterior(curve, self._train, self._test, config)
+                    reached = ""
+                else:
+                    lines = fit(curve, self._rule(curve), self._train, self._test, config)
+                    reached = f"objective {lines[-1]['objective']:.6g} "
                 write_text(path, json.dumps(lines) + "\n")
                 end = lines[-1]
                 self._log.print(
-                    f"{curve.name}: objective {end['objective']:.6g} after {curve.epochs} epochs"
+                    f"{curve.name}: {reached}after {curve.epochs} epochs"
                     f" and {end['seconds']:.3f} s, RMSE {end['test_rmse']:.4f} on the test entries"
                 )
             self.lines[curve.name] = json.loads(path.read_text(encoding="utf-8"))
@@ -368,12 +420,31 @@ def _scaling(runs, config, num_entries):
     return panels, {"overhead_ms": overheads, "together_ms": together, "one_worker_ms": alone}
 
 
+def _posterior(runs, config, num_entries):
+    """Samplers beside solvers, from the first epoch or sweep on."""
+    del num_entries
+    curves = {_TITLES[name]: runs(name, 1) for name in ("sgd", "als") if name in _TITLES}
+    most = max(config.workers)
+    curves[f"{_TITLES['dsgd']}, {_workers_named(most)}"] = runs("dsgd", most)
+    for name, (title, sweeps) in _SAMPLERS.items():
+        curves[title] = runs(name, 1, epochs=sweeps * config.epochs)
+    after = {title: lines[1:] for title, lines in curves.items()}
+    panels = [
+        dataclasses.replace(_errors(after, x, label), x_scale="log")
+        for x, label in (("epoch", "epoch, or sweep"), ("seconds", "seconds of training"))
+    ]
+    ends = {title: lines[-1] for title, lines in curves.items()}
+    told = ("test_rmse", "seconds", "epoch")
+    return panels, {title: {name: end[name] for name in told} for title, end in ends.items()}
+
+
 _DRAW = {
     "solvers": _solvers,
     "workers": _workers,
     "ranks": _ranks,
     "losses": _losses,
     "scaling": _scaling,
+    "posterior": _posterior,
 }
 
 

@@ -1,6 +1,7 @@
-"""Errors and their statistics."""
+"""Errors of predictions, and statistics of errors."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -30,3 +31,112 @@ def paired_difference(
     variance = differences.var(ddof=1)
     scale = 1 / len(differences) + test_train_ratio
     return float(differences.mean()), float(math.sqrt(scale * variance))
+
+
+def root_mean_square_error(values: np.ndarray, fitted: np.ndarray) -> float:
+    """``sqrt(mean (x - f)^2)``, added in float64, of values and what was fitted to them, [E]."""
+    return float(np.sqrt(np.mean((values - fitted) ** 2, dtype=np.float64)))
+
+
+def mean_absolute_error(values: np.ndarray, fitted: np.ndarray) -> float:
+    """``mean |x - f|``, of values and what was fitted to them, [E]."""
+    return float(np.mean(np.abs(values - fitted), dtype=np.float64))
+
+
+def log_loss(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Mean of ``log(1 + exp(-x s))`` in nats, of labels -1 and 1 and their log-odds, [E]."""
+    return float(np.mean(np.logaddexp(0, -np.asarray(labels, np.float64) * scores)))
+
+
+def accuracy(labels: np.ndarray, scores: np.ndarray) -> float:
+    """The part of the labels (-1 and 1) that have their score's sign; a score of 0 says 1."""
+    return float(np.mean((np.asarray(scores) >= 0) == (np.asarray(labels) > 0)))
+
+
+def auc(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Area under the ROC curve, of labels -1 and 1; NaN where all are alike.
+
+    From the sum of the positives' ranks (Mann and Whitney); equal scores share a rank.
+    """
+    positive = np.asarray(labels) > 0
+    count = int(positive.sum())
+    if count in (0, len(positive)):
+        return math.nan
+    _, place, sizes = np.unique(scores, return_inverse=True, return_counts=True)
+    rank = (sizes.cumsum() - (sizes - 1) / 2)[place]
+    won = rank[positive].sum() - count * (count + 1) / 2
+    return float(won / (count * (len(positive) - count)))
+
+
+def kullback_leibler(values: np.ndarray, fitted: np.ndarray, floor: float = 1e-6) -> float:
+    """Mean generalised divergence ``x log(x / f) - x + f`` of values from 0 on, [E].
+
+    Args:
+      values: the values.
+      fitted: to them; read as at least `floor`.
+      floor: a positive number.
+    """
+    x = np.asarray(values, np.float64)
+    f = np.maximum(np.asarray(fitted, np.float64), floor)
+    return float(np.mean(x * np.log(np.where(x > 0, x, 1) / f) - x + f))
+
+
+def ranking(
+    scores_of: Callable[[np.ndarray], np.ndarray],
+    wanted: tuple[np.ndarray, np.ndarray],
+    known: tuple[np.ndarray, np.ndarray],
+    count: int = 10,
+    most_rows: int = 2000,
+) -> tuple[float, float]:
+    """Recall and NDCG of each row's `count` best columns, the mean over rows with a wanted cell.
+
+    Recall is the part of the row's wanted columns among the best, of at most `count`. NDCG adds
+    ``1 / log2(1 + place)`` over those found, divided by what the best order would have. So in
+    Liang, Krishnan, Hoffman, Jebara: Variational autoencoders for collaborative filtering, WWW
+    2018.
+
+    Args:
+      scores_of: rows [R] -> their scores of all columns [R, M].
+      wanted: rows and columns of the cells to find.
+      known: rows and columns of cells that are not asked for, such as those of the training.
+      count: k.
+      most_rows: of more rows, so many are looked at, spread evenly over their order.
+
+    Returns:
+      recall@k and NDCG@k; NaN where no cell is wanted.
+    """
+    rows = np.unique(wanted[0])
+    if len(rows) > most_rows:
+        rows = rows[np.arange(most_rows) * len(rows) // most_rows]
+    if len(rows) == 0:
+        return math.nan, math.nan
+    found = np.concatenate(
+        [_hits(scores_of, part, wanted, known, count) for part in _parts(rows, 256)]
+    )
+    sizes = np.minimum(np.bincount(wanted[0], minlength=rows[-1] + 1)[rows], count)
+    gains = 1 / np.log2(2 + np.arange(found.shape[1]))
+    best = np.concatenate([[0], gains.cumsum()])[np.minimum(sizes, len(gains))]
+    return float(np.mean(found.sum(axis=1) / sizes)), float(np.mean(found @ gains / best))
+
+
+def _parts(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    return np.split(rows, range(size, len(rows), size))
+
+
+def _hits(scores_of, rows, wanted, known, count):
+    """Whether the column in each of the first places is a wanted one, float64 [R, k]."""
+    scores = np.array(scores_of(rows), np.float64)
+    scores[_cells(rows, known)] = -np.inf
+    is_wanted = np.zeros(scores.shape)
+    is_wanted[_cells(rows, wanted)] = 1
+    count = min(count, scores.shape[1])
+    first = np.argpartition(-scores, count - 1, axis=1)[:, :count]
+    order = np.argsort(-np.take_along_axis(scores, first, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(is_wanted, np.take_along_axis(first, order, axis=1), axis=1)
+
+
+def _cells(rows, cells):
+    """Those of some rows (rising), as places in a matrix of these rows alone."""
+    place = np.searchsorted(rows, cells[0])
+    inside = rows[np.minimum(place, len(rows) - 1)] == cells[0]
+    return place[inside], np.asarray(cells[1])[inside]

@@ -9,6 +9,7 @@ processes.
 import collections
 import concurrent.futures
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -55,6 +56,24 @@ def use_devices(count: int) -> None:
             f"{count} devices were asked for, but there are {len(_all_devices())}: {_all_devices()}"
         )
     _devices = [d for own in there for d in own[:each]]
+
+
+def use_cores() -> None:
+    """On a CPU makes a device of each core that this process may run on, and uses them all.
+
+    On other platforms, and where a backend with fewer devices was started before, nothing changes.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", cores)
+    if on_cpu() and len(_all_devices()) >= cores:
+        use_devices(cores)
+
+
+def on_cpu() -> bool:
+    """Whether the devices are a CPU's."""
+    return jax.default_backend() == "cpu"
 
 
 def _all_devices():

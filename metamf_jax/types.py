@@ -89,3 +89,32 @@ class Table(NamedTuple):
     row_ids: np.ndarray
     column_ids: np.ndarray
     times: np.ndarray | None = None
+
+
+class FeatureColumn(NamedTuple):
+    """A column of a table of features.
+
+    Attributes:
+      name: as in the header.
+      kind: "number", "category" or "labels".
+      values: [N] float64, NaN where a number is missing; or strings (object), "" where there is
+        none, several labels separated by ``|``.
+    """
+
+    name: str
+    kind: str
+    values: np.ndarray
+
+
+class FeatureTable(NamedTuple):
+    """What a user tells of the rows, or of the columns, of a matrix.
+
+    Attributes:
+      path: of the file.
+      ids: [N] strings or integers, of the rows told of.
+      columns: of the table, at least one.
+    """
+
+    path: str
+    ids: np.ndarray
+    columns: tuple[FeatureColumn, ...]

@@ -151,13 +151,14 @@ def test_factorize(tmp_path):
     ran = _run(
         "benchmarks.factorize",
         *("--rounds=1", "--ranks=4", "--sgd_epochs=1,3", "--als_epochs=1,2", "--devices=2"),
-        *(f"--libmf={libmf}", "--methods=adagrad,libmf", f"--dataset={table}"),
+        *(f"--libmf={libmf}", "--methods=defaults,adagrad,libmf", f"--dataset={table}"),
         f"--workdir={tmp_path / 'run'}",
     )
     assert ran.returncode == 0, ran.stderr
     results = json.loads((tmp_path / "run" / "summary.json").read_text())["results"]
-    ours, theirs = results["rows"]
-    assert all(seconds > 0 for times in ours["process_seconds"] for seconds in times)
+    defaults, ours, theirs = results["rows"]
+    for row in (defaults, ours):
+        assert all(seconds > 0 for times in row["process_seconds"] for seconds in times)
     few, many = (min(times) for times in theirs["process_seconds"])
     assert theirs["seconds"] == (many - few) / 2
     assert theirs["epochs_to_target"] == 3  # 0.87, 0.85, 0.83

@@ -23,6 +23,7 @@ def test_processes_give_the_bytes_of_one(tmp_path, monkeypatch, solver, processe
         dataset=str(table),
         solver=solver,
         rank=2,
+        regularization=None,
         epochs=3,
         blocks=4,
         step_size="bold_driver:0.05",
@@ -31,7 +32,8 @@ def test_processes_give_the_bytes_of_one(tmp_path, monkeypatch, solver, processe
     names = "solver", "rank", "epochs", "blocks", "step_size", "backend"
     command = [
         *(sys.executable, "-m", "experiments.factorize", f"--workdir={several}"),
-        *(f"--input={table}", *(f"--{name}={getattr(config, name)}" for name in names)),
+        *("--preset=smoke", f"--input={table}", "--regularization=auto"),
+        *(f"--{name}={getattr(config, name)}" for name in names),
     ]
     assert local_hosts.run(command, processes, 1, "first", 2) == 0
     factorize.run(config, one, num_devices=1)
@@ -39,3 +41,5 @@ def test_processes_give_the_bytes_of_one(tmp_path, monkeypatch, solver, processe
         assert [x[name] for x in read_metrics(one)] == [x[name] for x in read_metrics(several)]
     factors = [(folder / "factors.safetensors").read_bytes() for folder in (one, several)]
     assert factors[0] == factors[1]
+    chosen = [(folder / "chosen.json").read_bytes() for folder in (one, several)]
+    assert chosen[0] == chosen[1]

@@ -121,6 +121,122 @@ class TestFactorize:
         np.testing.assert_allclose(factors.u[-1], [0, 0, mean], rtol=1e-6)
 
 
+# Chosen from the data, on few rows and columns.
+OPEN = factorize.Config(
+    rank=4,
+    biases=True,
+    penalty="root_l2",
+    init="positive",
+    regularization=None,
+    epochs=None,
+    step_size=None,
+    blocks=None,
+    evaluate_every=10,
+)
+
+
+@pytest.mark.usefixtures("small")
+class TestDefaults:
+    def test_a_run_with_nothing_given_is_good_and_goes_on_as_it_began(self, tmp_path, monkeypatch):
+        results = factorize.run(OPEN, tmp_path / "a")["results"]
+        chosen = results["trials"][0]
+        assert results["epochs"] == chosen["epochs"]
+        assert results["regularization"] == chosen["regularization"] > 0
+        plain = dataclasses.replace(OPEN, regularization=0.0, epochs=60, step_size="adagrad:0.1")
+        overfitted = factorize.run(plain, tmp_path / "b")["results"]
+        assert results["test_rmse"] < 0.97 * overfitted["test_rmse"]
+        # What was chosen once is not chosen again.
+        monkeypatch.setattr(factorize.held_out_choice, "choose", None)
+        again = factorize.run(OPEN, tmp_path / "a")["results"]
+        assert {**again, "seconds_training": 0} == {**results, "seconds_training": 0}
+
+    def test_devices_change_no_bit_of_what_is_chosen(self, tmp_path):
+        config = dataclasses.replace(OPEN, blocks=4, backend="xla")
+        told = []
+        for devices in (1, 2, None):
+            workdir = tmp_path / str(devices)
+            results = factorize.run(config, workdir, num_devices=devices)["results"]
+            written = [
+                (workdir / name).read_bytes() for name in ("factors.safetensors", "chosen.json")
+            ]
+            told.append((results["test_rmse"], results["trials"], written))
+        assert told[0] == told[1] == told[2]
+
+    def test_labels_are_measured_as_labels(self, tmp_path, monkeypatch):
+        world = sources.SOURCES["synthetic"]
+
+        def labels(data_dir, seed):
+            table = world(data_dir, seed)
+            values = np.where(table.entries.values > 3.5, 1, -1).astype("f")
+            return table._replace(entries=dataclasses.replace(table.entries, values=values))
+
+        monkeypatch.setitem(sources.SOURCES, "synthetic", labels)
+        config = dataclasses.replace(OPEN, loss="logistic", epochs=10)
+        results = factorize.run(config, tmp_path)["results"]
+        (line,) = read_metrics(tmp_path)
+        for name in ("log_loss", "accuracy", "auc"):
+            assert results[f"test_{name}"] == line[f"test_{name}"]
+            assert f"train_{name}" in line
+        assert results["best_test_log_loss"] == results["test_log_loss"] < np.log(2)
+        assert results["test_auc"] > 0.6
+        assert "test_rmse" not in results
+
+    def test_checkpoints_come_by_time_and_at_the_end(self, tmp_path, monkeypatch):
+        saved = []
+        monkeypatch.setattr(
+            factorize.Checkpointer, "save", lambda self, step, state: saved.append(step)
+        )
+        for seconds in (1e9, 0):
+            factorize.run(CONFIG, tmp_path / str(seconds), checkpoint_seconds=seconds)
+        assert saved == [3, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ((), ("root_l2", None, None, None, True, 64, None, 10)),
+        (("--regularization=0.1",), ("weighted_l2", 0.1, None, None, True, 64, None, 10)),
+        (
+            ("--preset=best", "--regularization=auto"),
+            ("root_l2", None, 24, None, True, 128, None, 10),
+        ),
+        (("--loss=nzl2", "--blocks=3"), ("weighted_l2", None, None, 3, True, 64, None, 10)),
+        (("--solver=als", "--biases=false"), ("root_l2", None, None, None, False, 64, 1, 1)),
+        (("--early_stopping=0.1",), ("root_l2", None, None, None, True, 64, None, 1)),
+        (("--preset=smoke", "--devices=2"), ("weighted_l2", 0.05, 3, None, False, 4, 2, 1)),
+        (("--loss=gkl",), ("root_l2", None, None, None, False, 64, None, 10)),
+    ],
+)
+def test_what_is_not_given_is_left_to_the_data(flags, expected, monkeypatch, tmp_path):
+    runs = []
+    monkeypatch.setattr(factorize, "run", lambda *arguments: runs.append(arguments))
+    launch(factorize, *flags, f"--workdir={tmp_path}")
+    ((config, _, _, num_devices, _),) = runs
+    assert expected == (
+        config.penalty,
+        config.regularization,
+        config.epochs,
+        config.blocks,
+        config.biases,
+        config.rank,
+        num_devices,
+        config.evaluate_every,
+    )
+
+
+def test_a_run_without_a_workdir_takes_one_that_holds_no_finished_run(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    taken = []
+    monkeypatch.setattr(factorize, "run", lambda config, workdir, *rest: taken.append(workdir))
+    launch(factorize, "--input=data/ratings.csv.gz")
+    folder = tmp_path / "runs" / "factorize-ratings"
+    folder.mkdir(parents=True)
+    launch(factorize, "--input=data/ratings.csv.gz")
+    (folder / "summary.json").touch()
+    launch(factorize, "--input=data/ratings.csv.gz")
+    assert taken == [f"runs/factorize-ratings{end}" for end in ("", "", "-2")]
+
+
 def test_what_was_tuned_for_a_data_set_is_a_file_of_flags(monkeypatch, tmp_path):
     configs = []
     monkeypatch.setattr(factorize, "run", lambda config, *arguments: configs.append(config))

@@ -8,8 +8,10 @@ import pytest
 
 from experiments import predict
 from metamf_jax.factorization.factor_file import save_factors
-from metamf_jax.posterior import draws_file
+from metamf_jax.posterior import draws_file, pattern
 from metamf_jax.posterior.chains import Draws
+from metamf_jax.posterior.fold_in import Recipe
+from metamf_jax.posterior.given import none_given
 from metamf_jax.posterior.hyperprior import Hyperprior
 from metamf_jax.posterior.predictive import Scale
 from metamf_jax.types import Factors
@@ -111,7 +113,8 @@ def draws(tmp_path):
     def positive(*shape):
         return rng.gamma(9, 1 / 9, size=(50, *shape)).astype("f")
 
-    prior = Hyperprior(normal(2, 3), normal(3, 3), positive(1))
+    root = normal(3, 3)
+    prior = Hyperprior(normal(3, 3), root @ root.mT + np.eye(3, dtype="f"), positive(1))
     made = Draws(
         normal(3, 3) + normal(3, 3)[:1],
         normal(4, 3) + normal(4, 3)[:1],
@@ -121,7 +124,9 @@ def draws(tmp_path):
         prior,
         prior,
     )
-    named = draws_file.NamedDraws(made, Scale(3.5, 1.1, 1, 5), ROWS, COLUMNS)
+    sides = pattern.pattern_features(*np.nonzero(np.tri(3, 4)), (3, 4), 0)
+    recipes = Recipe(sides[0], none_given(3), 2.0), Recipe(sides[1], none_given(4), 3.0)
+    named = draws_file.NamedDraws(made, Scale(3.5, 1.1, 1, 5), ROWS, COLUMNS, recipes)
     draws_file.save_draws(tmp_path / "draws.safetensors", named)
     return named
 

@@ -91,6 +91,39 @@ def test_killed_it_goes_on_to_the_same_bytes(whole, sweep, tmp_path, monkeypatch
     assert (tmp_path / "draws.safetensors").read_bytes() == both[0]
 
 
+LANGEVIN: dict[str, Any] = {"blocks": 4, "thin": 2, "draws": 4, "step_size": "decay:1:0.1"}
+
+
+@pytest.fixture(scope="module")
+def langevin(whole, tmp_path_factory):
+    """The configuration and the workdir of one undisturbed run of Langevin dynamics."""
+    config = dataclasses.replace(whole[0], solver="dsgld", **LANGEVIN)
+    workdir = tmp_path_factory.mktemp("langevin") / "run"
+    results = sample.run(config, workdir, num_devices=2)["results"]
+    assert (results["draws"], results["sweeps"]) == (4, 6)
+    return config, workdir
+
+
+def test_langevin_killed_goes_on_to_the_same_bytes(langevin, tmp_path, monkeypatch):
+    config, workdir = langevin
+    config = dataclasses.replace(config, evaluate_every=3)
+    kept = sample._kept
+
+    def killed_at_the_end(job, progress):
+        if progress.sweep == 6:
+            raise Killed
+        return kept(job, progress)
+
+    monkeypatch.setattr(sample, "_kept", killed_at_the_end)
+    with pytest.raises(Killed):
+        sample.run(config, tmp_path)
+    assert Checkpointer(tmp_path).steps() == [3]
+    monkeypatch.undo()
+    sample.run(config, tmp_path)
+    both = [(folder / "draws.safetensors").read_bytes() for folder in (workdir, tmp_path)]
+    assert both[0] == both[1]
+
+
 @pytest.mark.parametrize("devices", [2, 4])
 def test_the_bytes_do_not_depend_on_the_number_of_devices(whole, devices, tmp_path):
     config, workdir = whole
@@ -99,14 +132,17 @@ def test_the_bytes_do_not_depend_on_the_number_of_devices(whole, devices, tmp_pa
     assert both[0] == both[1]
 
 
-def test_two_processes_give_the_bytes_of_one(whole, table, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("solver", "settings"), [("gibbs", {}), ("dsgld", LANGEVIN)])
+def test_two_processes_give_the_bytes_of_one(
+    solver, settings, whole, langevin, table, tmp_path, monkeypatch
+):
     monkeypatch.chdir(pathlib.Path(__file__).parents[1])
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    _, workdir = whole
-    run = tmp_path / "run"
+    _, workdir = langevin if solver == "dsgld" else whole
+    run, settings = tmp_path / "run", {**SMALL, **settings}
     command = [
-        *(sys.executable, "-m", "experiments.factorize", "--solver=gibbs", f"--workdir={run}"),
-        *(f"--input={table}", *(f"--{name}={value}" for name, value in SMALL.items())),
+        *(sys.executable, "-m", "experiments.factorize", f"--solver={solver}", f"--workdir={run}"),
+        *(f"--input={table}", *(f"--{name}={value}" for name, value in settings.items())),
     ]
     assert local_hosts.run(command, 2, 1, "first", 2) == 0
     both = [(folder / "draws.safetensors").read_bytes() for folder in (workdir, run)]
@@ -155,7 +191,7 @@ def test_draws_without_room_are_refused_before_the_start(whole, tmp_path, monkey
         (("--step_size=constant:1", "--epochs=3"), "does not read --epochs, --step_size"),
         (("--block_store=blocks",), "does not read --block_store"),
         (("--draws=7",), "a multiple of the 2 chains, got 7"),
-        (("--solver=als",), "--solver=gibbs alone reads --burn_in"),
+        (("--solver=als",), "the solvers gibbs and dsgld alone read --burn_in"),
     ],
 )
 def test_mistakes_end_in_one_line(flags, message, table, tmp_path, monkeypatch):
@@ -174,7 +210,10 @@ def test_presets(monkeypatch, tmp_path):
     monkeypatch.setattr(sample, "run", lambda config, *arguments: configs.append(config))
     for more in ((), ("--preset=best",), ("--preset=best", "--rank=8", "--chains=1")):
         launch(factorize, "--solver=gibbs", f"--workdir={tmp_path}", *more)
-    default, best, changed = configs
+    launch(factorize, "--solver=dsgld", f"--workdir={tmp_path}", "--step_size=constant:0.5")
+    default, best, changed, of_dsgld = configs
+    assert (of_dsgld.burn_in, of_dsgld.thin, of_dsgld.blocks) == (120, 3, 8)
+    assert (of_dsgld.model.step, of_dsgld.model.decay) == (0.5, 0)
     assert (default.rank, default.draws, default.chains, default.pattern_features) == (
         *(32, 100, 2),
         None,

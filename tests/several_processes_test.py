@@ -38,7 +38,7 @@ def test_factorization_ended_twice_goes_on_to_the_bytes_of_one_process(tmp_path,
         step_size="bold_driver:0.05",
         backend="xla",
     )
-    flags = [f"--workdir={two}", f"--input={table}"]
+    flags = [f"--workdir={two}", f"--input={table}", "--preset=smoke"]
     for name in ("rank", "epochs", "blocks", "step_size", "backend"):
         flags.append(f"--{name}={getattr(config, name)}")
 

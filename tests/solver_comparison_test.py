@@ -59,6 +59,9 @@ def test_every_figure_is_drawn_from_its_curves(tmp_path, monkeypatch):
         ]
 
     monkeypatch.setattr(solver_comparison, "fit", fit)
+    monkeypatch.setattr(
+        solver_comparison, "sample_posterior", lambda curve, *data: fit(curve, None, *data)
+    )
     monkeypatch.setattr(solver_comparison, "choose_step_size", lambda *arguments: None)
     config = solver_comparison.Config(epochs=3)
     results = solver_comparison.run(config, tmp_path)["results"]
@@ -68,6 +71,15 @@ def test_every_figure_is_drawn_from_its_curves(tmp_path, monkeypatch):
         np.testing.assert_allclose(results["scaling"]["overhead_ms"][workers], 2, rtol=1e-6)
     assert results["workers"]["dsgd_same_objective_on_any_workers"]
     np.testing.assert_allclose(results["losses"]["fallen_to"]["gkl"], 16 / 19)
+
+
+@pytest.mark.parametrize("name", ["gibbs", "dsgld"])
+def test_samplers_approach_the_test_entries(name):
+    entries = synthetic.synthetic_ratings(0, 60, 40).entries
+    curve = solver_comparison.Curve(name, 1, 2, "nzl2", epochs=12)
+    lines = solver_comparison.sample_posterior(curve, entries, entries, solver_comparison.Config())
+    assert [line["epoch"] for line in lines] == list(range(1, 13))
+    assert lines[-1]["test_rmse"] < 0.9 * lines[0]["test_rmse"]
 
 
 def test_copies_and_parts():

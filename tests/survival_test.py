@@ -116,6 +116,16 @@ def test_a_run_with_bad_luck_ends_alike(name, undisturbed, tmp_path, monkeypatch
     assert seconds[-1] < 1e6
 
 
+def test_a_run_that_is_asked_to_end_writes_a_checkpoint_before_it_is_due(tmp_path):
+    with at_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+        ended = start("factorize", tmp_path, "--checkpoint_seconds=1000")
+    assert ended.code == common.TERMINATED
+    assert Checkpointer(tmp_path).steps() == [2]
+    ended = start("factorize", tmp_path, "--checkpoint_seconds=1000")
+    assert ended.code == 0
+    assert Checkpointer(tmp_path).steps() == [2, 4]
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new", "expected"),
     [

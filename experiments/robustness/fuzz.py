@@ -41,8 +41,10 @@ from metamf_jax.factorization import factor_file
 from metamf_jax.imputation.prior import LearnedPrior, TrainedOn, metadata, read_prior
 from metamf_jax.meta_learning import meta_loss
 from metamf_jax.meta_learning.episodes import Standardization
-from metamf_jax.posterior import draws_file
+from metamf_jax.posterior import draws_file, pattern
 from metamf_jax.posterior.chains import Draws
+from metamf_jax.posterior.fold_in import Recipe
+from metamf_jax.posterior.given import none_given
 from metamf_jax.posterior.hyperprior import Hyperprior
 from metamf_jax.posterior.predictive import Scale
 from metamf_jax.runs import checkpoint, run_log
@@ -202,11 +204,15 @@ def _factors() -> list[bytes]:
 
 def _draws() -> list[bytes]:
     ones = functools.partial(np.ones, dtype=np.float32)
-    prior = Hyperprior(ones((2, 1, 3)), ones((2, 3, 3)), ones((2, 0)))
+    prior = Hyperprior(ones((2, 3, 3)), ones((2, 3, 3)), ones((2, 1)))
     sides = ones((2, 3, 3)), ones((2, 2, 3)), ones((2, 3)), ones((2, 2))
     draws = Draws(*sides, ones(2), prior, prior)
     names = np.array(["ann", "bob", "ü"], object)
-    named = draws_file.NamedDraws(draws, Scale(3.0, 1.0, 1.0, 5.0), names, np.array([7, 8]))
+    places = np.array([0, 0, 1, 2]), np.array([0, 1, 0, 1])
+    of_rows, of_columns = pattern.pattern_features(*places, (3, 2), 0)
+    recipes = Recipe(of_rows, none_given(3), 2.0), Recipe(of_columns, none_given(2), 3.0)
+    scale = Scale(3.0, 1.0, 1.0, 5.0)
+    named = draws_file.NamedDraws(draws, scale, names, np.array([7, 8]), recipes)
     return [_saved(lambda path: draws_file.save_draws(path, named), "draws")]
 
 

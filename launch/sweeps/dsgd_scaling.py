@@ -10,6 +10,10 @@ SWEEP = Sweep(
             "solver": "dsgd",
             "epochs": 10,
             "step_size": "bold_driver:0.02",
+            "regularization": 0.05,
+            "biases": False,
+            "init": "uniform",
+            "evaluate_every": 1,
             **point,
         }
         for point in (

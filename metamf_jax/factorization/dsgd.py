@@ -240,8 +240,13 @@ class Programs(NamedTuple):
     penalties: Callable
 
 
+@functools.lru_cache(maxsize=8)
 def make_programs(objective: Objective, config: DsgdConfig, mesh: Mesh) -> Programs:
-    """Binds the functions above to a mesh; nothing is compiled before the first call."""
+    """Binds the functions above to a mesh; nothing is compiled before the first call.
+
+    Programs do not read the regularization, which is in the terms: give it as zero, and runs of
+    several strengths share theirs.
+    """
     sides = SPLIT, SPLIT
     moves_and_ends = TRAVEL_SPECS, SPLIT
     return Programs(
@@ -446,7 +451,7 @@ def solve_blocks(
     config = dataclasses.replace(config, backend=block_update.choose_backend(config.backend))
     mesh = parallel.make_mesh(config.num_devices)
     source = open_source(cut, config, mesh)
-    programs = make_programs(objective, config, mesh)
+    programs = make_programs(dataclasses.replace(objective, regularization=0.0), config, mesh)
     setup = Setup(objective, config, mesh, cut, terms, source, programs)
     losses = block_objective.remember_last(functools.partial(losses_by_block, setup))
     return Solver(

@@ -69,6 +69,11 @@ class Kind(NamedTuple):
     from_store: bool = False
     sharded: bool = False
 
+    @property
+    def takes_all_devices(self) -> bool:
+        """Whether more devices do the same work in less time, and change no bit of it."""
+        return self.several_devices and self.reads_step_size and not self.sharded
+
 
 def _make_sgd(objective, entries, config, prior, width):
     return dsgd.make_solver(objective, entries, dsgd.one_block(config), prior, width)

@@ -123,8 +123,13 @@ def in_a_row(drawn: list[Visits]) -> Visits:
 
 
 def every_block_once(cut: Blocks | BlockStore, shuffle: int) -> Visits:
-    """A pass over all entries that changes nothing; a block's sub-blocks are one visit."""
+    """A pass over all entries that changes nothing."""
     schedule = strata.make_schedule("seq", cut.num_blocks, np.random.default_rng(0))
+    return whole_blocks(cut, schedule, shuffle)
+
+
+def whole_blocks(cut: Blocks | BlockStore, schedule: np.ndarray, shuffle: int) -> Visits:
+    """The strata of a schedule; a block's sub-blocks are one visit."""
     ends = _offsets_in_order(cut, schedule)[:, :, [0, -1]]
     return Visits(schedule, ends[:, :, :1], ends[:, :, 1:], shuffle)
 

@@ -33,6 +33,7 @@ class Completion:
       scaling: of the M' columns in ``cells``, padding included.
       weights: of the candidates, by name; [M'] each.
       inflation: by what error bars are multiplied.
+      posterior_inflation: and those of further columns, which the posterior answers alone.
       widening: by what further, where cells are missing for their own value; else 1.
       bounds: of the columns in ``cells``.
       tilt: [M'], by how much of its variance an imputed value is moved; standardised units.
@@ -55,6 +56,7 @@ class Completion:
     scaling: Scaling
     weights: dict[str, np.ndarray]
     inflation: float
+    posterior_inflation: float
     widening: float
     bounds: Bounds
     tilt: np.ndarray

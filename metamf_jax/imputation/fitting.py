@@ -84,7 +84,7 @@ class Fit(NamedTuple):
       scaling: by it.
       fitted: the standardised matrix.
       weights: of the candidates, by name; [M'] each, padding included.
-      inflation: by what error bars are to be multiplied.
+      inflation: by what error bars are to be multiplied, the answer's and the posterior's alone.
       check: what the held-out cells said.
       held_out: these cells; None where there were too few.
       numbers: [H], which of the observed cells they are.
@@ -95,7 +95,7 @@ class Fit(NamedTuple):
     scaling: Scaling
     fitted: Fitted
     weights: dict[str, np.ndarray]
-    inflation: float
+    inflation: tuple[float, float]
     check: Check
     held_out: HeldOut | None
     numbers: np.ndarray
@@ -153,7 +153,8 @@ def fit(
     found = _predict_held_out(entries, parts, held, scales[1:], fitted, by) if checked else None
     size = len(whole.columns.v)
     if found is None:
-        weights, grown = held_out.start_weights(allowed), held_out.START_INFLATION
+        weights = held_out.start_weights(allowed)
+        grown = held_out.START_INFLATION, held_out.START_INFLATION
         nothing, none = held_out.no_check(entries.shape[1]), np.zeros(0)
         every = _padded(weights, {}, size)
         return Fit(by, scales[0], whole, every, grown, nothing, None, none.astype(int), none, none)
@@ -233,7 +234,7 @@ def _predict_each(
 
 def _check(
     entries: Entries, found: _Predictions, allowed: Collection[str], size: int
-) -> tuple[dict[str, np.ndarray], float, Check, HeldOut]:
+) -> tuple[dict[str, np.ndarray], tuple[float, float], Check, HeldOut]:
     """The weights, by what error bars must grow, and what else held-out cells say.
 
     Weights are of each column for a narrow table, the same for all columns of others; [size] each.
@@ -257,9 +258,11 @@ def _check(
     bounded = np.minimum(found.deviations / units, held_out.MOST_ERROR) ** 2
     bars = units * np.sqrt((1 - share) * bounded[0] + share * bounded[1])
     inflation, coverage = held_out.inflation(np.abs(values - predicted) / bars)
+    left = np.abs(values - found.values["posterior"])
+    of_posterior, _ = held_out.inflation(left / (units * np.sqrt(bounded[0])))
     cells = HeldOut(columns, values, predicted, bars)
     check = held_out.check(cells, found.values["bias"], found.values["mean"], coverage, every)
-    return weights, inflation, check, cells
+    return weights, (inflation, of_posterior), check, cells
 
 
 def _fit_all(

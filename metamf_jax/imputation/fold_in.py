@@ -102,7 +102,7 @@ def fold_in_columns(
     """Values and standard errors of every cell of further columns over the fitted rows.
 
     Of the candidates the posterior alone answers, since the learned prior of a column is not a
-    function of its own cells. Error bars are those of the fitted columns by the same factor.
+    function of its own cells; error bars are those that its answers need at held-out cells.
 
     Args:
       completion: of the fitted matrix.
@@ -223,7 +223,7 @@ def _over_fitted_rows(completion: Completion, values, observed):
     variances = (of_fitted.mean**2 + of_fitted.variance)[n] @ side.variance.T + noise
     variances += of_fitted.variance[n] @ (side.mean**2).T
     found = scales.centers + scales.scales * standardised
-    errors = completion.inflation * scales.scales * np.sqrt(variances)
+    errors = completion.posterior_inflation * scales.scales * np.sqrt(variances)
     return np.clip(found, *bounds), errors
 
 

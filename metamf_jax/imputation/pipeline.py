@@ -136,7 +136,8 @@ def complete(
         standardized_by=trial.by,
         scaling=scales,
         weights=fit.weights,
-        inflation=fit.inflation,
+        inflation=fit.inflation[0],
+        posterior_inflation=fit.inflation[1],
         widening=widening,
         bounds=scaling.fit_bounds(dense, fit.by, padded),
         tilt=tilt,
@@ -170,10 +171,11 @@ def _trials(dense: Entries, turned: Entries, standardize: str | None) -> list[_T
         tried = [standardize]
     else:
         unlike = scaling.unlike_sides(dense)
-        if unlike == "rows" and _narrow(dense):
-            # The models of rows, which a narrow table is answered best by, are of its columns.
-            unlike = "columns"
-        tried += [unlike] if unlike else []
+        if unlike and _narrow(dense):
+            # The models of rows answer such a table best, and are of its columns.
+            tried = ["columns"]
+        elif unlike:
+            tried.append(unlike)
     # A matrix with few rows and many columns, one unit for all, is narrow when turned.
     flat = _narrow(turned) and not _narrow(dense)
     # What is said of rows hardly depends on the standardisation: the last one does.
@@ -278,7 +280,7 @@ def _moves(fit: Fit, dense: Entries, scales: Scaling) -> tuple[np.ndarray, float
     standardised = cells._replace(
         values=(cells.values - center) / scale, predicted=(cells.predicted - center) / scale
     )
-    bars = fit.inflation * cells.bars / scale
+    bars = fit.inflation[0] * cells.bars / scale
     further, widening = held_out.moved(standardised, tilt[m], np.zeros(len(m)), bars)
     return further * tilt, widening
 

@@ -18,7 +18,7 @@ from metamf_jax.imputation import row_index, scaling
 from metamf_jax.imputation.places import Places, find_places, set_aside
 from metamf_jax.imputation.row_index import RowIndex
 from metamf_jax.imputation.scaling import Bounds, Scaling
-from metamf_jax.posterior import chains, gibbs, pattern, predictive
+from metamf_jax.posterior import chains, fold_in, gibbs, pattern, predictive
 from metamf_jax.posterior.chains import ChainsConfig, Draws
 from metamf_jax.posterior.fit import num_pattern_vectors
 from metamf_jax.posterior.gibbs import Data, GibbsConfig, Side, State
@@ -353,7 +353,7 @@ def further_rows(sampled: Sampled, values: np.ndarray, observed: np.ndarray) -> 
     for n in np.flatnonzero(numbers < 0):
         places = m[used[n]]
         found.numbers[:, n], found.shares[:, n] = _fold_in(
-            sampled.columns, sampled, 0, places, standardised[n, used[n]]
+            sampled, 0, places, standardised[n, used[n]]
         )
     return found
 
@@ -370,7 +370,7 @@ def fold_in_columns(
     columns = sampled.columns.at(np.zeros(values.shape[1], int))
     for m in range(values.shape[1]):
         columns.numbers[:, m], columns.shares[:, m] = _fold_in(
-            sampled.rows, sampled, 1, n[used[:, m]], standardised[used[:, m], m]
+            sampled, 1, n[used[:, m]], standardised[used[:, m], m]
         )
     moments = _moments(sampled.rows.at(n), columns, sampled.draws.alpha, (low, high))
     return _in_units(sampled, moments, center, scale)
@@ -416,48 +416,27 @@ def impute(
 
 
 def _fold_in(
-    others: Factors, sampled: Sampled, side: int, places: np.ndarray, values: np.ndarray
+    sampled: Sampled, side: int, places: np.ndarray, values: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draws of the numbers [S, L] and the share [S] of one more row of a side.
 
     Args:
-      others: of the other side.
       sampled: the fitted matrix.
       side: 0 for a row, 1 for a column.
-      places: where the row's cells stand among the others.
+      places: where the row's cells stand in the other side.
       values: of these cells, standardised.
     """
-    draws, shape = sampled.draws, (sampled.config.row_noise, sampled.config.column_noise)[side]
-    prior: Hyperprior = (draws.row_prior, draws.column_prior)[side]
+    shape = (sampled.config.row_noise, sampled.config.column_noise)[side]
+    given = fold_in.conditions(sampled.draws, side, shape)
     pattern_of_row = scipy.sparse.csr_array(
         (np.ones(len(places)), (np.zeros(len(places), int), places)),
-        shape=(1, others.numbers.shape[1]),
+        shape=(1, given.others.shape[1]),
     )
     features = pattern.of_further_rows(sampled.features[side], pattern_of_row)[0]
-    mean = np.append(np.float32(1), features) @ prior.coefficients
-    near, shares = others.numbers[:, places], others.shares[:, places]
-    # [S, C, L], the effect of the row as the last factor.
-    design = np.concatenate([near[..., :-1], np.ones_like(near[..., :1])], axis=2)
-    targets = values.astype(np.float32) - near[..., -1]
-    weighted = design * shares[..., None]
-    # [S, L, C] x [S, C, L] and [S, L, C] x [S, C, 1]
-    gram = weighted.transpose(0, 2, 1) @ design
-    moment = weighted.transpose(0, 2, 1) @ targets[..., None]
-    pull = prior.precision @ mean[..., None]
-    noise = np.random.default_rng([side, 0xF01D]).standard_normal(mean.shape)[..., None]
-    weight = draws.alpha[:, None, None]
-    found = np.linalg.solve(prior.precision + weight * gram, pull + weight * moment)
-    own = np.ones(len(draws.alpha))
-    if shape:
-        # The expected share of the noise given what a row of a usual one leaves.
-        left = (shares * (targets - (design @ found)[..., 0]) ** 2).sum(axis=1)
-        own = (shape + len(places) / 2) / (shape + draws.alpha * left / 2)
-    weight = weight * own[:, None, None]
-    precision = prior.precision + weight * gram
-    # With A = C C^T a draw is A^-1 h + C^-T z.
-    root = np.linalg.cholesky(precision).transpose(0, 2, 1)
-    found = np.linalg.solve(precision, pull + weight * moment) + np.linalg.solve(root, noise)
-    return found[..., 0].astype(np.float32), own
+    num_draws, _, width = given.others.shape
+    z = np.random.default_rng([side, 0xF01D]).standard_normal((num_draws, width))
+    found = fold_in.further_row(given, features, places, values, z)
+    return found.drawn, found.share
 
 
 def _of_rows(sampled: Sampled, rows: Factors) -> tuple[np.ndarray, np.ndarray]:

@@ -12,15 +12,19 @@ positive sequence. They are of quantities that do not change when the factors ar
 import concurrent.futures
 import dataclasses
 from collections.abc import Callable, Generator
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
 import threadpoolctl
 
-from metamf_jax.posterior import gibbs
-from metamf_jax.posterior.gibbs import Data, GibbsConfig, State
+from metamf_jax.posterior import gibbs, langevin
+from metamf_jax.posterior.gibbs import GibbsConfig, State
 from metamf_jax.posterior.hyperprior import Hyperprior
+from metamf_jax.posterior.langevin import LangevinConfig, Turn
+
+# A matrix as `gibbs` or `langevin` prepares it; which of them it is the configuration tells.
+Data: TypeAlias = Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +88,9 @@ class Draws(NamedTuple):
 
 def init(data: Data, config: GibbsConfig, chains: ChainsConfig) -> list[State]:
     """The states of all chains before the first sweep."""
+    kernel: Any = langevin if isinstance(config, LangevinConfig) else gibbs
     return [
-        gibbs.init(jax.random.fold_in(_key(chains, c), 0), data, config)
+        kernel.init(jax.random.fold_in(_key(chains, c), 0), data, config)
         for c in range(chains.num_chains)
     ]
 
@@ -97,10 +102,12 @@ def sweeps(
 
     def advance(chain: int) -> State:
         key = jax.random.fold_in(_key(chains, chain), sweep)
+        if isinstance(config, LangevinConfig):
+            return langevin.sweep(key, states[chain], data, config, Turn(chain, sweep))
         return gibbs.sweep(key, states[chain], data, config)
 
     # Programs with collectives must start in one order on all devices.
-    alone = data.rows.rows.mesh.size > 1
+    alone = data.mesh.size > 1
     # Threads of BLAS gain nothing on such small matrices, and lose much beside each other.
     with (
         concurrent.futures.ThreadPoolExecutor(1 if alone else chains.num_chains) as pool,
@@ -124,7 +131,7 @@ def run(
     """Runs all chains from their start, and keeps their draws.
 
     Args:
-      data: from `gibbs.prepare`.
+      data: from the kernel's `prepare`.
       config: the model.
       chains: how long.
       on_sweep: called after each sweep.

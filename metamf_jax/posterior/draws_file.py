@@ -1,5 +1,6 @@
 """Draws of a posterior with the names of their rows and columns, as one safetensors file."""
 
+import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -12,13 +13,20 @@ import safetensors.numpy
 from metamf_jax.factorization.factor_file import decode_ids, encode_ids
 from metamf_jax.posterior import chains
 from metamf_jax.posterior.chains import Draws
+from metamf_jax.posterior.fold_in import Recipe
 from metamf_jax.posterior.gibbs import State
+from metamf_jax.posterior.given import Coding, GivenFeatures
 from metamf_jax.posterior.hyperprior import Hyperprior
+from metamf_jax.posterior.pattern import SideFeatures
 from metamf_jax.posterior.predictive import Scale
 from metamf_jax.runs.checkpoint import refusing_foreign, write_arrays
 
 _HEADER = "draws"
 _PRIORS = ("row_prior", "column_prior")
+_RECIPES = ("row_recipe", "column_recipe")
+# Of `SideFeatures` and of `GivenFeatures`.
+_OF_PATTERN = ("groups", "projection", "centers", "scales")
+_OF_TABLE = ("groups", "centers", "scales")
 
 
 class NamedDraws(NamedTuple):
@@ -29,12 +37,14 @@ class NamedDraws(NamedTuple):
       scale: of the values.
       row_ids: [N] integers or strings.
       column_ids: [M] likewise.
+      recipes: of rows and of columns, for further ones.
     """
 
     draws: Draws
     scale: Scale
     row_ids: np.ndarray
     column_ids: np.ndarray
+    recipes: tuple[Recipe, Recipe]
 
 
 def size_in_bytes(shape: tuple[int, int], rank: int, num_draws: int) -> int:
@@ -65,11 +75,13 @@ def gather(paths: Sequence[str | os.PathLike]) -> Draws:
 
 
 def save_draws(path: str | os.PathLike, named: NamedDraws) -> None:
-    """Writes draws, scale and both id maps, aside and renamed."""
+    """Writes draws, scale, id maps and what further rows need, aside and renamed."""
     arrays = _named(named.draws)
     arrays["scale"] = np.array(named.scale, np.float64)
     arrays["row_ids"] = encode_ids(named.row_ids)
     arrays["column_ids"] = encode_ids(named.column_ids)
+    for side, recipe in zip(_RECIPES, named.recipes, strict=True):
+        arrays |= _named_recipe(side, recipe)
     write_arrays(path, arrays, {"metamf_jax": _HEADER})
 
 
@@ -120,7 +132,59 @@ def load_draws(path: str | os.PathLike) -> NamedDraws:
             Scale(*scale.tolist()),
             decode_ids(arrays["row_ids"], num_rows),
             decode_ids(arrays["column_ids"], num_columns),
+            (
+                _recipe(arrays, _RECIPES[0], num_columns, draws.row_prior),
+                _recipe(arrays, _RECIPES[1], num_rows, draws.column_prior),
+            ),
         )
+
+
+def _named_recipe(side: str, recipe: Recipe) -> dict[str, np.ndarray]:
+    """Without the features of the rows that were sampled."""
+    codings = json.dumps([coding._asdict() for coding in recipe.given.codings])
+    arrays = {
+        **{f"pattern.{name}": getattr(recipe.pattern, name) for name in _OF_PATTERN},
+        **{f"given.{name}": getattr(recipe.given, name) for name in _OF_TABLE},
+        "given.codings": np.frombuffer(codings.encode(), np.uint8),
+        "noise_shape": np.array([recipe.noise_shape]),
+    }
+    return {f"{side}.{name}": np.ascontiguousarray(array) for name, array in arrays.items()}
+
+
+def _recipe(arrays: dict[str, np.ndarray], side: str, num_others: int, prior: Hyperprior) -> Recipe:
+    of_pattern = {name: arrays[f"{side}.pattern.{name}"] for name in _OF_PATTERN}
+    of_table = {name: arrays[f"{side}.given.{name}"] for name in _OF_TABLE}
+    (noise_shape,) = arrays[f"{side}.noise_shape"].tolist()
+    codings = tuple(
+        Coding(held["name"], held["kind"], tuple(held["levels"]), bool(held["rest"]))
+        for held in json.loads(arrays[f"{side}.given.codings"].tobytes())
+    )
+    counted, given = len(of_pattern["groups"]), sum(coding.width for coding in codings)
+    shapes = [
+        (of_pattern["projection"], (num_others, max(counted - 2, 0))),
+        *((of_pattern[name], (counted,)) for name in ("centers", "scales")),
+        *((of_table[name], (given,)) for name in _OF_TABLE),
+        (
+            prior.coefficients,
+            (*prior.coefficients.shape[:1], 1 + counted + given, prior.precision.shape[-1]),
+        ),
+    ]
+    for array, shape in shapes:
+        if array.shape != shape or not np.isfinite(array).all():
+            raise ValueError(
+                f"expected {side} as finite numbers of shape {shape}, got {array.shape}"
+            )
+    if min(of_pattern["scales"].min(initial=1), of_table["scales"].min(initial=1)) <= 0:
+        raise ValueError(f"expected positive scales in {side}")
+    if not np.isfinite(noise_shape) or noise_shape < 0:
+        raise ValueError(
+            f"expected a shape of the noise of {side} of at least 0, got {noise_shape}"
+        )
+    return Recipe(
+        SideFeatures(np.zeros((0, counted), np.float32), **of_pattern),
+        GivenFeatures(np.zeros((0, given), np.float32), codings=codings, **of_table),
+        noise_shape,
+    )
 
 
 def _named(draws: Draws) -> dict[str, np.ndarray]:

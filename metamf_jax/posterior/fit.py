@@ -7,6 +7,7 @@ import numpy as np
 from metamf_jax.posterior import chains, gibbs, pattern
 from metamf_jax.posterior.chains import ChainsConfig, Draws
 from metamf_jax.posterior.gibbs import Data, GibbsConfig
+from metamf_jax.posterior.given import GivenFeatures, none_given
 from metamf_jax.posterior.pattern import SideFeatures
 from metamf_jax.posterior.predictive import Scale
 from metamf_jax.types import Array, Entries
@@ -57,6 +58,7 @@ def fit(
     num_vectors: int | None = None,
     num_devices: int = 1,
     backend: str = "auto",
+    given: tuple[GivenFeatures, GivenFeatures] | None = None,
 ) -> Posterior:
     """Samples the posterior of a matrix, with features of which entries are observed.
 
@@ -67,11 +69,12 @@ def fit(
       num_vectors: of the pattern; None for `num_pattern_vectors`.
       num_devices: on which the draws do not depend.
       backend: one of `block_update.BACKENDS`.
+      given: features of the rows and of the columns, beside those of the pattern.
     """
     config, lengths = config or GibbsConfig(), lengths or ChainsConfig()
     count = num_pattern_vectors(entries) if num_vectors is None else num_vectors
     scale, features = scale_of(entries.values), features_of(entries, count)
-    data = prepare(standardised(entries, scale), config, features, num_devices, backend)
+    data = prepare(standardised(entries, scale), config, features, num_devices, backend, given)
     return Posterior(chains.run(data, config, lengths), scale, features)
 
 
@@ -89,14 +92,24 @@ def prepare(
     features: tuple[SideFeatures, SideFeatures],
     num_devices: int = 1,
     backend: str = "auto",
+    given: tuple[GivenFeatures, GivenFeatures] | None = None,
 ) -> Data:
     """A standardised matrix, ready to be swept; see `fit`."""
-    rows, columns = features
-    return gibbs.prepare(
-        entries,
-        (rows.features, columns.features),
-        (rows.groups, columns.groups),
-        config,
-        num_devices,
-        backend,
-    )
+    of_tables = given or (none_given(entries.shape[0]), none_given(entries.shape[1]))
+    of_sides, groups = joined(features, of_tables)
+    return gibbs.prepare(entries, of_sides, groups, config, num_devices, backend)
+
+
+def joined(
+    of_pattern: tuple[SideFeatures, SideFeatures], of_tables: tuple[GivenFeatures, GivenFeatures]
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """The features of both sides, and their groups."""
+
+    def side(pattern: SideFeatures, table: GivenFeatures) -> tuple[np.ndarray, np.ndarray]:
+        groups = pattern.groups.max(initial=-1) + 1 + table.groups
+        return np.column_stack([pattern.features, table.features]), np.append(
+            pattern.groups, groups
+        )
+
+    (rows, row_groups), (columns, column_groups) = map(side, of_pattern, of_tables)
+    return (rows, columns), (row_groups, column_groups)

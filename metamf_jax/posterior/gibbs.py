@@ -12,7 +12,7 @@ ICML 2008; see also the references of the conditionals.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +67,17 @@ class GibbsConfig:
         return Wishart(self.rank + 1 + self.degrees, scales)
 
 
+class Regression(Protocol):
+    """What the hyperprior reads of one side; see `SideData`."""
+
+    @property
+    def features(self) -> np.ndarray: ...
+    @property
+    def gram(self) -> np.ndarray: ...
+    @property
+    def groups(self) -> np.ndarray: ...
+
+
 class SideData(NamedTuple):
     """One side of a matrix.
 
@@ -94,6 +105,11 @@ class Data(NamedTuple):
     rows: SideData
     columns: SideData
     num_entries: int
+
+    @property
+    def mesh(self) -> Any:
+        """The devices."""
+        return self.rows.rows.mesh
 
 
 class Side(NamedTuple):
@@ -147,7 +163,7 @@ def prepare(
     def side(listed: Entries, of_side: np.ndarray, of_groups: np.ndarray) -> SideData:
         phi = np.column_stack([np.ones(len(of_side), np.float32), of_side]).astype(np.float32)
         rows = row_conditional.prepare(listed, config.rank, num_devices, backend)
-        return SideData(rows, phi, _sum_of_products(phi, phi), np.asarray(of_groups))
+        return SideData(rows, phi, sum_of_products(phi, phi), np.asarray(of_groups))
 
     return Data(
         side(entries, features[0], groups[0]),
@@ -201,18 +217,12 @@ def draw_factors(
     Returns:
       The side; and [N] float64, the sums over each row's entries of ``q_m e_nm^2``.
     """
-    moments = Moments(
-        len(side.factors),
-        data.gram,
-        _sum_of_products(data.features, side.factors),
-        _sum_of_products(side.factors, side.factors),
-    )
-    prior = hyperprior.draw(_generator(key), side.prior, moments, data.groups, config.wishart)
+    prior = draw_prior(key, side, data, config)
     factors, square = row_conditional.draw(
         key,
         data.rows,
         alpha * side.shares,
-        _product(data.features, prior.coefficients @ prior.precision),
+        product(data.features, prior.coefficients @ prior.precision),
         prior.precision,
         other.factors,
         other.shares,
@@ -220,16 +230,28 @@ def draw_factors(
     return Side(factors, side.shares, prior), square
 
 
+def draw_prior(key: jax.Array, side: Side, data: Regression, config: GibbsConfig) -> Hyperprior:
+    """Draws one side's hyperprior, given its factors."""
+    moments = Moments(
+        len(side.factors),
+        data.gram,
+        sum_of_products(data.features, side.factors),
+        sum_of_products(side.factors, side.factors),
+    )
+    return hyperprior.draw(_generator(key), side.prior, moments, data.groups, config.wishart)
+
+
 def _generator(key: jax.Array) -> np.random.Generator:
     return np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
 
 @jax.jit
-def _product(x, y):
+def product(x, y):
+    """``x y`` in float32."""
     return jnp.matmul(x, jnp.asarray(y, jnp.float32), precision=jax.lax.Precision.HIGHEST)
 
 
-def _sum_of_products(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def sum_of_products(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """``x^T y`` in float64; the sums over blocks of rows are float32's."""
     return np.asarray(_products_of_blocks(x, y)).sum(axis=0, dtype=np.float64)
 

@@ -25,7 +25,7 @@ _OVERSAMPLING, _POWER_ITERATIONS = 10, 4
 _DIFFUSION = 3
 
 # The groups of features, see `hyperprior`.
-_OF_COUNT, _OF_VECTORS = 0, 1
+OF_COUNT, _OF_VECTORS = 0, 1
 
 
 class SideFeatures(NamedTuple):
@@ -95,7 +95,7 @@ def of_further_rows(side: SideFeatures, observed: scipy.sparse.csr_array) -> np.
 
 def _side(counts, vectors, projection) -> SideFeatures:
     raw = np.column_stack([*_of_counts(counts), vectors])
-    groups = np.repeat([_OF_COUNT, _OF_VECTORS], [2, vectors.shape[1]])
+    groups = np.repeat([OF_COUNT, _OF_VECTORS], [2, vectors.shape[1]])
     centers = raw.mean(axis=0)
     scales = np.sqrt(((raw - centers) ** 2).mean(axis=0))
     # One scale for all singular vectors: the first are the larger ones.

@@ -14,6 +14,7 @@ import numpy as np
 
 from metamf_jax.factorization import prediction
 from metamf_jax.posterior.chains import Draws
+from metamf_jax.posterior.fold_in import FurtherRows
 from metamf_jax.types import Array
 
 # Cells answered at once, times draws: some 100 MB.
@@ -80,45 +81,40 @@ def predict(
     return Prediction(on_scale(mean), scale.unit * std, on_scale(quantile))
 
 
-def predict_unknown(
-    draws: Draws, scale: Scale, rows: Array, columns: Array, quantiles: tuple[float, ...] = ()
+def predict_further(
+    draws: Draws,
+    further: tuple[FurtherRows, FurtherRows],
+    scale: Scale,
+    rows: Array,
+    columns: Array,
+    quantiles: tuple[float, ...] = (),
 ) -> Prediction:
-    """`predict`, with -1 for a row or column that is not known.
+    """`predict`, with further rows and columns numbered after those of the draws, or from -1 down.
 
-    Its value is that of the mean of the known ones' factors; its spread and quantiles are those of
-    a known one, in each draw another, drawn at random.
+    The value of a cell is by the means of their factors given each draw, with less noise than by
+    factors drawn; its spread and quantiles are by these.
     """
     rows, columns = np.asarray(rows), np.asarray(columns)
-    if min(rows.min(initial=0), columns.min(initial=0)) >= 0:
+    num_rows, num_columns = draws.rows.shape[1], draws.columns.shape[1]
+    if all(((at >= 0) & (at < n)).all() for at, n in ((rows, num_rows), (columns, num_columns))):
         return predict(draws, scale, rows, columns, quantiles)
-    mean = predict(with_unknown(draws), scale, rows, columns).mean
-    _, std, found = predict(with_unknown(draws, drawn=True), scale, rows, columns, quantiles)
+    mean = predict(with_further(draws, further), scale, rows, columns).mean
+    drawn = with_further(draws, further, drawn=True)
+    _, std, found = predict(drawn, scale, rows, columns, quantiles)
     return Prediction(mean, std, found)
 
 
-def with_unknown(draws: Draws, drawn: bool = False) -> Draws:
-    """Appends to both sides what number -1 then means, an unknown row or column.
-
-    Args:
-      draws: [S, N, L] and [S, M, L] of factors.
-      drawn: whether it is in each draw a known one, drawn at random, or else the mean of them.
-    """
-    rng = np.random.default_rng(0)
-
-    def extended(factors, shares):
-        size = factors.shape[:2]
-        weight = np.full((*size, 1), 1 / size[1], np.float32)
-        if drawn:
-            weight = np.zeros((*size, 1), np.float32)
-            weight[np.arange(size[0]), rng.integers(0, size[1], size[0])] = 1
-        both = np.concatenate([factors, shares[..., None]], axis=2)
-        both = np.concatenate([both, (weight * both).sum(axis=1, keepdims=True)], axis=1)
-        return both[..., :-1], both[..., -1]
-
-    rows, row_shares = extended(draws.rows, draws.row_shares)
-    columns, column_shares = extended(draws.columns, draws.column_shares)
+def with_further(
+    draws: Draws, further: tuple[FurtherRows, FurtherRows], drawn: bool = False
+) -> Draws:
+    """Appends further rows and columns: the means of their factors, or factors drawn."""
+    rows, columns = further
+    more_rows, more_columns = (x.drawn if drawn else x.mean for x in further)
     return draws._replace(
-        rows=rows, columns=columns, row_shares=row_shares, column_shares=column_shares
+        rows=np.concatenate([draws.rows, more_rows], axis=1),
+        columns=np.concatenate([draws.columns, more_columns], axis=1),
+        row_shares=np.concatenate([draws.row_shares, rows.shares], axis=1),
+        column_shares=np.concatenate([draws.column_shares, columns.shares], axis=1),
     )
 
 

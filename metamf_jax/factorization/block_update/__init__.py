@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Final, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from metamf_jax.factorization import sgd
 from metamf_jax.factorization.blocks import BlockEntries
@@ -69,6 +70,16 @@ def choose_backend(name: str) -> str:
             " 'xla' runs anywhere"
         )
     return name
+
+
+def hidden_count(work: Work) -> Array:
+    """The number of blocks, hidden from the compiler.
+
+    A loop of one step would be unrolled, fused with what is around it, and rounded otherwise than
+    the same step in a longer loop: results would depend on the number of devices.
+    """
+    num_blocks = work.slots.shape[0]
+    return jnp.minimum(num_blocks, num_blocks + work.slots[0])
 
 
 def _module(backend: str) -> ModuleType:

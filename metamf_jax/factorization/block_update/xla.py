@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from metamf_jax.factorization import objective as objectives
 from metamf_jax.factorization import sgd
+from metamf_jax.factorization.block_update import hidden_count
 from metamf_jax.factorization.objective import Terms
 from metamf_jax.types import Factors
 
@@ -36,7 +37,7 @@ def block_update(objective, per_row, step_size, u, v, entries, work, sums):
             ),
         )
 
-    return jax.lax.fori_loop(0, _count(work), one_block, (u, v))
+    return jax.lax.fori_loop(0, hidden_count(work), one_block, (u, v))
 
 
 def block_losses(objective, u, v, entries, work):
@@ -54,14 +55,4 @@ def block_losses(objective, u, v, entries, work):
 
     # Zero, and not a constant, so that under `shard_map` it differs between devices like the sums.
     zero = 0 * entries.values[:, 0]
-    return jax.lax.fori_loop(0, _count(work), one_block, zero)
-
-
-def _count(work):
-    """The number of blocks, hidden from the compiler.
-
-    A loop of one step would be unrolled, fused with what is around it, and rounded otherwise than
-    the same step in a longer loop: results would depend on the number of devices.
-    """
-    num_blocks = work.slots.shape[0]
-    return jnp.minimum(num_blocks, num_blocks + work.slots[0])
+    return jax.lax.fori_loop(0, hidden_count(work), one_block, zero)
