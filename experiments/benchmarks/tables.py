@@ -66,17 +66,9 @@ _SHARE = 0.3
 # Mean absolute errors on columns scaled to 0..1 with 30% of the cells missing at random, means of
 # five seeds (You et al., Handling Missing Data with Graph Representation Learning, NeurIPS 2020).
 # GRAPE's network is trained on each table.
-_GRAPE_TABLES = [
-    "concrete",
-    "energy",
-    "housing",
-    "kin8nm",
-    "naval",
-    "power",
-    "protein",
-    "wine",
-    "yacht",
-]
+_GRAPE_TABLES = (
+    *("concrete", "energy", "housing", "kin8nm", "naval", "power", "protein", "wine", "yacht"),
+)
 _GRAPE_RESULTS = {
     "published mean": (0.181, 0.311, 0.185, 0.249, 0.231, 0.167, 0.091, 0.098, 0.212),
     "published knn": (0.115, 0.184, 0.097, 0.277, 0.0101, 0.137, 0.045, 0.072, 0.166),
@@ -256,9 +248,8 @@ def _files(config: Config, data_dir: str | os.PathLike | None) -> dict[str, list
         paths = sorted(folder.glob(f"{name}/*"))
         found[name] = [path for path in paths if path.name.endswith(SETS[name].endings)]
         if config.sets and not found[name]:
-            raise FileNotFoundError(
-                f"{folder / name} holds no file {' or '.join(SETS[name].endings)}"
-            )
+            endings = " or ".join(SETS[name].endings)
+            raise FileNotFoundError(f"{folder / name} holds no file that ends in {endings}")
     if not any(found.values()):
         raise FileNotFoundError(f"{folder} holds none of the folders {', '.join(SETS)} with tables")
     return found
