@@ -12,6 +12,7 @@ import sys
 import numpy as np
 import pytest
 
+from experiments import imputation_tasks
 from experiments.benchmarks import factorize, imputer, meta_step, posterior, tables
 from metamf_jax.meta_learning.encoder import EncoderConfig
 from metamf_jax.meta_learning.map_estimation import MapConfig
@@ -244,6 +245,16 @@ print("7.0")
     again = tables.run(config, tmp_path / "part", folder_of_tables)["results"]
     for group in groups:
         assert again[group]["coverage"] == whole[group]["coverage"]
+
+
+def test_errors_by_columns_leave_out_constant_ones():
+    values = np.array([[1, 4.0, 0], [2, 4 + 1e-12, 1], [3, 5, 2], [5, 9, 3]])
+    missing = np.array([[1, 1, 0], [1, 1, 1], [0, 0, 0], [0, 0, 0]], bool)
+    train, test = imputation_tasks.remove(values, missing)
+    units = imputation_tasks.deviations(values)
+    task = imputation_tasks.Task("four rows", "given", train, test, units)
+    # The first column's missing values are 0.5 from their mean.
+    assert tables.by_columns(test.values + 0.25, task) == 0.5
 
 
 def test_mistakes_of_tables(folder_of_tables, tmp_path):
