@@ -20,7 +20,7 @@ columns scaled to 0..1; of missbench the mean over columns of the root mean squa
 deviation of the missing values. All but ours have settings that are usual, none is tuned. With
 --peers_python HyperImpute and miceforest (6.0.5 needs a LightGBM below 4.6) are measured too, if
 that Python has them. The same command goes on with a run that was stopped. On two cores `paper`
-takes 7 minutes for `numeric`, 4 for `missbench` and some 10 for `grape`.
+takes 7 minutes for `numeric`, 4 to 8 for `missbench` and 2 for `grape`.
 """
 
 import dataclasses
