@@ -84,9 +84,18 @@ def test_levels_are_answered_better_than_by_modes_with_honest_chances(fitted):
 
 
 def test_a_column_that_nothing_predicts_is_answered_by_its_mode(fitted):
-    _, values, _, answers = fitted
+    model, values, _, answers = fitted
+    assert model.trust[-1] < model.trust[3:6].min()
     lost = np.isnan(values[:, -1])
     assert (answers.values[lost, -1] == 1).mean() > 0.9
+
+
+def test_the_weight_of_two_distributions_is_by_what_they_said_of_cells():
+    rng = np.random.default_rng(2)
+    cells = rng.random(2000) < 0.7 * 0.9 + 0.3 * 0.2
+    first, second = np.where(cells, 0.9, 0.1), np.where(cells, 0.2, 0.8)
+    assert abs(mixed._weight(first, second, 0.5, 1.0) - 0.7) < 0.05
+    assert mixed._weight(first[:0], second[:0], 0.9, 20.0) == 0.9
 
 
 def test_imputations_keep_what_was_observed_and_differ_elsewhere(fitted):

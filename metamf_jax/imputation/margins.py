@@ -8,6 +8,7 @@ variances of their own, so that columns that are missing for others' sake may li
 what was observed of them.
 """
 
+from collections.abc import Sized
 from typing import NamedTuple
 
 import numpy as np
@@ -48,6 +49,7 @@ class Scores(NamedTuple):
 
     Attributes:
       values: [L], those that occur, ascending.
+      counts: [L], how often.
       low, high: [L], where their latent numbers are; equal for a number that is there once.
       unscaled: whether there are but two, of which nothing fixes the scale of the latent number.
       levels: whether no other value is possible.
@@ -55,6 +57,7 @@ class Scores(NamedTuple):
     """
 
     values: np.ndarray
+    counts: np.ndarray
     low: np.ndarray
     high: np.ndarray
     unscaled: bool
@@ -67,11 +70,13 @@ class Classes(NamedTuple):
 
     Attributes:
       of_level: [L] int, the class of each level, from 0; -1 where it never occurs.
+      counts: [L], how often each level was there.
       shares: [L], of each level among those of its class.
       count: of the classes.
     """
 
     of_level: np.ndarray
+    counts: np.ndarray
     shares: np.ndarray
     count: int
 
@@ -195,6 +200,18 @@ def chances(margin: Scores, mean: np.ndarray, deviation: np.ndarray) -> np.ndarr
     return np.diff(np.concatenate([ends[0], below, ends[1]], axis=1), axis=1)
 
 
+def shares(margin: Margin, levels: Sized) -> np.ndarray:
+    """How often each level was there, [L], of ordered levels or a category with several."""
+    found = np.zeros(len(levels))
+    if isinstance(margin, Scores):
+        found[margin.values.astype(int)] = margin.counts
+    elif isinstance(margin, Classes):
+        found[:] = margin.counts
+    elif isinstance(margin, Constant) and not np.isnan(margin.value):
+        found[int(margin.value)] = 1
+    return found / max(found.sum(), 1)
+
+
 def _scores(distinct: np.ndarray, counts: np.ndarray, levels: bool) -> Scores:
     upto = np.cumsum(counts)
     total = upto[-1]
@@ -206,7 +223,7 @@ def _scores(distinct: np.ndarray, counts: np.ndarray, levels: bool) -> Scores:
         middle = scipy.special.ndtri((upto - counts / 2) / total)
         low, high = (np.where(counts == 1, middle, end) for end in (low, high))
     range_ = 0.0 if distinct[0] >= 0 else -np.inf, 0.0 if distinct[-1] <= 0 else np.inf
-    return Scores(distinct, low, high, len(distinct) == 2, levels, range_)
+    return Scores(distinct, counts, low, high, len(distinct) == 2, levels, range_)
 
 
 def _classes(places: np.ndarray, counts: np.ndarray, num_levels: int, most: int) -> Classes:
@@ -216,8 +233,9 @@ def _classes(places: np.ndarray, counts: np.ndarray, num_levels: int, most: int)
     shares[places] = counts
     count = min(len(places), most)
     totals = np.bincount(of_level[places], shares[places], count)
+    each = shares.copy()
     shares[places] /= totals[of_level[places]]
-    return Classes(of_level, shares, count)
+    return Classes(of_level, each, shares, count)
 
 
 def _knots(margin: Scores) -> tuple[np.ndarray, np.ndarray]:

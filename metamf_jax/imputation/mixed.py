@@ -27,6 +27,12 @@ _MOST_WIDTH = 500
 # next.
 _WARM, _BETWEEN = 10, 2
 _REST = 0x1E5E
+# Of the observed cells with levels, a part is held out to see how far the model is to be trusted:
+# columns with too few have the table's common trust, and others are drawn to it as if by so many.
+_HELD_OUT, _FEWEST_CHECKED, _CELLS_OF_TABLE = 0.1, 30, 10.0
+# The table's trust before any cell was held out, and how many cells this is worth.
+_TRUST = 0.9, 20.0
+_SHORT = 20, 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +66,15 @@ class Mixed(NamedTuple):
       columns: its M columns.
       margins: theirs.
       parameters: S draws, each leaf with a leading axis.
+      trust: [M], how much the chances of levels are the model's; for the rest those of the column
+        alone, since a column that nothing predicts had better be answered by its commonest level.
       seed: of the draws.
     """
 
     columns: tuple[Column, ...]
     margins: tuple[Margin, ...]
     parameters: Parameters
+    trust: np.ndarray
     seed: int
 
 
@@ -113,7 +122,16 @@ def fit(
         )
     if not any(map(margins.width, found)):
         nothing = Parameters(np.zeros(0), np.zeros((0, 0)), np.zeros(0), 1.0)
-        return Mixed(tuple(columns), found, _stack([nothing] * config.num_draws), config.seed)
+        parameters = _stack([nothing] * config.num_draws)
+        return Mixed(tuple(columns), found, parameters, np.ones(len(columns)), config.seed)
+    parameters = _draw_parameters(values, found, config)
+    trust = _trust(values, tuple(columns), found, config)
+    return Mixed(tuple(columns), found, parameters, trust, config.seed)
+
+
+def _draw_parameters(
+    values: np.ndarray, found: Sequence[Margin], config: MixedConfig
+) -> Parameters:
     data, key, kept = _prepare(values, found), jax.random.key(config.seed), []
     # Threads of BLAS gain nothing on such small matrices.
     with threadpoolctl.threadpool_limits(1, user_api="blas"):
@@ -122,7 +140,44 @@ def fit(
             state, _ = copula.sweep(jax.random.fold_in(key, i), state, data, config.copula)
             if i >= config.burn_in:
                 kept.append(state.parameters)
-    return Mixed(tuple(columns), found, _stack(kept), config.seed)
+    return _stack(kept)
+
+
+def _trust(
+    values: np.ndarray, columns: tuple[Column, ...], found: tuple[Margin, ...], config: MixedConfig
+) -> np.ndarray:
+    """The `Mixed.trust` of each column, by held-out cells and short chains."""
+    observed, trust = ~np.isnan(values), np.ones(len(columns))
+    with_levels = np.array([column.levels is not None for column in columns])
+    enough = observed.sum(axis=0) >= _FEWEST_CHECKED
+    rng = np.random.default_rng([config.seed, _REST, 1])
+    held = observed & with_levels & enough & (rng.random(values.shape) < _HELD_OUT)
+    if not held.any():
+        return trust
+    left = np.where(held, np.nan, values)
+    short = dataclasses.replace(config, burn_in=_SHORT[0], num_draws=_SHORT[1])
+    parameters = _draw_parameters(left, found, short)
+    chances = answer(Mixed(columns, found, parameters, trust, config.seed), left).chances
+    asked, said = np.flatnonzero(held.any(axis=0)), []
+    for m in asked:
+        rows = held[:, m]
+        levels = values[rows, m].astype(int)
+        of_model = chances[int(m)][rows, levels]
+        said.append((of_model, margins.shares(found[m], columns[m].levels or ())[levels]))
+    of_model, alone = (np.concatenate(x) for x in zip(*said, strict=True))
+    common = _weight(of_model, alone, *_TRUST)
+    for m, (of_model, alone) in zip(asked, said, strict=True):
+        trust[m] = _weight(of_model, alone, common, _CELLS_OF_TABLE)
+    return trust
+
+
+def _weight(first: np.ndarray, second: np.ndarray, prior: float, strength: float) -> float:
+    """The likeliest weight of the first of two distributions, by what both say of cells [R]."""
+    weight = prior
+    for _ in range(50):
+        of_first = weight * first / (weight * first + (1 - weight) * second)
+        weight = (of_first.sum() + strength * prior) / (len(first) + strength)
+    return float(weight)
 
 
 def impute(mixed: Mixed, values: np.ndarray, imputations: int) -> list[np.ndarray]:
@@ -169,7 +224,9 @@ def answer(mixed: Mixed, values: np.ndarray, quantiles: Sequence[float] = ()) ->
     found, errors, chances = values.copy(), np.zeros(values.shape), {}
     for m, (column, margin) in enumerate(zip(mixed.columns, mixed.margins, strict=True)):
         rows = sums[m].rows
-        found[rows, m], errors[rows, m], of_levels = sums[m].told(column, margin, len(at))
+        found[rows, m], errors[rows, m], of_levels = sums[m].told(
+            column, margin, len(at), mixed.trust[m]
+        )
         if column.levels is not None:
             chances[m] = np.zeros((len(values), len(column.levels)))
             chances[m][rows] = of_levels
@@ -223,7 +280,7 @@ class _Sums:
         self.first += mean
         self.second += square
 
-    def told(self, column: Column, margin: Margin, count: int):
+    def told(self, column: Column, margin: Margin, count: int, trust: float):
         """Values, errors, and chances of all levels (None of numbers)."""
         if column.levels is None:
             if isinstance(margin, Constant):
@@ -246,6 +303,8 @@ class _Sums:
             of_class = (self.first + 1 / margin.count) / (count + 1)
             used = margin.of_level >= 0
             chances[:, used] = of_class[:, margin.of_level[used]] * margin.shares[used]
+        if not isinstance(margin, Constant):
+            chances = trust * chances + (1 - trust) * margins.shares(margin, column.levels)
         return chances.argmax(axis=1), 1 - chances.max(axis=1), chances
 
 
