@@ -22,8 +22,8 @@ deviation of the missing values. Of categories the share of wrong ones is told, 
 levels, and others impute a column of zeros and ones for each level. All but ours have settings
 that are usual, none is tuned. With --peers_python HyperImpute and miceforest (6.0.5 needs a
 LightGBM below 4.6) are measured too, if that Python has them. The same command goes on with a run
-that was stopped. On two cores `paper` takes 7 minutes for `numeric`, 4 for `missbench` and two for
-`grape`.
+that was stopped. On two cores `paper` takes 7 minutes for `numeric`, 4 to 8 for `missbench` and
+2 for `grape`.
 """
 
 import dataclasses
