@@ -469,8 +469,10 @@ def measure(set_name: str, task: Task, config: Config) -> dict[str, float]:
             if method in TELL_CHANCES:
                 line[f"log_score/{method}"] = log_score
         if found.errors is not None and not np.isnan(found.errors).all():
-            off = np.abs(found.values - task.test.values) / found.errors
-            line["coverage"] = float((off <= held_out.NORMAL_QUANTILE)[~np.isnan(off)].mean())
+            told = ~np.isnan(found.errors)
+            off = np.abs(found.values - task.test.values)[told]
+            inside = off <= held_out.NORMAL_QUANTILE * found.errors[told]
+            line["coverage"] = float(inside.mean())
     return line | {f"error/{name}": error for name, error in task.published.items()}
 
 
