@@ -22,6 +22,8 @@ class Task(NamedTuple):
       test: the removed ones.
       units: [M], what divides errors.
       published: errors of others, as they were published or of answers that were, by their names.
+      categories: [M], of a column of zeros and ones the number of the category that it is a level
+        of, -1 of numbers; None if there are numbers alone. All levels are missing together.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Task(NamedTuple):
     test: Entries
     units: np.ndarray
     published: Mapping[str, float] = {}
+    categories: np.ndarray | None = None
 
 
 # Predictions [Q] at the test's cells, from the training cells and a setting.

@@ -228,6 +228,10 @@ print("7.0")
     whole = tables.run(config, tmp_path / "whole", folder_of_tables)["results"]
     groups = ["mixed, mcar", "grape, yacht", "missbench, mar, real"]
     assert list(whole) == groups
+    of_words = whole["mixed, mcar"]["methods"]
+    assert of_words["metamf"]["log_score"] < of_words["mean"]["log_score"] + 0.3
+    assert all(0 < of["wrong"] <= 1 for of in of_words.values())
+    assert "log_score" not in of_words["forest"]
     for summary in whole.values():
         assert set(methods) <= set(summary["methods"])
         assert summary["methods"]["metamf"]["ratio"] < 0.6
@@ -273,4 +277,4 @@ def test_mistakes_of_tables(folder_of_tables, tmp_path):
     (folder_of_tables / "tables" / "grape" / "yacht.txt.gz").unlink()
     assert "holds no file that ends in .txt or .txt.gz" in message(sets=("grape",))
     (folder_of_tables / "tables" / "mixed" / "one.two.csv").write_text("a,b\n1,2\n,3\n")
-    assert "expected columns of numbers without gaps" in message(sets=("mixed",))
+    assert "expected columns without gaps" in message(sets=("mixed",))

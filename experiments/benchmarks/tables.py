@@ -11,16 +11,19 @@ these more than 1.4 times as far off as the best of them.
 DIR, or DIR/tables, holds one folder or more, all of complete tables:
 
     numeric/*.csv[.gz]    with a header; three tenths of the cells are removed in seven ways
-    mixed/*.csv[.gz]      the same; only their columns of numbers count
+    mixed/*.csv[.gz]      the same, with categories of up to 20 levels as text
     grape/*.txt[.gz]      of numbers, the last column is left out; GRAPE's protocol and results
     missbench/*-KIND.npz  `true`, `missing`, and others' answers at the missing cells
 
 Errors are root mean squares in units of the columns' deviations; of grape mean absolute ones on
 columns scaled to 0..1; of missbench the mean over columns of the root mean square error over the
-deviation of the missing values. All but ours have settings that are usual, none is tuned. With
---peers_python HyperImpute and miceforest (6.0.5 needs a LightGBM below 4.6) are measured too, if
-that Python has them. The same command goes on with a run that was stopped. On two cores `paper`
-takes 7 minutes for `numeric`, 4 to 8 for `missbench` and 2 for `grape`.
+deviation of the missing values. Of categories the share of wrong ones is told, and the mean of
+-log of the chance of the right one, which is at least 0.001; the mean says the shares of the
+levels, and others impute a column of zeros and ones for each level. All but ours have settings
+that are usual, none is tuned. With --peers_python HyperImpute and miceforest (6.0.5 needs a
+LightGBM below 4.6) are measured too, if that Python has them. The same command goes on with a run
+that was stopped. On two cores `paper` takes 7 minutes for `numeric`, 4 to 8 for `missbench` and
+2 for `grape`.
 """
 
 import dataclasses
@@ -65,6 +68,9 @@ OURS = "metamf"
 _SHARE = 0.3
 # Of a column's deviation.
 _ROUNDING = 1e-6
+# Text of more levels is a name.
+_MOST_LEVELS = 20
+_LEAST_CHANCE = 1e-3
 
 # Mean absolute errors on columns scaled to 0..1 with 30% of the cells missing at random, means of
 # five seeds (You et al., Handling Missing Data with Graph Representation Learning, NeurIPS 2020).
@@ -152,10 +158,29 @@ class TableSet(NamedTuple):
 
 def _removed_by_kind(path: pathlib.Path, config: Config, repeat: int) -> Iterator[Task]:
     """Of a table of numbers, in each of the ways that the configuration names."""
-    values = _numbers(path)
+    values = np.column_stack(_columns(path)[0])
     for kind in config.kinds:
         gone = missing.missing_cells(values, kind, _SHARE, config.seed + repeat)
         yield Task(f"{_name(path)}, {kind}", kind, *remove(values, gone), deviations(values))
+
+
+def _mixed(path: pathlib.Path, config: Config, repeat: int) -> Iterator[Task]:
+    """Of a table with categories, in each of the ways that the configuration names."""
+    numbers, text = _columns(path)
+    codes = [np.unique(column, return_inverse=True)[1] for column in text]
+    codes = [code for code in codes if code.max() < _MOST_LEVELS]
+    # [N, L]
+    levels = [code[:, None] == np.arange(code.max() + 1) for code in codes]
+    values = np.column_stack([*numbers, *levels]).astype(float)
+    widths = [1] * len(numbers) + [level.shape[1] for level in levels]
+    categories = np.repeat([-1] * len(numbers) + list(range(len(levels))), widths)
+    units = np.where(categories < 0, deviations(values), 1)
+    for kind in config.kinds:
+        gone = missing.missing_cells(
+            np.column_stack([*numbers, *codes]), kind, _SHARE, config.seed + repeat
+        )
+        parts = remove(values, np.repeat(gone, widths, axis=1))
+        yield Task(f"{_name(path)}, {kind}", kind, *parts, units, categories=categories)
 
 
 def _grape(path: pathlib.Path, config: Config, repeat: int) -> Iterator[Task]:
@@ -189,8 +214,10 @@ def _missbench(path: pathlib.Path, config: Config, repeat: int) -> Iterator[Task
 
 
 def root_mean_square(answers: np.ndarray, task: Task) -> float:
-    """Of all removed cells, in the task's units."""
+    """Of all removed numbers, in the task's units."""
     off = (answers - task.test.values) / task.units[task.test.columns]
+    if task.categories is not None:
+        off = off[task.categories[task.test.columns] < 0]
     return float(np.sqrt(np.mean(off**2)))
 
 
@@ -215,9 +242,25 @@ def by_columns(answers: np.ndarray, task: Task) -> float:
     return float(np.mean(errors))
 
 
+def of_categories(answers: np.ndarray, task: Task) -> tuple[float, float]:
+    """Share of removed categories that are wrong, and mean of -log of the right one's chance."""
+    assert task.categories is not None
+    wrong, chances = [], []
+    for category in range(task.categories.max() + 1):
+        inside = task.categories[task.test.columns] == category
+        # Row by row: [cells * L] -> [cells, L]
+        shape = -1, int((task.categories == category).sum())
+        said, true = answers[inside].reshape(shape), task.test.values[inside].reshape(shape)
+        right = true.argmax(axis=1)
+        wrong.append(said.argmax(axis=1) != right)
+        chances.append(said[np.arange(len(said)), right])
+    least = np.clip(np.concatenate(chances), _LEAST_CHANCE, 1)
+    return float(np.concatenate(wrong).mean()), float(-np.log(least).mean())
+
+
 SETS = {
     "numeric": TableSet((".csv", ".csv.gz"), _removed_by_kind, root_mean_square),
-    "mixed": TableSet((".csv", ".csv.gz"), _removed_by_kind, root_mean_square),
+    "mixed": TableSet((".csv", ".csv.gz"), _mixed, root_mean_square),
     "grape": TableSet((".txt", ".txt.gz"), _grape, mean_absolute),
     "missbench": TableSet((".npz",), _missbench, by_columns),
 }
@@ -265,17 +308,22 @@ def _name(path: pathlib.Path) -> str:
     return name.rpartition(".")[0]
 
 
-def _numbers(path: pathlib.Path) -> np.ndarray:
-    """The columns of numbers of a text file; float64 [N, M]."""
-    table = csv.read_csv(path)
-    columns = [
-        column.cast(pa.float64(), safe=False).combine_chunks().to_numpy(zero_copy_only=False)
-        for column in table.columns
-        if pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
-    ]
-    if not columns or not np.isfinite(columns).all():
-        raise ValueError(f"{path}: expected columns of numbers without gaps")
-    return np.column_stack(columns)
+def _columns(path: pathlib.Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The columns of a text file [N] that are numbers, in float64, and the others."""
+    numbers, others = [], []
+    for column in csv.read_csv(path).columns:
+        is_number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+        if is_number:
+            column = column.cast(pa.float64(), safe=False)
+        elif not pa.types.is_boolean(column.type):
+            column = column.cast(pa.string())
+        values = column.combine_chunks().to_numpy(zero_copy_only=False)
+        if column.null_count or (is_number and not np.isfinite(values).all()):
+            raise ValueError(f"{path}: expected columns without gaps and infinite numbers")
+        (numbers if is_number else others).append(values)
+    if not numbers:
+        raise ValueError(f"{path}: expected columns of numbers")
+    return numbers, others
 
 
 def _forest(train: Entries, test: Entries, setting: dict[str, Any]) -> np.ndarray:
@@ -304,6 +352,7 @@ METHODS: dict[str, tuple[Predict, dict[str, Any]]] = {
     ),
     "forest": (standardised(_forest), {"standardize": "columns"}),
 }
+TELL_CHANCES = (OURS, "mean")
 # Left out above `MOST_DENSE_CELLS`.
 SLOW = ("knn", "forest", *PEERS)
 
@@ -314,7 +363,7 @@ class Answers(NamedTuple):
     Attributes:
       values: [Q].
       seconds: to fit and to answer.
-      errors: [Q], standard errors, if it tells them.
+      errors: [Q], standard errors, if it tells them; NaN at levels.
     """
 
     values: np.ndarray
@@ -331,7 +380,7 @@ def answer(method: str, task: Task, config: Config) -> Answers:
     if method in PEERS:
         return _by_peer(task, str(config.peers_python), PEERS[method])
     if method == OURS:
-        return _ours(task)
+        return _ours(task) if task.categories is None else _ours_of_types(task)
     predict, setting = METHODS[method]
     started = time.perf_counter()
     values = predict(task.train, task.test, setting)
@@ -346,6 +395,45 @@ def _ours(task: Task) -> Answers:
     started = time.perf_counter()
     completed, errors = MetaMFImputer().fit(matrix).transform(matrix, return_std=True)
     return Answers(completed[at], time.perf_counter() - started, errors[at])
+
+
+def _ours_of_types(task: Task) -> Answers:
+    from metamf_jax.imputation.estimator import MetaMFImputer
+
+    assert task.categories is not None
+    frame = _frame(task)
+    started = time.perf_counter()
+    imputer = MetaMFImputer(types="auto").fit(frame)
+    completed, deviation = imputer.transform(frame, return_std=True)
+    chances = imputer.predict_chances(frame)
+    seconds = time.perf_counter() - started
+    values, errors = np.zeros(task.train.shape), np.full(task.train.shape, np.nan)
+    for column, category in enumerate(task.categories):
+        name = f"number {column}" if category < 0 else f"category {category}"
+        if category >= 0:
+            # Levels without an observed cell have no chance.
+            values[:, column] = chances[name].get(str(column), 0)
+        elif name in chances:
+            # Few whole numbers are levels to it: their mean.
+            values[:, column] = sum(level * of for level, of in chances[name].items())
+        else:
+            values[:, column] = completed[name].to_numpy()
+            errors[:, column] = deviation[:, completed.column_names.index(name)]
+    at = task.test.rows, task.test.columns
+    return Answers(values[at], seconds, errors[at])
+
+
+def _frame(task: Task) -> pa.Table:
+    """The table with gaps; a category's levels are the numbers of their columns, as text."""
+    assert task.categories is not None
+    matrix, columns = _matrix(task.train), {}
+    for column in np.flatnonzero(task.categories < 0):
+        columns[f"number {column}"] = pa.array(matrix[:, column], from_pandas=True)
+    for category in range(task.categories.max() + 1):
+        inside = np.flatnonzero(task.categories == category)
+        levels = inside[np.nan_to_num(matrix[:, inside]).argmax(axis=1)].astype(str)
+        columns[f"category {category}"] = pa.array(levels, mask=np.isnan(matrix[:, inside[0]]))
+    return pa.table(columns)
 
 
 def _by_peer(task: Task, python: str, code: str) -> Answers:
@@ -376,9 +464,15 @@ def measure(set_name: str, task: Task, config: Config) -> dict[str, float]:
         found = answer(method, task, config)
         line[f"error/{method}"] = SETS[set_name].error(found.values, task)
         line[f"seconds/{method}"] = found.seconds
-        if found.errors is not None:
-            off = np.abs(found.values - task.test.values)
-            line["coverage"] = float((off <= held_out.NORMAL_QUANTILE * found.errors).mean())
+        if task.categories is not None and task.categories.max() >= 0:
+            line[f"wrong/{method}"], log_score = of_categories(found.values, task)
+            if method in TELL_CHANCES:
+                line[f"log_score/{method}"] = log_score
+        if found.errors is not None and not np.isnan(found.errors).all():
+            told = ~np.isnan(found.errors)
+            off = np.abs(found.values - task.test.values)[told]
+            inside = off <= held_out.NORMAL_QUANTILE * found.errors[told]
+            line["coverage"] = float(inside.mean())
     return line | {f"error/{name}": error for name, error in task.published.items()}
 
 
@@ -389,7 +483,7 @@ def summarise(lines: list[dict[str, float]]) -> dict[str, Any]:
       The number of ``tasks``, our mean ``coverage``, and by ``methods``: ``mean`` and ``median``
       error; ``ratio``, the geometric mean of errors over the columns' means'; ``wins``, how often
       none had a lower error; ``worst``, the largest error over the least of the task; ``seconds``,
-      median and largest.
+      median and largest; means of ``wrong`` and ``log_score`` where there are categories.
     """
 
     def of_all(prefix: str) -> dict[str, np.ndarray]:
@@ -413,6 +507,10 @@ def summarise(lines: list[dict[str, float]]) -> dict[str, Any]:
             "wins": int((error <= least).sum()),
             "worst": float((error / least).max()),
         }
+        for score in ("wrong", "log_score"):
+            of_methods = of_all(f"{score}/")
+            if name in of_methods:
+                methods[name][score] = float(of_methods[name].mean())
         if name in seconds:
             taken = seconds[name]
             methods[name]["seconds"] = [float(np.median(taken)), float(taken.max())]
@@ -428,6 +526,8 @@ def _table_of(title: str, summary: dict[str, Any]) -> Iterator[str]:
     yield f"    {'':22s}   mean  median   ratio  wins   worst  seconds: median, largest"
     for name, of in summary["methods"].items():
         seconds = "{:8.2f} {:8.2f}".format(*of["seconds"]) if "seconds" in of else ""
+        for score in ("wrong", "log_score"):
+            seconds += f"  {score} {of[score]:.4f}" if score in of else ""
         yield (
             f"    {name:22s}{of['mean']:7.4f} {of['median']:7.4f} {of['ratio']:7.3f} "
             f"{of['wins']:5d} {of['worst']:7.2f} {seconds}"
