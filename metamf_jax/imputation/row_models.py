@@ -19,8 +19,9 @@ from metamf_jax.imputation.row_gaussian import Conditioned, RowGaussian
 
 # Rows that trees are grown on, and numbers of their `row_gaussian.gains`: 128 MB.
 _MOST_ROWS, _MOST_GAINS = 8192, 2**25
-# Numbers that the trees of all columns together are grown on, and fewest trees.
-_MOST_WORK, _FEWEST_TREES = 4e7, 5
+# Numbers that the trees of all columns together are grown on, and fewest trees; and missing cells
+# times trees, above which there are none.
+_MOST_WORK, _FEWEST_TREES, _MOST_ANSWERS = 4e7, 5, 1e7
 
 
 class Corrected(NamedTuple):
@@ -128,8 +129,10 @@ def _gaps(observed: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 def _grow(
     gaussian: RowGaussian, values: np.ndarray, observed: np.ndarray, num_trees: int
 ) -> Forest:
-    """The trees of a Gaussian's errors at observed cells."""
+    """The trees of a Gaussian's errors at observed cells; none where very many are missing."""
     num_rows, num_columns = values.shape
+    if num_rows * num_columns - observed.sum() > _MOST_ANSWERS / _FEWEST_TREES:
+        num_trees = 0
     most = min(_MOST_ROWS, _MOST_GAINS // num_columns**2)
     if num_rows > most:
         chosen = np.sort(np.random.default_rng(0).permutation(num_rows)[:most])

@@ -20,6 +20,7 @@ from metamf_jax.imputation.row_index import RowIndex
 from metamf_jax.imputation.scaling import Bounds, Scaling
 from metamf_jax.posterior import chains, fold_in, gibbs, pattern, predictive
 from metamf_jax.posterior.chains import ChainsConfig, Draws
+from metamf_jax.posterior.draws_file import size_in_bytes
 from metamf_jax.posterior.fit import num_pattern_vectors
 from metamf_jax.posterior.gibbs import Data, GibbsConfig, Side, State
 from metamf_jax.posterior.hyperprior import Hyperprior
@@ -35,6 +36,10 @@ FURTHER_LENGTHS = ChainsConfig(num_chains=2, burn_in=10, num_draws=100)
 # With so many cells, and no larger a share of all, a matrix of one unit is answered by draws. Those
 # of 30 x 30 with some 200 cells were answered better in one rating set, worse in another.
 _FEWEST, _MOST_OBSERVED = 1000, 0.5
+# With fewer cells a row (or column) draws are mostly of the prior, and many.
+_FEWEST_A_ROW = 3.5
+# Of all draws.
+_MOST_BYTES = 10**9
 # With a million cells a sweep of two chains takes some 0.15 s on two cores; more were not tried.
 _MOST = 3_000_000
 # On cuts of 100 x 100 and 200 x 200 of two rating sets a rank of an eighth of the shorter side was
@@ -106,9 +111,10 @@ def suits(entries: Entries) -> bool:
       entries: without empty rows or columns.
     """
     count = len(entries.rows)
-    return _FEWEST <= count <= _MOST and count < _MOST_OBSERVED * np.prod(
-        entries.shape, dtype=float
-    )
+    sparse = count < _MOST_OBSERVED * np.prod(entries.shape, dtype=float)
+    told = count >= _FEWEST_A_ROW * max(entries.shape)
+    size = size_in_bytes(entries.shape, _sizes(entries)[0], LENGTHS.num_draws)
+    return _FEWEST <= count <= _MOST and sparse and told and size <= _MOST_BYTES
 
 
 def fit(entries: Entries, by: str, lengths: ChainsConfig = LENGTHS) -> Sampled:

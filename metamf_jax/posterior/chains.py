@@ -19,12 +19,15 @@ import numpy as np
 import threadpoolctl
 
 from metamf_jax.posterior import gibbs, langevin
+from metamf_jax.posterior.entry_effects import EntryEffects
 from metamf_jax.posterior.gibbs import GibbsConfig, State
 from metamf_jax.posterior.hyperprior import Hyperprior
 from metamf_jax.posterior.langevin import LangevinConfig, Turn
 
 # A matrix as `gibbs` or `langevin` prepares it; which of them it is the configuration tells.
 Data: TypeAlias = Any
+
+_NOTHING = np.zeros((0, 0), np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +78,8 @@ class Draws(NamedTuple):
       row_shares, column_shares: [S, N] and [S, M] float32, of the noise's precision.
       alpha: [S], the precision of the noise.
       row_prior, column_prior: `Hyperprior` with a leading axis S, for rows that are folded in.
+      thresholds: [S, L - 1] between the levels of an ordinal likelihood; [S, 0] of a Gaussian.
+      effects: of the entries, with a leading axis S.
     """
 
     rows: np.ndarray
@@ -84,6 +89,8 @@ class Draws(NamedTuple):
     alpha: np.ndarray
     row_prior: Hyperprior
     column_prior: Hyperprior
+    thresholds: np.ndarray = _NOTHING
+    effects: EntryEffects = EntryEffects(_NOTHING, _NOTHING)
 
 
 def init(data: Data, config: GibbsConfig, chains: ChainsConfig) -> list[State]:
@@ -159,6 +166,8 @@ def stack(states: list[State]) -> Draws:
         held.alpha,
         held.rows.prior,
         held.columns.prior,
+        held.thresholds,
+        held.effects,
     )
 
 
