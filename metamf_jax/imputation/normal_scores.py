@@ -17,7 +17,7 @@ import scipy.special
 # Of each column's distribution so many quantiles are kept.
 _MOST_KNOTS = 1024
 # Points of the quadrature of a normal.
-_POINTS, _WEIGHTS = np.polynomial.hermite_e.hermegauss(31)
+_POINTS, _WEIGHTS = np.polynomial.hermite_e.hermegauss(15)
 
 
 class Marginals(NamedTuple):

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import threadpoolctl
 
 from metamf_jax.imputation import forest, normal_scores, row_gaussian
 from metamf_jax.imputation.forest import Forest
@@ -75,15 +76,17 @@ def fit(
       start: of much the same table, to start from.
     """
     marginals = normal_scores.fit(values, observed)
-    gaussian = row_gaussian.fit(values, observed, start.values.gaussian if start else None)
-    of_scores = start.scores.gaussian if start else _correlations(gaussian)
     scores = normal_scores.to_scores(marginals, values)
-    of_scores = row_gaussian.fit(scores, observed, of_scores)
-    return RowModels(
-        Corrected(gaussian, _grow(gaussian, values, observed, num_trees)),
-        marginals,
-        Corrected(of_scores, _grow(of_scores, scores, observed, num_trees)),
-    )
+    # BLAS's threads gain nothing on products of few columns, and wait for each other.
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+        gaussian = row_gaussian.fit(values, observed, start.values.gaussian if start else None)
+        of_scores = start.scores.gaussian if start else _correlations(gaussian)
+        of_scores = row_gaussian.fit(scores, observed, of_scores)
+        return RowModels(
+            Corrected(gaussian, _grow(gaussian, values, observed, num_trees)),
+            marginals,
+            Corrected(of_scores, _grow(of_scores, scores, observed, num_trees)),
+        )
 
 
 def complete(models: RowModels, values: np.ndarray, observed: np.ndarray) -> Completed:
