@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -664,6 +665,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         flags.run(flags)
+        if arguments is None:
+            # The process ends here; Python would first look through all objects, which took 0.5 s.
+            gc.freeze()
     except (ValueError, FileNotFoundError, PermissionError) as error:
         print(f"metamf: {error}", file=sys.stderr)
         return 1

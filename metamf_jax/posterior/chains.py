@@ -96,19 +96,18 @@ class Draws(NamedTuple):
 def init(data: Data, config: GibbsConfig, chains: ChainsConfig) -> list[State]:
     """The states of all chains before the first sweep."""
     kernel: Any = langevin if isinstance(config, LangevinConfig) else gibbs
-    return [
-        kernel.init(jax.random.fold_in(_key(chains, c), 0), data, config)
-        for c in range(chains.num_chains)
-    ]
+    key = jax.random.key(chains.seed)
+    return [kernel.init(_folded(key, c, 0), data, config) for c in range(chains.num_chains)]
 
 
 def sweeps(
     states: list[State], data: Data, config: GibbsConfig, chains: ChainsConfig, first: int = 1
 ) -> Generator[tuple[int, list[State]], None, None]:
     """Yields the number of each sweep, from `first` to the last, and the states after it."""
+    seeded = jax.random.key(chains.seed)
 
     def advance(chain: int) -> State:
-        key = jax.random.fold_in(_key(chains, chain), sweep)
+        key = _folded(seeded, chain, sweep)
         if isinstance(config, LangevinConfig):
             return langevin.sweep(key, states[chain], data, config, Turn(chain, sweep))
         return gibbs.sweep(key, states[chain], data, config)
@@ -125,8 +124,9 @@ def sweeps(
             yield sweep, states
 
 
-def _key(chains: ChainsConfig, chain: int) -> jax.Array:
-    return jax.random.fold_in(jax.random.key(chains.seed), chain)
+@jax.jit
+def _folded(key, chain, sweep):
+    return jax.random.fold_in(jax.random.fold_in(key, chain), sweep)
 
 
 def run(

@@ -15,6 +15,7 @@ ICML 2008; see also the references of the conditionals.
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -226,9 +227,9 @@ def sweep(key: jax.Array, state: State, data: Data, config: GibbsConfig) -> Stat
       data: from `prepare`.
       config: the model.
     """
-    of_rows, of_columns, of_noise = (jax.random.fold_in(key, i) for i in range(3))
+    of_rows, of_columns, of_noise, of_values = _folded(key, 4)
     rng = _generator(of_noise)
-    state, values = draw_values(jax.random.fold_in(key, 3), state, data, config)
+    state, values = draw_values(of_values, state, data, config)
 
     rows, square = draw_factors(
         of_rows, state.rows, state.columns, state.alpha, data.rows, config, values
@@ -261,7 +262,7 @@ def draw_values(
     """
     if data.entries is None:
         return state, None
-    of_thresholds, of_latent, of_effects = (jax.random.fold_in(key, i) for i in range(3))
+    of_thresholds, of_latent, of_effects = _folded(key, 3)
     (num_rows, _), i, j = data.entries.shape, data.entries.rows, data.entries.columns
     shares = (jnp.asarray(side.shares, jnp.float32) for side in (state.rows, state.columns))
     fitted, root = _at_cells(state.rows.factors, state.columns.factors, *shares, i, j)
@@ -324,13 +325,15 @@ def draw_factors(
 
 def draw_prior(key: jax.Array, side: Side, data: Regression, config: GibbsConfig) -> Hyperprior:
     """Draws one side's hyperprior, given its factors."""
-    moments = Moments(
-        len(side.factors),
-        data.gram,
-        sum_of_products(data.features, side.factors),
-        sum_of_products(side.factors, side.factors),
-    )
+    both = _moments(data.features, side.factors)
+    moments = Moments(len(side.factors), data.gram, *map(_sum_of_blocks, both))
     return hyperprior.draw(_generator(key), side.prior, moments, data.groups, config.wishart)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _folded(key, count: int):
+    """The key folded with 0 up to a count, in one program: dispatch is what small sweeps cost."""
+    return tuple(jax.random.fold_in(key, i) for i in range(count))
 
 
 def _on_device(entries: Entries) -> Entries:
@@ -354,7 +357,10 @@ def _at_cells(rows, columns, row_shares, column_shares, i, j):
 
 
 def _generator(key: jax.Array) -> np.random.Generator:
-    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    return np.random.default_rng(np.asarray(_words(key)))
+
+
+_words = jax.jit(jax.random.key_data)
 
 
 @jax.jit
@@ -365,7 +371,16 @@ def product(x, y):
 
 def sum_of_products(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """``x^T y`` in float64; the sums over blocks of rows are float32's."""
-    return np.asarray(_products_of_blocks(x, y)).sum(axis=0, dtype=np.float64)
+    return _sum_of_blocks(_products_of_blocks(x, y))
+
+
+def _sum_of_blocks(products: jax.Array) -> np.ndarray:
+    return np.asarray(products).sum(axis=0, dtype=np.float64)
+
+
+@jax.jit
+def _moments(features, factors):
+    return _products_of_blocks(features, factors), _products_of_blocks(factors, factors)
 
 
 @jax.jit

@@ -116,7 +116,7 @@ def draw(
     Returns:
       ``w`` [N, K + 1] float32, and ``sum_m q_m e_nm^2`` [N] float64 that the new ``w`` leave.
     """
-    noise = _noise(jax.random.key_data(key), len(weight), precision.shape[0])
+    noise = _noise(key, len(weight), precision.shape[0])
     dealt = (_dealt(data, x) for x in (weight, pull, noise))
     of_all = (np.asarray(x, np.float32) for x in (precision, columns, column_weight))
     entries = data.entries
@@ -148,7 +148,6 @@ def _fitted(rows, columns, i, j):
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _noise(key, num_rows, width):
     """[N, L]; of all rows in one program: in programs of other shapes the last bits may differ."""
-    key = jax.random.wrap_key_data(key)
     return jax.vmap(lambda n: jax.random.normal(jax.random.fold_in(key, n), (width,)))(
         jnp.arange(num_rows)
     )
