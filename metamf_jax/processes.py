@@ -185,7 +185,7 @@ def _offer_address(address: str) -> None:
     It tells what the host's name resolves to, on Debian 127.0.1.1, where the others find nobody;
     JAX (0.10 to 0.12) has no option for it.
     """
-    from jax._src.lib import _jax
+    from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage]
 
     _jax.make_gloo_tcp_collectives = functools.partial(
         _jax.make_gloo_tcp_collectives, hostname=address
