@@ -32,8 +32,9 @@ import numpy as np
 
 _CLUSTERS = ("none", "slurm", "tpu_pod")
 
-# A peer that dies silently, its host with it, is noticed after so long. Left at 100 the others went
-# on waiting for 95 s.
+# A peer that dies silently, its host with it, or whose link hangs is noticed after so long. Left at
+# 100 the others went on waiting for 95 s. JAX then aborts; given a callback to call instead
+# (``missed_heartbeat_callback``), jaxlib 0.10 and 0.12 end with std::bad_cast.
 _HEARTBEAT_SECONDS = 10
 # The first process scores and draws plots while the others wait for it to leave.
 _SHUTDOWN_SECONDS = 24 * 3600
@@ -196,6 +197,7 @@ def initialize() -> None:
     """Joins the other processes, if the environment tells of any; before the first array is made.
 
     Prints one line, from the first process, on what was found; nothing where this process is alone.
+    It tells what to do when one is lost: JAX aborts the others, with words of its own.
 
     Raises:
       ValueError: as `detect`, or the others cannot be reached.
@@ -233,7 +235,11 @@ def initialize() -> None:
         ) from error
     _count = cluster.count or jax.process_count()
     if is_first():
-        print(f"{_count} processes, found by {cluster.name}", flush=True)
+        print(
+            f"{_count} processes, found by {cluster.name}; when one is lost the others end, and the"
+            " same command, given to all again, goes on",
+            flush=True,
+        )
 
 
 def count() -> int:
@@ -278,6 +284,17 @@ def any_process(flag: bool) -> bool:
     from jax.experimental import multihost_utils
 
     return bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def told(error: Exception) -> str:
+    """What an error says, and the remedy where it is the loss of another process."""
+    if _count == 1 or "Gloo" not in str(error):
+        return str(error)
+    first_line = str(error).partition("\n")[0]
+    return (
+        f"process {index()} of {_count} lost another ({first_line}); its output may tell why;"
+        " the same command, given to all again, goes on from the last checkpoint"
+    )
 
 
 def leave(code: int, together: bool = False) -> NoReturn:

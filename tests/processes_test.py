@@ -82,6 +82,18 @@ def test_a_first_host_that_nobody_knows(monkeypatch):
         processes.own_address("nowhere:9000")
 
 
+def test_the_loss_of_another_names_the_remedy(monkeypatch):
+    lost = RuntimeError("UNKNOWN: Gloo all-reduce failed: Connection reset by peer\nmore")
+    assert processes.told(lost) == str(lost)
+    monkeypatch.setattr(processes, "_count", 2)
+    assert processes.told(lost) == (
+        "process 0 of 2 lost another (UNKNOWN: Gloo all-reduce failed: Connection reset by peer);"
+        " its output may tell why; the same command, given to all again, goes on from the last"
+        " checkpoint"
+    )
+    assert processes.told(ValueError("a mistake")) == "a mistake"
+
+
 def test_alone_nothing_happens(capfd, monkeypatch):
     for name in (*EXPLICIT, *SLURM, "METAMF_CLUSTER", "TPU_WORKER_HOSTNAMES"):
         monkeypatch.delenv(name, raising=False)
