@@ -64,7 +64,14 @@ _PROCESSES = flags.DEFINE_integer(
 _GRACE_SECONDS = 2.0
 
 # Files and numbers that tell how long something took.
-_TIMES = {"seconds", "epoch_seconds", "updates_per_second", "steps_per_second", "seconds_training"}
+_TIMES = {
+    "seconds",
+    "epoch_seconds",
+    "sweep_seconds",
+    "updates_per_second",
+    "steps_per_second",
+    "seconds_training",
+}
 
 
 def difference(workdir: pathlib.Path, other: pathlib.Path) -> str | None:
