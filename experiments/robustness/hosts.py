@@ -298,14 +298,20 @@ def _output(workdir: pathlib.Path, index: int) -> pathlib.Path:
 def wait(processes: list[subprocess.Popen], seconds: float) -> float | None:
     """Waits for the end of all; returns the seconds, None where some were killed after so many."""
     begin = time.monotonic()
-    while time.monotonic() - begin < seconds:
-        if all(process.poll() is not None for process in processes):
-            return time.monotonic() - begin
-        time.sleep(0.02)
+    try:
+        while time.monotonic() - begin < seconds:
+            if all(process.poll() is not None for process in processes):
+                return time.monotonic() - begin
+            time.sleep(0.02)
+        return None
+    finally:
+        _kill_all(processes)
+
+
+def _kill_all(processes: list[subprocess.Popen]) -> None:
     for process in processes:
         process.kill()
         process.wait()
-    return None
 
 
 def _wait_for_steps(processes: list[subprocess.Popen], workdir: pathlib.Path) -> None:
@@ -334,15 +340,17 @@ def disturb(
     for host in hosts:
         host.connect(delay_ms=delay_ms)
     processes = start(run, hosts, workdir)
-    _wait_for_steps(processes, workdir)
-    victim = processes[case.victim]
-    case.strike(hosts[case.victim], victim)
-    if case.seconds is not None:
-        time.sleep(case.seconds)
-        hosts[case.victim].connect(delay_ms=delay_ms)
-    left = [p for p in processes if case.strike not in (_kill, _cut_power) or p is not victim]
-    seconds = wait(left, _PATIENCE_SECONDS)
-    victim.wait()
+    try:
+        _wait_for_steps(processes, workdir)
+        victim = processes[case.victim]
+        case.strike(hosts[case.victim], victim)
+        if case.seconds is not None:
+            time.sleep(case.seconds)
+            hosts[case.victim].connect(delay_ms=delay_ms)
+        left = [p for p in processes if case.strike not in (_kill, _cut_power) or p is not victim]
+        seconds = wait(left, _PATIENCE_SECONDS)
+    finally:
+        _kill_all(processes)
     codes = tuple(process.returncode for process in left)
     return seconds, codes, "" if not any(codes) else _last_error(workdir, len(hosts))
 
