@@ -31,15 +31,15 @@ from typing import NamedTuple
 from absl import flags
 
 from experiments import common
-from experiments.robustness import torture
+from experiments.robustness import small_runs
 
 # Steps of milliseconds, so many that what happens after some of them happens in the middle.
 RUNS = {
-    "dsgd": ("factorize", *torture.FLAGS["factorize"], "--epochs=400"),
+    "dsgd": ("factorize", *small_runs.FLAGS["factorize"], "--epochs=400"),
     "gibbs": ("factorize", "--preset=smoke", "--devices=2", "--solver=gibbs", "--draws=80"),
     "train": (
         "train",
-        *torture.FLAGS["train"],
+        *small_runs.FLAGS["train"],
         "--override=training.max_steps=200",
         "--override=training.evaluate_every=2",
         "--override=training.batch=8",
@@ -384,7 +384,7 @@ def run_case(
         for host in hosts:
             host.connect(delay_ms=delay_ms)
         wait(start(run, hosts, workdir), _PATIENCE_SECONDS)
-    return Outcome(seconds, codes, message, starts, torture.difference(workdir, expected))
+    return Outcome(seconds, codes, message, starts, small_runs.difference(workdir, expected))
 
 
 def main() -> None:
