@@ -183,7 +183,7 @@ def run_main(main: Callable[[], None], several_processes: bool = False) -> None:
             compilation_cache.use(_COMPILATION_CACHE.value)
             main()
         except (ValueError, OSError, FloatingPointError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {processes.told(error)}", file=sys.stderr)
             processes.leave(1)
         except SystemExit as end:
             if end.code != TERMINATED:
@@ -191,10 +191,11 @@ def run_main(main: Callable[[], None], several_processes: bool = False) -> None:
             if processes.is_first():
                 print("terminated; the same flags resume the run", file=sys.stderr)
             processes.leave(TERMINATED, together=_Termination.agreed)
-        except Exception:
+        except Exception as error:
             if processes.count() == 1:
                 raise
             traceback.print_exc()
+            print(f"error: {processes.told(error)}", file=sys.stderr)
             processes.leave(1)
         finally:
             signal.signal(signal.SIGTERM, previous)

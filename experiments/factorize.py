@@ -58,6 +58,7 @@ from metamf_jax.factorization.losses import RECORDS
 from metamf_jax.factorization.objective import Objective
 from metamf_jax.factorization.solver import Progress
 from metamf_jax.factorization.solvers import SOLVERS, SolverConfig
+from metamf_jax.posterior import gibbs
 from metamf_jax.runs.checkpoint import Checkpointer
 from metamf_jax.runs.files import write_text
 from metamf_jax.runs.run_log import RunLog, open_run_log, read_metrics
@@ -265,10 +266,23 @@ _HYPERPRIOR = flags.DEFINE_string(
     None,
     "gibbs: file of a learned hyperprior (experiments.learn_hyperprior), for small matrices.",
 )
+_LIKELIHOOD = flags.DEFINE_enum(
+    "likelihood",
+    None,
+    gibbs.LIKELIHOODS,
+    "gibbs: Gaussian values, or (ordinal) at most 20 distinct ones, a latent Gaussian cut at"
+    " thresholds that are drawn.",
+)
+_ENTRY_FEATURES = flags.DEFINE_list(
+    "entry_features",
+    None,
+    "gibbs: columns of the input beside ids and value, such as time, each with effects of its own:"
+    " alone, by row and by column.",
+)
 
 _OF_SAMPLERS = (
     *(_DRAWS, _BURN_IN, _THIN, _CHAINS, _PATTERN_FEATURES, _ROW_FEATURES, _COLUMN_FEATURES),
-    *(_ROW_NOISE, _COLUMN_NOISE),
+    *(_ROW_NOISE, _COLUMN_NOISE, _LIKELIHOOD, _ENTRY_FEATURES),
 )
 _OF_DSGLD, _OF_GIBBS = (_STEP_SIZE, _BLOCKS), (_HYPERPRIOR,)
 # What means nothing to a sampler.

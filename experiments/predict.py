@@ -22,12 +22,17 @@ by their lines in the tables of features that the factorization had.
 
     python -m experiments.predict --factors=runs/gibbs --fold_in=new_ratings.csv \
         --row_features=users.csv --top=10 --rows=new_users.txt --output=best.csv
+Of ``--likelihood=ordinal`` the value is the expected one, quantiles are levels, and
+``--probabilities`` adds a column for each level, such as ``p4``. Where the sampler had
+``--entry_features``, cells may have the same columns, found by their names in the header; without
+them the cells are answered without those effects.
 """
 
 import csv
 import io
 import os
 import pathlib
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -37,12 +42,14 @@ from absl import flags
 from experiments import common, shared_flags
 from metamf_jax.data import libmf_text, tables
 from metamf_jax.data.tables import write as write_tables
+from metamf_jax.data.tables.entry_columns import read_entry_columns
 from metamf_jax.data.tables.features import read_features
 from metamf_jax.factorization import prediction
 from metamf_jax.factorization.factor_file import load_factors
-from metamf_jax.posterior import draws_file, fold_in, predictive
+from metamf_jax.posterior import draws_file, entry_effects, fold_in, predictive
 from metamf_jax.posterior.chains import Draws
 from metamf_jax.posterior.draws_file import NamedDraws
+from metamf_jax.posterior.entry_effects import EntryFeatures, Group
 from metamf_jax.posterior.fold_in import FurtherRows
 from metamf_jax.posterior.given import of_further_rows
 from metamf_jax.posterior.predictive import Scale
@@ -83,6 +90,9 @@ _FOLD_IN = flags.DEFINE_string(
 )
 _ROW_FEATURES = shared_flags.row_features()
 _COLUMN_FEATURES = shared_flags.column_features()
+_PROBABILITIES = flags.DEFINE_bool(
+    "probabilities", False, "Of ordinal draws: a column such as `p4` for each level's probability."
+)
 _LIBMF_OUTPUT = flags.DEFINE_string(
     "libmf_output", None, "File to write the factors to, as a model for LIBMF's mf-predict."
 )
@@ -131,6 +141,7 @@ class FoldedDraws(NamedTuple):
       further: rows and columns after them; the last of each is one of which nothing is told.
       scale: of the values.
       row_ids, column_ids: of the known ones, and then of the new ones of which something is told.
+      groups: of the entries' effects.
     """
 
     draws: Draws
@@ -138,6 +149,7 @@ class FoldedDraws(NamedTuple):
     scale: Scale
     row_ids: np.ndarray
     column_ids: np.ndarray
+    groups: tuple[Group, ...] = ()
 
 
 class Details(NamedTuple):
@@ -147,11 +159,13 @@ class Details(NamedTuple):
       std: whether the standard deviation is.
       quantiles: probabilities, as they were written.
       upper: whether the best columns are those with the largest upper bound.
+      probabilities: whether those of levels are.
     """
 
     std: bool = False
     quantiles: tuple[str, ...] = ()
     upper: bool = False
+    probabilities: bool = False
 
 
 def read_model(path: str | os.PathLike) -> NamedFactors | NamedDraws:
@@ -216,7 +230,9 @@ def fold(named: NamedDraws, told: Told) -> FoldedDraws:
             of_table[:-1] = of_further_rows(recipe.given, table, lines)
         further.append(fold_in.further_rows(named.draws, side, recipe, of_table, rated))
         all_ids.append(_joined(ids[side], new))
-    return FoldedDraws(named.draws, (further[0], further[1]), named.scale, *all_ids)
+    return FoldedDraws(
+        named.draws, (further[0], further[1]), named.scale, all_ids[0], all_ids[1], named.groups
+    )
 
 
 def _joined(ids: np.ndarray, more: np.ndarray) -> np.ndarray:
@@ -248,17 +264,26 @@ def _known(model: NamedFactors | FoldedDraws, rows: np.ndarray, columns: np.ndar
 
 
 def _answers(
-    model: NamedFactors | FoldedDraws, rows: np.ndarray, columns: np.ndarray, details: Details
+    model: NamedFactors | FoldedDraws,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    details: Details,
+    told: EntryFeatures,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Values [P] of cells, -1 for what is unknown, and further columns [P] by name."""
     if isinstance(model, NamedFactors):
         return prediction.predict(prediction.with_unknown(model.factors), rows, columns), {}
     probabilities = tuple(map(float, details.quantiles))
+    at = entry_effects.places(model.groups, rows, columns, told).at if model.groups else None
     found = predictive.predict_further(
-        model.draws, model.further, model.scale, rows, columns, probabilities
+        model.draws, model.further, model.scale, rows, columns, probabilities, at
     )
     extra = {"std": found.std} if details.std else {}
     extra |= {f"q{p}": q for p, q in zip(details.quantiles, found.quantiles, strict=True)}
+    if details.probabilities:
+        draws = predictive.with_further(model.draws, model.further, drawn=True)
+        of_levels = predictive.level_probabilities(draws, draws.thresholds, rows, columns, at)
+        extra |= {f"p{x:g}": p for x, p in zip(model.scale.levels, of_levels.T, strict=True)}
     return found.mean.astype("f"), {name: x.astype("f") for name, x in extra.items()}
 
 
@@ -268,6 +293,7 @@ def write_pairs(
     asked_rows: np.ndarray,
     asked_columns: np.ndarray,
     details: Details,
+    told: EntryFeatures = MappingProxyType({}),
 ) -> None:
     """Answers the cells asked for, in their order.
 
@@ -277,10 +303,11 @@ def write_pairs(
       asked_rows: [P] ids.
       asked_columns: [P] ids.
       details: of draws.
+      told: features of the cells.
     """
     rows = tables.positions(asked_rows, model.row_ids)
     columns = tables.positions(asked_columns, model.column_ids)
-    values, extra = _answers(model, rows, columns, details)
+    values, extra = _answers(model, rows, columns, details, told)
     known = _known(model, rows, columns)
     write_tables.write_pairs(
         path, asked_rows, asked_columns, values, extra={**extra, "known": known}
@@ -307,7 +334,12 @@ def _top_columns(
         return prediction.top_columns(factors, everyone, count, left_out)
     draws = predictive.with_further(model.draws, model.further, drawn=upper)
     # The last column is the one of which nothing is told.
-    draws = draws._replace(rows=draws.rows[:, numbers], columns=draws.columns[:, :-1])
+    draws = draws._replace(
+        rows=draws.rows[:, numbers],
+        row_shares=draws.row_shares[:, numbers],
+        columns=draws.columns[:, :-1],
+        column_shares=draws.column_shares[:, :-1],
+    )
     return predictive.top_columns(draws, model.scale, everyone, count, left_out, upper)
 
 
@@ -343,7 +375,7 @@ def write_top(
     values, extra = values[kept], {}
     if isinstance(model, FoldedDraws):
         upper = {"upper": values} if details.upper else {}
-        values, extra = _answers(model, numbers[rows], columns, details)
+        values, extra = _answers(model, numbers[rows], columns, details, {})
         extra |= upper
     known = _known(model, numbers[rows], columns)
     write_tables.write_pairs(
@@ -387,7 +419,18 @@ def main() -> None:
     if isinstance(model, NamedFactors) and (details != Details() or told):
         raise ValueError(
             f"{source} holds factors, which tell no spread and of no new rows: --std, --quantiles,"
-            " --top_by=upper, --fold_in and tables of features need the draws of --solver=gibbs"
+            " --probabilities, --top_by=upper, --fold_in and tables of features need the draws of"
+            " --solver=gibbs"
+        )
+    if isinstance(model, NamedDraws) and details.probabilities and not model.scale.levels:
+        raise ValueError(
+            f"{source} holds draws of a Gaussian likelihood, which knows no levels: --probabilities"
+            " needs those of --likelihood=ordinal"
+        )
+    if isinstance(model, NamedDraws) and model.scale.levels and _FOLD_IN.value:
+        raise ValueError(
+            f"{source} holds draws of --likelihood=ordinal, into which no ratings are folded:"
+            " leave out --fold_in, or factorize with a Gaussian likelihood"
         )
     if _LIBMF_OUTPUT.value is not None:
         if isinstance(model, NamedDraws):
@@ -397,7 +440,11 @@ def main() -> None:
     if isinstance(model, NamedDraws):
         model = fold(model, _told(model))
     if _PAIRS.value is not None:
-        write_pairs(output, model, *tables.read_pairs(_PAIRS.value), details)
+        of_cells: EntryFeatures = {}
+        if isinstance(model, FoldedDraws) and model.groups:
+            names = tuple({group.feature for group in model.groups})
+            of_cells = read_entry_columns(_PAIRS.value, names, required=False)
+        write_pairs(output, model, *tables.read_pairs(_PAIRS.value), details, of_cells)
     elif _TOP.value is not None:
         write_top(
             output,
@@ -441,7 +488,8 @@ def _details() -> Details:
             raise ValueError(f"expected --quantiles between 0 and 1, got {text!r}")
     if _TOP_BY.present and _TOP.value is None:
         raise ValueError("--top_by goes with --top=N")
-    return Details(_STD.value, tuple(_QUANTILES.value), _TOP_BY.value == "upper")
+    upper = _TOP_BY.value == "upper"
+    return Details(_STD.value, tuple(_QUANTILES.value), upper, _PROBABILITIES.value)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from metamf_jax.factorization.objective import Objective
 from metamf_jax.factorization.sgd import SgdConfig
 from metamf_jax.factorization.solvers import SOLVERS, SolverConfig
 from metamf_jax.plotting import Panel
-from metamf_jax.posterior import chains, gibbs, langevin, predictive
+from metamf_jax.posterior import chains, gibbs, langevin, row_conditional
 from metamf_jax.posterior import fit as fit_posterior
 from metamf_jax.runs.files import write_text
 from metamf_jax.runs.run_log import RunLog
@@ -236,7 +236,7 @@ def sample_posterior(
         _, (state,) = next(left)
         seconds += time.perf_counter() - begin
         factors = state.rows.factors, state.columns.factors
-        found = np.asarray(predictive.fitted(*factors, test.rows, test.columns), np.float64)
+        found = np.asarray(row_conditional.fitted(*factors, test.rows, test.columns), np.float64)
         values = np.clip(scale.center + scale.unit * found, scale.low, scale.high)
         sums.append(sums[-1] + values)
         mean = (sums[-1] - sums[epoch // 2]) / (epoch - epoch // 2)

@@ -1,10 +1,12 @@
 """Splits the entries of one large matrix into training and test entries."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
-from metamf_jax.data import movielens, tables
+from metamf_jax.data import movielens, sources, tables
+from metamf_jax.data.tables.entry_columns import read_entry_columns
 from metamf_jax.types import Entries, Table
 
 SPLITS = ("random", "time", "official")
@@ -21,6 +23,7 @@ class Split:
       test_fraction: part of the entries held out, 0 to 0.9, where the split is not official.
       test_input: a table of the test entries; then nothing else is read.
       seed: of the random split.
+      entry_features: columns besides ids and values that both parts keep, by name.
     """
 
     dataset: str
@@ -29,6 +32,7 @@ class Split:
     test_fraction: float = 0.1
     test_input: str | None = None
     seed: int = 0
+    entry_features: Sequence[str] = ()
 
 
 def split_entries(table: Table, split: Split, data_dir: str | None = None) -> tuple[Table, Entries]:
@@ -37,12 +41,29 @@ def split_entries(table: Table, split: Split, data_dir: str | None = None) -> tu
     Raises:
       ValueError: a split that this table does not have.
     """
+    train, test = split_table(table, split, data_dir)
+    return train, test.entries
+
+
+def split_table(table: Table, split: Split, data_dir: str | None = None) -> tuple[Table, Table]:
+    """(training table, test table), both over the same rows and columns.
+
+    Raises:
+      ValueError: a split that this table does not have.
+    """
+
+    def with_features(table: Table, source: str) -> Table:
+        return table._replace(entry_features=_entry_features(table, source, split.entry_features))
+
     if split.test_input is not None:
-        return _join(table, tables.read_table(split.test_input))
+        table = with_features(table, split.dataset)
+        test = with_features(tables.read_table(split.test_input), split.test_input)
+        return _join(table, test)
     if split.kind == "official":
         if split.dataset != "ml100k":
             raise ValueError(f"only ml100k has official splits, not {split.dataset}; take random")
-        return _join(*movielens.ml100k_split(split.fold, data_dir))
+        parts = movielens.ml100k_split(split.fold, data_dir)
+        return _join(*(with_features(part, split.dataset) for part in parts))
     if not 0 <= split.test_fraction <= 0.9:
         raise ValueError(f"expected a test fraction from 0 to 0.9, got {split.test_fraction}")
     size = len(table.entries.values)
@@ -53,18 +74,38 @@ def split_entries(table: Table, split: Split, data_dir: str | None = None) -> tu
         order = np.argsort(table.times, kind="stable")
     else:
         order = np.random.default_rng(split.seed).permutation(size)
-    kept = np.sort(order[: size - held_out])
-    return table._replace(entries=_take(table.entries, kept)), _take(
-        table.entries, np.sort(order[size - held_out :])
+    table = with_features(table, split.dataset)
+    parts = np.split(order, [size - held_out])
+    train, test = (_take(table, np.sort(part)) for part in parts)
+    return train, test
+
+
+def _entry_features(table: Table, source: str, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Columns of a data set or file, by name."""
+    found = {}
+    if "time" in names and table.times is not None:
+        found["time"] = table.times.astype(np.float64)
+    left = tuple(name for name in names if name not in found)
+    if left and source in sources.SOURCES:
+        raise ValueError(
+            f"{source} has no column {left[0]!r} beside ids and values; there is"
+            f" {'time' if table.times is not None else 'none'}"
+        )
+    return found | (read_entry_columns(source, left) if left else {})
+
+
+def _take(table: Table, index: np.ndarray) -> Table:
+    entries = table.entries
+    rows, columns = np.asarray(entries.rows)[index], np.asarray(entries.columns)[index]
+    kept = Entries(rows, columns, np.asarray(entries.values)[index], entries.shape)
+    return table._replace(
+        entries=kept,
+        times=None if table.times is None else table.times[index],
+        entry_features={name: x[index] for name, x in table.entry_features.items()},
     )
 
 
-def _take(entries: Entries, index: np.ndarray) -> Entries:
-    rows, columns = np.asarray(entries.rows)[index], np.asarray(entries.columns)[index]
-    return Entries(rows, columns, np.asarray(entries.values)[index], entries.shape)
-
-
-def _join(train: Table, test: Table) -> tuple[Table, Entries]:
+def _join(train: Table, test: Table) -> tuple[Table, Table]:
     """Both over the training ids and, after them, those that only the test entries have."""
     ids, numbers = [], []
     for side in ("row_ids", "column_ids"):
@@ -80,4 +121,8 @@ def _join(train: Table, test: Table) -> tuple[Table, Entries]:
     kept, held = train.entries, test.entries
     kept = Entries(kept.rows, kept.columns, kept.values, shape)
     held = Entries(numbers[0][held.rows], numbers[1][held.columns], held.values, shape)
-    return train._replace(entries=kept, row_ids=ids[0], column_ids=ids[1]), held
+    train, test = (
+        part._replace(entries=entries, row_ids=ids[0], column_ids=ids[1])
+        for part, entries in ((train, kept), (test, held))
+    )
+    return train, test

@@ -344,7 +344,7 @@ def packages() -> dict[str, dict[str, str]]:
     """Of those that ``pyproject.toml`` names: versions, and what the lack of the others costs."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *extras["cpu"], *extras["baselines"], *extras["dev"]]
+    wanted = [*project["dependencies"], *extras["cpu"], *extras["dev"]]
     names = [re.split(r"[<>=\[;~! ]", text)[0] for text in wanted]
     there, missing = {}, {}
     for name in names:

@@ -280,9 +280,10 @@ def sharded(mesh: Mesh, function: Callable, in_specs: Any, out_specs: Any) -> Ca
       out_specs: likewise for what it returns.
     """
     program = jax.jit(jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs))
+    spans_processes = _spans_processes(mesh)
 
     def call(*arguments):
-        if _spans_processes(mesh):
+        if spans_processes:
             arguments = jax.tree.map(
                 lambda spec, tree: _place(mesh, spec, tree),
                 in_specs,

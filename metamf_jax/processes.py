@@ -16,10 +16,13 @@ TPU pod             ``TPU_WORKER_HOSTNAMES`` names more than one host, or ``META
 ``METAMF_CLUSTER=none`` keeps the tasks of a job apart: each is then a program of its own.
 """
 
+import functools
 import inspect
+import ipaddress
 import json
 import os
 import re
+import socket
 import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
@@ -29,8 +32,9 @@ import numpy as np
 
 _CLUSTERS = ("none", "slurm", "tpu_pod")
 
-# A peer that dies silently, its host with it, is noticed after so long. Left at 100 the others went
-# on waiting for 95 s.
+# A peer that dies silently, its host with it, or whose link hangs is noticed after so long. Left at
+# 100 the others went on waiting for 95 s. JAX then aborts; given a callback to call instead
+# (``missed_heartbeat_callback``), jaxlib 0.10 and 0.12 end with std::bad_cast.
 _HEARTBEAT_SECONDS = 10
 # The first process scores and draws plots while the others wait for it to leave.
 _SHUTDOWN_SECONDS = 24 * 3600
@@ -133,10 +137,67 @@ def _slurm(environ: Mapping[str, str]) -> Cluster:
     return Cluster("SLURM", f"{host}:{port}", count, index, share)
 
 
+def own_address(coordinator: str) -> str:
+    """The address of this host at which the others reach it: that of its way to the first one.
+
+    Where the first host knows itself by a loopback address alone, as Debian's ``/etc/hosts`` has
+    it, that of its way out.
+
+    Args:
+      coordinator: ``HOST:PORT`` of the first process.
+
+    Raises:
+      ValueError: the name of the first host is unknown here.
+    """
+    host, _, port = coordinator.rpartition(":")
+    try:
+        address = _way_to(host.strip("[]"), int(port))
+    except OSError as error:
+        raise ValueError(
+            f"the first process's host {host} cannot be found: {error}; give its address, as in"
+            " METAMF_COORDINATOR=10.0.0.1:9000"
+        ) from error
+    if not _is_loopback(address) or host == "localhost" or _is_loopback(host):
+        return address
+    try:
+        return _way_to("192.0.2.1", 9)  # Of no host: an address set apart for documents.
+    except OSError:
+        return address
+
+
+def _way_to(host: str, port: int) -> str:
+    """Address of the interface by which packets to a host leave; none is sent."""
+    family, kind, protocol, _, there = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(there)
+        return probe.getsockname()[0]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False  # A name.
+
+
+def _offer_address(address: str) -> None:
+    """Has Gloo, which moves arrays between CPUs, tell the others this address of the host.
+
+    It tells what the host's name resolves to, on Debian 127.0.1.1, where the others find nobody;
+    JAX (0.10 to 0.12) has no option for it.
+    """
+    from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage]
+
+    _jax.make_gloo_tcp_collectives = functools.partial(
+        _jax.make_gloo_tcp_collectives, hostname=address
+    )
+
+
 def initialize() -> None:
     """Joins the other processes, if the environment tells of any; before the first array is made.
 
     Prints one line, from the first process, on what was found; nothing where this process is alone.
+    It tells what to do when one is lost: JAX aborts the others, with words of its own.
 
     Raises:
       ValueError: as `detect`, or the others cannot be reached.
@@ -152,6 +213,7 @@ def initialize() -> None:
     jax.config.update("jax_enable_preemption_service", False)
     known: dict[str, Any] = {}
     if cluster.coordinator is not None:
+        _offer_address(own_address(cluster.coordinator))
         known = {
             "coordinator_address": cluster.coordinator,
             "num_processes": cluster.count,
@@ -173,7 +235,11 @@ def initialize() -> None:
         ) from error
     _count = cluster.count or jax.process_count()
     if is_first():
-        print(f"{_count} processes, found by {cluster.name}", flush=True)
+        print(
+            f"{_count} processes, found by {cluster.name}; when one is lost the others end, and the"
+            " same command, given to all again, goes on",
+            flush=True,
+        )
 
 
 def count() -> int:
@@ -218,6 +284,17 @@ def any_process(flag: bool) -> bool:
     from jax.experimental import multihost_utils
 
     return bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def told(error: Exception) -> str:
+    """What an error says, and the remedy where it is the loss of another process."""
+    if _count == 1 or "Gloo" not in str(error):
+        return str(error)
+    first_line = str(error).partition("\n")[0]
+    return (
+        f"process {index()} of {_count} lost another ({first_line}); its output may tell why;"
+        " the same command, given to all again, goes on from the last checkpoint"
+    )
 
 
 def leave(code: int, together: bool = False) -> NoReturn:

@@ -7,6 +7,8 @@ batch. Any of these types may carry leading batch axes on every array.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -83,12 +85,14 @@ class Table(NamedTuple):
       row_ids: [N] strings or integers; row ``n`` of ``entries`` is ``row_ids[n]`` in the file.
       column_ids: [M] likewise.
       times: [E] int64 seconds, or None where the source has none.
+      entry_features: [E] each, by name: float64, NaN where blank, or strings (object).
     """
 
     entries: Entries
     row_ids: np.ndarray
     column_ids: np.ndarray
     times: np.ndarray | None = None
+    entry_features: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 class FeatureColumn(NamedTuple):

@@ -22,7 +22,8 @@ BASE = {
 ALLOWED = {
     "data": {"types", "runs"},
     "plotting": {"types"},
-    "cli": BASE | {"data", "imputation", "plotting"},
+    "cli": BASE | {"data", "imputation", "impute_typed", "plotting"},
+    "impute_typed": BASE | {"imputation"},
     "meta_learning": BASE,
     "factorization": BASE,
     "posterior": BASE | {"factorization"},

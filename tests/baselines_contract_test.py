@@ -139,7 +139,9 @@ def test_learns_an_easy_family(name):
     test = split().test
     lengths = test.support.rows.shape[1], test.query.rows.shape[1]
     few = protocol.lengthened(split().source.draw_batch(0, 6), lengths)
-    setting = min(method.grid, key=lambda setting: error(name, params, setting, few))
+    # Some settings: those of a sampler take seconds each.
+    some = method.grid[:: -(-len(method.grid) // 3)]
+    setting = min(some, key=lambda setting: error(name, params, setting, few))
     assert error(name, params, setting, test) < 0.8 * of_mean
 
 

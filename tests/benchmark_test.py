@@ -5,13 +5,15 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from experiments.benchmarks import factorize, imputer, meta_step, posterior
+from experiments import imputation_tasks
+from experiments.benchmarks import factorize, imputer, meta_step, posterior, tables
 from metamf_jax.meta_learning.encoder import EncoderConfig
 from metamf_jax.meta_learning.map_estimation import MapConfig
 from metamf_jax.meta_learning.meta_loss import ModelConfig
@@ -197,3 +199,89 @@ def test_posterior_beside_the_imputer(tmp_path):
     assert json.loads((tmp_path / "summary.json").read_text())["results"]["rows"]
     with pytest.raises(ValueError, match="unknown methods"):
         posterior.run(dataclasses.replace(config, methods=("gibs",)))
+
+
+@pytest.fixture
+def folder_of_tables(tmp_path):
+    """A table of each set: a factor in all columns, a tenth of their variance noise."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(60, 1)) + 0.3 * rng.normal(size=(60, 5))
+    values *= 10.0 ** np.arange(5)
+    for name in tables.SETS:
+        (tmp_path / "tables" / name).mkdir(parents=True)
+    text = "a,b,c,d,e,word\n" + "".join(
+        ",".join(map(str, row)) + f",{'xyz'[n % 3]}\n" for n, row in enumerate(values)
+    )
+    (tmp_path / "tables" / "mixed" / "one.two.csv").write_text(text)
+    np.savetxt(tmp_path / "tables" / "grape" / "yacht.txt.gz", values)
+    missing = rng.random(values.shape) < 0.3
+    answers = {"true": values, "missing": missing, "oracle": values[missing]}
+    np.savez(tmp_path / "tables" / "missbench" / "some_table-mar.npz", **answers)
+    return tmp_path
+
+
+def test_tables(folder_of_tables, tmp_path, monkeypatch):
+    # The other package is one that answers zero.
+    code = """
+import sys, numpy
+numpy.save(sys.argv[2], numpy.zeros(numpy.load(sys.argv[1]).shape))
+print("7.0")
+"""
+    monkeypatch.setattr(tables, "PEERS", {"zero": code})
+    methods = (tables.OURS, "mean", "forest", "zero")
+    config = dataclasses.replace(
+        tables.PRESETS["smoke"], methods=methods, kinds=("mcar",), peers_python=sys.executable
+    )
+    whole = tables.run(config, tmp_path / "whole", folder_of_tables)["results"]
+    groups = ["mixed, mcar", "grape, yacht", "missbench, mar, real"]
+    assert list(whole) == groups
+    of_words = whole["mixed, mcar"]["methods"]
+    assert of_words["metamf"]["log_score"] < of_words["mean"]["log_score"] + 0.3
+    assert all(0 < of["wrong"] <= 1 for of in of_words.values())
+    assert "log_score" not in of_words["forest"]
+    for summary in whole.values():
+        assert set(methods) <= set(summary["methods"])
+        assert summary["methods"]["metamf"]["ratio"] < 0.6
+        assert summary["methods"]["mean"]["ratio"] == 1
+        assert summary["methods"]["zero"]["seconds"] == [7, 7]
+        assert 0.7 < summary["coverage"] <= 1
+        assert summary["tasks"] == sum(of["wins"] for of in summary["methods"].values()) == 1
+        assert min(of["worst"] for of in summary["methods"].values()) == 1
+    assert whole["mixed, mcar"] != whole["grape, yacht"]
+    assert whole["grape, yacht"]["methods"]["published GRAPE"]["mean"] == 0.151
+    assert whole["missbench, mar, real"]["methods"]["published oracle"]["wins"] == 1
+    (tmp_path / "part").mkdir()
+    lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "part" / "metrics.jsonl").write_text("".join(lines[:2]))
+    again = tables.run(config, tmp_path / "part", folder_of_tables)["results"]
+    for group in groups:
+        assert again[group]["coverage"] == whole[group]["coverage"]
+
+
+def test_errors_by_columns_leave_out_constant_ones():
+    values = np.array([[1, 4.0, 0], [2, 4 + 1e-12, 1], [3, 5, 2], [5, 9, 3]])
+    missing = np.array([[1, 1, 0], [1, 1, 1], [0, 0, 0], [0, 0, 0]], bool)
+    train, test = imputation_tasks.remove(values, missing)
+    units = imputation_tasks.deviations(values)
+    task = imputation_tasks.Task("four rows", "given", train, test, units)
+    # The first column's missing values are 0.5 from their mean.
+    assert tables.by_columns(test.values + 0.25, task) == 0.5
+
+
+def test_mistakes_of_tables(folder_of_tables, tmp_path):
+    config = tables.PRESETS["smoke"]
+
+    def message(**changes):
+        with pytest.raises((ValueError, FileNotFoundError)) as error:
+            tables.run(dataclasses.replace(config, **changes), tmp_path / "run", folder_of_tables)
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        return str(error.value)
+
+    assert "got hyperimpute; hyperimpute and miceforest need --peers_python" in message(
+        methods=("hyperimpute",)
+    )
+    assert "expected sets among numeric, mixed" in message(sets=("numbers",))
+    (folder_of_tables / "tables" / "grape" / "yacht.txt.gz").unlink()
+    assert "holds no file that ends in .txt or .txt.gz" in message(sets=("grape",))
+    (folder_of_tables / "tables" / "mixed" / "one.two.csv").write_text("a,b\n1,2\n,3\n")
+    assert "expected columns without gaps" in message(sets=("mixed",))

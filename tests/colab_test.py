@@ -23,8 +23,8 @@ def cells_of(script: str) -> list[tuple[str, str]]:
     return cells
 
 
-def test_there_are_three():
-    assert len(SCRIPTS) == 3
+def test_there_are_four():
+    assert len(SCRIPTS) == 4
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)

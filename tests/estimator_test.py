@@ -117,7 +117,8 @@ def test_pandas_in_and_out(fitted):
 def test_empty_row_and_column_get_the_prior_and_a_wide_bar():
     holes, _ = table()
     holes[3], holes[:, 2] = np.nan, np.nan
-    completed, bars = MetaMFImputer().fit(holes).transform(holes, return_std=True)
+    imputer = MetaMFImputer(keep_empty_features=True).fit(holes)
+    completed, bars = imputer.transform(holes, return_std=True)
     assert np.isfinite(completed).all()
     others = np.delete(np.arange(len(holes)), 3)
     usual = [np.median(bars[others, m][bars[others, m] > 0]) for m in range(6)]
@@ -201,15 +202,37 @@ def test_unknown_options():
         MetaMFImputer(missing="often").fit(table()[0])
 
 
-def test_the_package_imports_without_scikit_learn():
-    code = (
-        "import sys; sys.modules['sklearn'] = None\n"
-        "import metamf_jax, metamf_jax.imputation.pipeline\n"
-        "try:\n    metamf_jax.MetaMFImputer\n"
-        "except ImportError as error:\n    assert 'pip install' in str(error), error\n"
-        "else:\n    raise SystemExit('expected an ImportError')\n"
-    )
+def test_the_package_imports_the_estimator_when_it_is_asked_for():
+    code = "import sys, metamf_jax.imputation.pipeline; assert 'sklearn' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert metamf_jax.MetaMFImputer is MetaMFImputer
     with pytest.raises(AttributeError, match="nonsense"):
         metamf_jax.nonsense  # noqa: B018
+
+
+@pytest.mark.parametrize("marker", [None, pd.NA, -1])
+def test_what_stands_for_a_missing_value(fitted, marker):
+    imputer, holes = fitted
+    marked = np.where(np.isnan(holes), marker, holes.astype(object))
+    completed = MetaMFImputer(missing_values=marker).fit_transform(marked)
+    np.testing.assert_array_equal(completed, imputer.transform(holes))
+
+
+def test_a_copy_is_made_unless_it_is_not_asked_for(fitted):
+    imputer, holes = fitted
+    given = holes.copy()
+    imputer.transform(given)
+    np.testing.assert_array_equal(given, holes)
+    completed = MetaMFImputer(copy=False).fit(holes).transform(given)
+    assert np.shares_memory(completed, given)
+    np.testing.assert_array_equal(completed, imputer.transform(holes))
+
+
+def test_an_indicator_comes_back_from_a_file(fitted, tmp_path):
+    _, holes = fitted
+    imputer = MetaMFImputer(add_indicator=True, missing_values=None).fit(holes)
+    imputer.save(tmp_path / "fit.safetensors")
+    loaded = MetaMFImputer.load(tmp_path / "fit.safetensors")
+    np.testing.assert_array_equal(loaded.transform(holes), imputer.transform(holes))
+    assert loaded.transform(holes).shape == (20, 12)
+    assert list(loaded.get_feature_names_out()) == list(imputer.get_feature_names_out())

@@ -24,6 +24,8 @@ def test_the_arrays_answer_as_the_trees():
     assert ((expected - np.sign(asked[:, 2])) ** 2).mean() < 0.3
     # Too few rows say nothing.
     np.testing.assert_array_equal(forest.predict(grown, 1, asked), 0)
+    none = forest.grow(samples, 3, 0)
+    np.testing.assert_array_equal(forest.predict(none, 0, asked), 0)
     # And again, to the last bit.
     for one, other in zip(grown, forest.grow(samples, 3, 6), strict=True):
         np.testing.assert_array_equal(one, other)

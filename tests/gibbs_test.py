@@ -4,6 +4,8 @@ The whole sweep is held to the joint distribution test of J. Geweke, Getting it 
 distribution tests of posterior simulators, JASA 2004, and to the coverage of its intervals.
 """
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import threadpoolctl
 
 from metamf_jax.posterior import (
     chains,
+    entry_effects,
     gibbs,
     hyperprior,
     pattern,
@@ -56,18 +59,45 @@ def test_a_matrix_of_low_rank_is_found(matrix):
     assert ((low < full.ravel()) & (full.ravel() < high)).mean() > 0.85
 
 
+@pytest.fixture(scope="module")
+def levels(matrix):
+    """The matrix in four levels."""
+    entries, *_ = matrix
+    values = np.searchsorted([-1.0, 0.0, 0.7], entries.values).astype("f")
+    return dataclasses.replace(entries, values=values), gibbs.GibbsConfig(3, likelihood="ordinal")
+
+
+def test_levels_of_a_matrix_of_low_rank_are_found(matrix, levels):
+    (_, scale, full), (entries, config) = matrix, levels
+    draws = sample(entries, config, num_chains=2, burn_in=40, num_draws=60)
+    cells = np.indices(full.shape).reshape(2, -1)
+    true = np.searchsorted([-1.0, 0.0, 0.7], (full.ravel() - scale.center) / scale.unit)
+    named = predictive.Scale(0.0, 1.0, 1.0, 4.0, (1.0, 2.0, 3.0, 4.0))
+    found = predictive.predict(draws, named, *cells, (0.05, 0.95))
+    assert np.sqrt(((found.mean - 1 - true) ** 2).mean()) < 0.5 * true.std()
+    low, high = found.quantiles
+    assert ((low <= 1 + true) & (1 + true <= high)).mean() > 0.9
+    probability = predictive.level_probabilities(draws, draws.thresholds, *cells)
+    np.testing.assert_allclose(probability.sum(axis=1), 1, rtol=1e-12)
+    assert -np.log(probability[np.arange(len(true)), true]).mean() < 0.5 * np.log(4)
+
+
 @pytest.mark.parametrize("devices", [2, 4, 8])
-def test_draws_do_not_depend_on_the_number_of_devices(matrix, devices):
+@pytest.mark.parametrize("likelihood", gibbs.LIKELIHOODS)
+def test_draws_do_not_depend_on_the_number_of_devices(matrix, levels, likelihood, devices):
+    entries, config = levels if likelihood == "ordinal" else (matrix[0], None)
     lengths = {"num_chains": 1, "burn_in": 3, "num_draws": 2}
-    alone, several = (sample(matrix[0], devices=d, **lengths) for d in (1, devices))
+    alone, several = (sample(entries, config, devices=d, **lengths) for d in (1, devices))
     for left, right in zip(jax.tree.leaves(alone), jax.tree.leaves(several), strict=True):
         np.testing.assert_array_equal(left, right)
 
 
-def test_the_kernel_and_xla_draw_alike(matrix):
+@pytest.mark.parametrize("likelihood", gibbs.LIKELIHOODS)
+def test_the_kernel_and_xla_draw_alike(matrix, levels, likelihood):
+    entries, config = levels if likelihood == "ordinal" else (matrix[0], None)
     # One sweep: later ones would amplify rounding.
     lengths = {"num_chains": 1, "burn_in": 0, "num_draws": 1}
-    compiled, xla = (sample(matrix[0], backend=b, **lengths) for b in ("numba", "xla"))
+    compiled, xla = (sample(entries, config, backend=b, **lengths) for b in ("numba", "xla"))
     for left, right in zip(jax.tree.leaves(compiled), jax.tree.leaves(xla), strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-3, atol=1e-4)
 
@@ -80,6 +110,13 @@ def _tiny(rng, shape, density):
     observed = rng.random(shape) < density
     observed[0], observed[:, 0] = False, False
     return np.nonzero(observed), tuple(rng.normal(size=(size, 1)) for size in shape)
+
+
+def _effects(rng, rows, columns):
+    """Of a category, some of them blank: for all, by row and by column."""
+    values = rng.choice(np.array(["", "a", "b"], object), len(rows))
+    groups = entry_effects.make_groups(rows, columns, {"word": values})
+    return entry_effects.places(groups, rows, columns, {"word": values})
 
 
 def _listed(rows, columns, values, shape):
@@ -97,6 +134,8 @@ def tame_strengths(monkeypatch):
 def _told(state):
     """Functionals of a state that have moments."""
     told = [np.log(state.alpha), np.log1p(chains.norm_of_product(state))]
+    told += [*np.log(np.diff(state.thresholds)), *np.log(state.effects.precisions)]
+    told += [*np.arctan(state.effects.values[::3])]
     for side in (state.rows, state.columns):
         told += [
             *np.log(side.shares[:2]),
@@ -112,29 +151,33 @@ def _told(state):
 
 
 @pytest.mark.parametrize(
-    "config",
+    ("config", "with_effects"),
     [
-        gibbs.GibbsConfig(1, 2.0, 3.0, degrees=5.0, factor_scale=2.0),
-        gibbs.GibbsConfig(2, 4.0, 0.0, degrees=4.0, effect_scale=3.0),
+        (gibbs.GibbsConfig(1, 2.0, 3.0, degrees=5.0, factor_scale=2.0), False),
+        (gibbs.GibbsConfig(2, 4.0, 0.0, degrees=4.0, effect_scale=3.0), True),
+        (gibbs.GibbsConfig(1, 3.0, 4.0, degrees=5.0, likelihood="ordinal"), False),
+        (gibbs.GibbsConfig(0, 3.0, 4.0, degrees=5.0, likelihood="ordinal"), True),
     ],
 )
-def test_sweeps_and_data_in_turn_leave_the_prior_as_it_is(config, tame_strengths):
+def test_sweeps_and_data_in_turn_leave_the_prior_as_it_is(config, with_effects, tame_strengths):
     rng, shape, num_starts, num_sweeps = np.random.default_rng(1), (6, 5), 60, 12
     places, features = _tiny(rng, shape, 0.8)
+    effects = _effects(rng, *places) if with_effects else None
     # Batches are independent: each starts anew from the prior.
     of_batches = []
     for start in range(num_starts):
-        state, told = posterior_model.draw_state(rng, features, config), 0
+        state, told = posterior_model.draw_state(rng, features, config, effects), 0
         for sweep in range(num_sweeps):
-            values = posterior_model.draw_values(rng, state, *places)
-            data = gibbs.prepare(
-                _listed(*places, values, shape), features, ONE_GROUP, config, backend="numba"
-            )
+            values = posterior_model.draw_values(rng, state, *places, effects)
+            listed = _listed(*places, values, shape)
+            data = gibbs.prepare(listed, features, ONE_GROUP, config, 1, "numba", effects)
             key = jax.random.fold_in(jax.random.key(start), sweep)
             state = gibbs.sweep(key, state, data, config)
             told += _told(state) / num_sweeps
         of_batches.append(told)
-    of_prior = [_told(posterior_model.draw_state(rng, features, config)) for _ in range(4000)]
+    of_prior = [
+        _told(posterior_model.draw_state(rng, features, config, effects)) for _ in range(4000)
+    ]
     (mean, error), (expected, rest) = (
         (np.mean(x, axis=0), np.var(x, axis=0, ddof=1) / len(x)) for x in (of_batches, of_prior)
     )

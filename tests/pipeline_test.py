@@ -411,3 +411,18 @@ def test_further_columns_are_folded_in(by):
     assert wide.mean() > errors.mean()
     with pytest.raises(ValueError, match="of 60 rows, got shapes"):
         fold_in.fold_in_columns(fitted, nothing[:3], np.isnan(nothing[:3]))
+
+
+def test_a_settled_column_is_answered_by_its_value():
+    table = np.random.default_rng(0).normal(size=(60, 4))
+    table[:, 2] = np.where(np.arange(60) == 5, 40.0, -0.2265)
+    observed = np.random.default_rng(1).random(table.shape) < 0.7
+    observed[5, 2] = True
+    completed = pipeline.complete(PRIOR, listed(table, observed))
+    values, errors = completion.predict_rows(completed, 0, 60)
+    np.testing.assert_array_equal(values[:, 2], -0.2265)
+    assert (errors[:, 2] > 0).all()
+    found = fold_in.fold_in_rows(completed, table, observed)[0]
+    np.testing.assert_array_equal(found[:, 2], -0.2265)
+    at = completion.predict(completed, np.array([3, 60, 3]), np.array([2, 2, 4]))[0]
+    np.testing.assert_array_equal(at[:2], -0.2265)

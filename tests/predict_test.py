@@ -8,7 +8,7 @@ import pytest
 
 from experiments import predict
 from metamf_jax.factorization.factor_file import save_factors
-from metamf_jax.posterior import draws_file, pattern
+from metamf_jax.posterior import draws_file, entry_effects, pattern
 from metamf_jax.posterior.chains import Draws
 from metamf_jax.posterior.fold_in import Recipe
 from metamf_jax.posterior.given import none_given
@@ -236,3 +236,33 @@ def test_mistakes(arguments, message, tmp_path, monkeypatch):
     assert message in ended.err
     assert ended.err.count("\n") == 1
     assert not [path for path in tmp_path.iterdir() if path.name.startswith((".", "out"))]
+
+
+def test_levels_have_probabilities_and_cells_effects_of_their_own(draws, tmp_path):
+    words, levels = np.array(["far", "near"], object), (1.0, 2.5, 5.0)
+    group = entry_effects.Group("where", "all", words, np.array([0, 1]))
+    effects = np.tile(np.array([-9.0, 9.0], "f"), (50, 1))
+    thresholds = np.tile(np.array([-1.0, 0.5], "f"), (50, 1))
+    model = draws.draws._replace(
+        thresholds=thresholds, effects=entry_effects.EntryEffects(effects, np.ones((50, 1), "f"))
+    )
+    scale = Scale(0.0, 1.0, 1.0, 5.0, levels)
+    named = draws._replace(draws=model, scale=scale, groups=(group,))
+    draws_file.save_draws(tmp_path / "draws.safetensors", named)
+    pairs, out = tmp_path / "pairs.csv", tmp_path / "out.csv"
+    asked = ["bob,10,near", "bob,10,far", "bob,10,", "bob,10,away", "eve,99,near"]
+    pairs.write_text("\n".join(["user,item,where", *asked]))
+    run(tmp_path, f"--pairs={pairs}", "--probabilities", "--std", f"--output={out}")
+    header, *lines = table(out)
+    assert header == ["row", "column", "value", "std", "p1", "p2.5", "p5", "known"]
+    numbers = np.array([line[2:-1] for line in lines], float)
+    np.testing.assert_allclose(numbers[:, 2:].sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(numbers[:4, 0], numbers[:4, 2:] @ levels, rtol=1e-5)
+    assert numbers[0, 4] > 0.95
+    assert numbers[1, 2] > 0.99
+    np.testing.assert_array_equal(numbers[2], numbers[3])
+    assert numbers[4, 4] > 0.9
+    # Without the column its effects are left out.
+    pairs.write_text("user,item\nbob,10\n")
+    run(tmp_path, f"--pairs={pairs}", "--probabilities", "--std", f"--output={out}")
+    assert table(out)[1][2:-1] == lines[2][2:-1]

@@ -5,7 +5,7 @@ import pytest
 import scipy.optimize
 import scipy.stats
 
-from metamf_jax.posterior import predictive
+from metamf_jax.posterior import predictive, row_conditional
 from metamf_jax.posterior.chains import Draws
 from metamf_jax.posterior.hyperprior import Hyperprior
 from metamf_jax.posterior.predictive import Scale
@@ -56,7 +56,9 @@ def test_mean_spread_and_quantiles_are_those_of_the_mixture(scale):
                 (mean + 9 * spread).max(),
                 args=(mean, spread, probability),
             )
-            assert at == pytest.approx(np.clip(exact, *scale[2:]), rel=0, abs=close["atol"])
+            assert at == pytest.approx(
+                np.clip(exact, scale.low, scale.high), rel=0, abs=close["atol"]
+            )
     assert {x.dtype for x in found} == {np.dtype(float)}
 
 
@@ -88,6 +90,63 @@ def test_no_cells_and_no_quantiles():
 
 def test_fitted_values_of_one_draw():
     draws = _draws()
-    found = predictive.fitted(draws.rows[2], draws.columns[2], *CELLS)
+    found = row_conditional.fitted(draws.rows[2], draws.columns[2], *CELLS)
     expected = _mixture(draws, Scale(0.0, 1.0))[0][2]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+LEVELS = Scale(0.0, 1.0, 1.0, 4.5, (1.0, 2.0, 2.5, 4.5))
+
+
+def _ordinal_draws():
+    gaps = np.random.default_rng(1).gamma(2.0, size=(S, 3)).astype("f")
+    return _draws()._replace(thresholds=gaps.cumsum(axis=1) - 3)
+
+
+def _level_mixture(draws, thresholds):
+    """[P, L], by scipy."""
+    means, spreads = _mixture(draws, Scale(0.0, 1.0))
+    edge = np.full((S, 1), np.inf)
+    bounds = np.concatenate([-edge, thresholds, edge], axis=1)[:, :, None]
+    below = scipy.stats.norm.cdf(bounds, means[:, None], spreads[:, None])
+    return np.diff(below, axis=1).mean(axis=0).T
+
+
+def test_levels_have_the_probabilities_of_the_mixture():
+    draws = _ordinal_draws()
+    known, levels = _level_mixture(draws, draws.thresholds), np.array(LEVELS.levels)
+    probability = predictive.level_probabilities(draws, draws.thresholds, *CELLS)
+    np.testing.assert_allclose(probability, known, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(probability.sum(axis=1), 1, rtol=1e-12)
+    found = predictive.predict(draws, LEVELS, *CELLS, (0.05, 0.5, 0.9))
+    np.testing.assert_allclose(found.mean, known @ levels, rtol=1e-5)
+    variance = known @ levels**2 - (known @ levels) ** 2
+    np.testing.assert_allclose(found.std, np.sqrt(variance), rtol=1e-4)
+    for at, q in zip(found.quantiles, (0.05, 0.5, 0.9), strict=True):
+        reached = known.cumsum(axis=1)[np.arange(N * M), np.searchsorted(levels, at)]
+        assert (reached > q - 1e-5).all()
+    none = predictive.predict(draws, LEVELS, *np.zeros((2, 0), int), (0.5,))
+    assert [x.shape for x in none] == [(0,), (0,), (1, 0)]
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "ordinal"])
+def test_log_scores_of_levels(likelihood):
+    draws, scale, levels = _ordinal_draws(), LEVELS, np.array(LEVELS.levels)
+    thresholds = draws.thresholds
+    if likelihood == "gaussian":
+        draws, scale = _draws(), Scale(2.0, 1.5, 1.0, 4.5)
+        thresholds = np.tile((np.array([1.5, 2.25, 3.5]) - 2.0) / 1.5, (S, 1))
+    values = np.random.default_rng(2).choice(levels, N * M)
+    known = _level_mixture(draws, thresholds)[np.arange(N * M), np.searchsorted(levels, values)]
+    found = predictive.log_score(draws, scale, levels, *CELLS, values)
+    assert found == pytest.approx(-np.log(known).mean(), rel=1e-4)
+
+
+def test_the_best_columns_of_levels_have_the_largest_expected_values():
+    draws, none = _ordinal_draws(), (np.zeros(0, int),) * 2
+    expected = predictive.predict(draws, LEVELS, *CELLS).mean.reshape(N, M)
+    columns, values = predictive.top_columns(draws, LEVELS, np.arange(N), M, none)
+    np.testing.assert_array_equal(columns, np.argsort(-expected, axis=1))
+    np.testing.assert_allclose(values, -np.sort(-expected, axis=1), rtol=1e-5)
+    _, upper = predictive.top_columns(draws, LEVELS, np.arange(N), M, none, upper=True)
+    assert (upper > values).all()

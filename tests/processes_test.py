@@ -63,6 +63,37 @@ def test_mistakes(environ, message):
         detect(environ)
 
 
+def test_a_host_offers_the_address_of_its_way_to_the_first(monkeypatch):
+    assert processes.own_address("127.0.0.1:9000") == "127.0.0.1"
+    assert processes.own_address("localhost:9000") in ("127.0.0.1", "::1")
+    # The first host itself, by a name that Debian gives to 127.0.1.1.
+    ways = {"node1": "127.0.0.1", "node2": "10.0.0.2", "192.0.2.1": "10.0.0.1"}
+    monkeypatch.setattr(processes, "_way_to", lambda host, port: ways[host])
+    assert processes.own_address("node1:9000") == "10.0.0.1"
+    assert processes.own_address("node2:9000") == "10.0.0.2"
+
+
+def test_a_first_host_that_nobody_knows(monkeypatch):
+    def unknown(host, port):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(processes, "_way_to", unknown)
+    with pytest.raises(ValueError, match="host nowhere cannot be found: Name or service not known"):
+        processes.own_address("nowhere:9000")
+
+
+def test_the_loss_of_another_names_the_remedy(monkeypatch):
+    lost = RuntimeError("UNKNOWN: Gloo all-reduce failed: Connection reset by peer\nmore")
+    assert processes.told(lost) == str(lost)
+    monkeypatch.setattr(processes, "_count", 2)
+    assert processes.told(lost) == (
+        "process 0 of 2 lost another (UNKNOWN: Gloo all-reduce failed: Connection reset by peer);"
+        " its output may tell why; the same command, given to all again, goes on from the last"
+        " checkpoint"
+    )
+    assert processes.told(ValueError("a mistake")) == "a mistake"
+
+
 def test_alone_nothing_happens(capfd, monkeypatch):
     for name in (*EXPLICIT, *SLURM, "METAMF_CLUSTER", "TPU_WORKER_HOSTNAMES"):
         monkeypatch.delenv(name, raising=False)

@@ -1,5 +1,7 @@
 """Draws of rows against dense float64 solves, row by row, and against the Gaussian they are of."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -155,3 +157,17 @@ def test_a_key_draws_each_row_anew():
     )
     np.testing.assert_array_equal(one, again)
     assert (one != other).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_values_given_to_a_draw_take_the_place_of_the_prepared_ones(backend):
+    entries, given, key = _entries(), _given(3), jax.random.key(10)
+    values = np.random.default_rng(11).normal(size=len(entries.values)).astype("f")
+    prepared, others = (
+        row_conditional.prepare(dataclasses.replace(entries, values=x), 3, 4, backend)
+        for x in (values, np.full(len(values), np.nan))
+    )
+    expected = row_conditional.draw(key, prepared, *given)
+    found = row_conditional.draw(key, others, *given, values)
+    for left, right in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(left, right)

@@ -51,6 +51,7 @@ def test_result(whole):
     assert [line["draws"] for line in lines] == [0, 0, 2, 4, 6, 8]
     assert "test_rmse" not in lines[1]
     assert results["test_rmse"] == lines[-1]["test_rmse"] < 3
+    assert results["test_log_score"] > 0
     for name in ("alpha", "norm", "predictions"):
         assert np.isfinite(results[f"r_hat_{name}"])
         assert 0 < results[f"effective_size_{name}"] <= config.draws
@@ -133,6 +134,95 @@ def test_langevin_killed_goes_on_to_the_same_bytes(langevin, tmp_path, monkeypat
     sample.run(config, tmp_path)
     both = [(folder / "draws.safetensors").read_bytes() for folder in (workdir, tmp_path)]
     assert both[0] == both[1]
+
+
+def test_levels_are_sampled_and_go_on_to_the_same_bytes(whole, tmp_path, monkeypatch):
+    config = dataclasses.replace(whole[0], likelihood="ordinal", evaluate_every=2)
+    undisturbed, cut = tmp_path / "undisturbed", tmp_path / "cut"
+    results = sample.run(config, undisturbed)["results"]
+    kept = sample._kept
+
+    def killed(job, progress):
+        if progress.sweep == 5:
+            raise Killed
+        return kept(job, progress)
+
+    monkeypatch.setattr(sample, "_kept", killed)
+    with pytest.raises(Killed):
+        sample.run(config, cut)
+    monkeypatch.undo()
+    sample.run(config, cut, num_devices=2)
+    both = [(folder / "draws.safetensors").read_bytes() for folder in (undisturbed, cut)]
+    assert both[0] == both[1]
+    named = draws_file.load_draws(undisturbed / "draws.safetensors")
+    assert named.scale.levels == (1, 2, 3, 4, 5)
+    assert named.draws.thresholds.shape == (8, 4)
+    assert (np.diff(named.draws.thresholds, axis=1) > 0).all()
+    assert 0 < results["test_log_score"] < 3 * np.log(5)
+    broken = named._replace(scale=named.scale._replace(levels=(1.0, 2.0)))
+    draws_file.save_draws(tmp_path / "broken", broken)
+    with pytest.raises(ValueError, match="a level more than thresholds"):
+        draws_file.load_draws(tmp_path / "broken")
+
+
+@pytest.fixture(scope="module")
+def dated(tmp_path_factory):
+    """A table with a time and a place of each entry, which move the values."""
+    path = tmp_path_factory.mktemp("dated") / "table.csv"
+    rng = np.random.default_rng(1)
+    cells = sorted({(int(n), int(m)) for n, m in rng.integers(0, 20, (300, 2))})
+    lines = ["user,item,rating,time,place"]
+    for n, m in cells:
+        time, place = int(rng.integers(0, 1000)), rng.choice(["home", "work"])
+        value = 3 + 0.1 * rng.normal() + (place == "home") - 2 * (time > 500)
+        lines.append(f"u{n},i{m},{value:.3f},{time},{place}")
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_effects_of_the_entries_lower_the_error(dated, tmp_path):
+    plain = sample.Config(dataset=str(dated), **{**SMALL, "draws": 20, "burn_in": 10})
+    config = dataclasses.replace(plain, entry_features=("time", "place"))
+    without = sample.run(plain, tmp_path / "without")["results"]
+    with_effects = sample.run(config, tmp_path / "with")["results"]
+    assert with_effects["test_rmse"] < 0.5 * without["test_rmse"]
+    assert with_effects["test_log_score"] is None
+    named = draws_file.load_draws(tmp_path / "with" / "draws.safetensors")
+    sides = [("time", "all"), ("time", "row"), ("time", "row"), ("time", "column")]
+    sides += [("place", side) for side in ("all", "row", "column")]
+    assert [(group.feature, group.side) for group in named.groups] == sides
+    assert named.groups[4].cuts.tolist() == ["home", "work"]
+    draws_file.save_draws(tmp_path / "again", named)
+    path = tmp_path / "with" / "draws.safetensors"
+    assert (tmp_path / "again").read_bytes() == path.read_bytes()
+    cut = named._replace(groups=named.groups[:-1] + named.groups[:1])
+    draws_file.save_draws(tmp_path / "cut", cut)
+    with pytest.raises(ValueError, match="expected the keys of"):
+        draws_file.load_draws(tmp_path / "cut")
+    # On two devices, with a table of test entries of its own.
+    apart = dataclasses.replace(config, test_input=str(dated))
+    results = [
+        sample.run(apart, tmp_path / f"on{devices}", num_devices=devices)["results"]
+        for devices in (1, 2)
+    ]
+    assert results[0] == results[1]
+
+
+def test_columns_that_entries_do_not_have_are_refused(dated, tmp_path):
+    config = sample.Config(dataset=str(dated), **SMALL, entry_features=("weather",))
+    with pytest.raises(ValueError, match="expected a column named 'weather'"):
+        sample.run(config, tmp_path / "run")
+    config = dataclasses.replace(config, dataset="synthetic")
+    with pytest.raises(ValueError, match="synthetic has no column 'weather'"):
+        sample.run(config, tmp_path / "run")
+
+
+def test_too_many_levels_are_refused(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("\n".join(f"u{n},i0,{n / 7}" for n in range(30)))
+    config = sample.Config(dataset=str(path), **SMALL, likelihood="ordinal")
+    with pytest.raises(ValueError, match=r"2 to 20 distinct values, got 2. .* gaussian"):
+        sample.run(config, tmp_path / "run")
 
 
 @pytest.mark.parametrize("devices", [2, 4])

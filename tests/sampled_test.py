@@ -247,7 +247,7 @@ def test_small_rating_matrices_have_a_learned_hyperprior():
 def test_the_estimator_transforms_what_it_fitted(ratings, completed, dense):
     train = ratings[0]
     stored = scipy.sparse.coo_array((train.values, (train.rows, train.columns)), shape=train.shape)
-    imputer = MetaMFImputer().fit(stored.tocsr())
+    imputer = MetaMFImputer(keep_empty_features=True).fit(stored.tocsr())
     assert imputer.completion_.sampled is not None
     values, errors = completion.predict_rows(completed, 0, 90)
     found, bars = pickle.loads(pickle.dumps(imputer)).transform(dense, return_std=True)
@@ -288,3 +288,23 @@ def test_a_table_is_imputed_several_times():
     left = ((several.mean(axis=0) - whole) / units)[missing]
     assert np.sqrt((left**2).mean()) < 0.8
     assert ((several.std(axis=0) / units)[missing] > 0.1).all()
+
+
+def test_a_narrow_tables_whole_numbers_and_levels_are_imputed_as_such():
+    rng = np.random.default_rng(1)
+    hidden = rng.normal(size=80)
+    holes = np.column_stack(
+        [
+            100 * hidden + rng.normal(size=80),
+            np.rint(20 + 5 * hidden),
+            hidden + rng.normal(size=80) > 0,
+            np.full(80, np.nan),
+        ]
+    )
+    holes[:, :3][rng.random((80, 3)) < 0.2] = np.nan
+    several = MetaMFImputer(keep_empty_features=True).fit(holes).sample(holes, imputations=3)
+    for each in several:
+        assert np.isfinite(each).all()
+        assert (each[:, 1] == np.rint(each[:, 1])).all()
+        assert set(each[:, 2]) == {0, 1}
+    assert several[0].shape == holes.shape

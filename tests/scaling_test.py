@@ -27,3 +27,17 @@ def test_the_floor_of_a_deviation_is_the_rounding_of_the_dtype():
     for dtype, expected in ((np.float64, values.std(ddof=1)), (np.float32, 1e8)):
         found = scaling.fit_scaling(Entries(rows, columns, values.astype(dtype), (4, 1)), "columns")
         np.testing.assert_allclose(found.scales, expected, rtol=1e-6)
+
+
+def test_columns_of_one_value_but_for_one_cell_are_settled():
+    rng = np.random.default_rng(0)
+    table = np.full((25, 5), 3.5)
+    table[7, 1] = 100.0
+    table[[3, 9], 2] = -100.0
+    table[:, 3] = rng.normal(size=25)
+    observed = np.ones(table.shape, bool)
+    # Nineteen equal cells may be so by chance.
+    observed[19:, 4] = False
+    rows, columns = np.nonzero(observed)
+    entries = Entries(rows, columns, table[rows, columns], table.shape)
+    np.testing.assert_array_equal(scaling.settled(entries), [3.5, 3.5, np.nan, np.nan, np.nan])

@@ -23,10 +23,8 @@ in main memory cannot.
 import dataclasses
 import pathlib
 import re
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +33,7 @@ import numpy as np
 from absl import flags
 
 from experiments import common, shared_flags, splits
+from experiments.peers import has_package, run_program
 from metamf_jax.data import sources
 from metamf_jax.runs.run_log import RunLog, read_metrics
 
@@ -112,28 +111,6 @@ class Config:
     libmf: str | None = None
     peers_python: str | None = None
     methods: tuple[str, ...] | None = None
-
-
-def _run(command: list[str]) -> tuple[float, str]:
-    """Seconds and output of a program.
-
-    Raises:
-      ValueError: it cannot be run, or fails.
-    """
-    start = time.perf_counter()
-    try:
-        ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError as error:
-        raise ValueError(f"{command[0]} cannot be run: {error}") from error
-    if ran.returncode:
-        raise ValueError(f"{command[0]} ended with code {ran.returncode}: {ran.stderr[-500:]}")
-    return time.perf_counter() - start, ran.stdout
-
-
-def has_package(python: str, name: str) -> bool:
-    """Whether that Python can import the package."""
-    code = f"import importlib.util as u; print(u.find_spec({name!r}) is not None)"
-    return _run([python, "-c", code])[1].strip() == "True"
 
 
 def _tuned_flags(rank: int) -> list[str]:
@@ -300,14 +277,14 @@ def _time(config: Config, commands: dict, rank: int) -> list[dict[str, Any]]:
         for method, command in commands.items():
             counts = config.sgd_epochs if _is_sgd(method) else config.als_epochs
             for times, epochs in zip(taken[method], counts, strict=True):
-                times.append(_run(command(rank, epochs, False))[0])
+                times.append(run_program(command(rank, epochs, False))[0])
     rows = []
     for method, (few, many) in taken.items():
         counts = config.sgd_epochs if _is_sgd(method) else config.als_epochs
         reached = None
         if _is_sgd(method) and config.target > 0:
             told = commands[method](rank, min(_CURVE, config.sgd_epochs[1]), True)
-            errors = errors_told(method, told, _run(told)[1])
+            errors = errors_told(method, told, run_program(told)[1])
             reached = next((n for n, x in enumerate(errors, 1) if x <= config.target), None)
         # On a machine with other work, too few more epochs may seem to take no time.
         longer = min(many) - min(few)

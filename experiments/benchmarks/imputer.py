@@ -21,17 +21,26 @@ import functools
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
 
 from experiments import common, shared_flags
+from experiments.imputation_tasks import (
+    MOST_DENSE_CELLS,
+    Predict,
+    Task,
+    column_mean,
+    deviations,
+    remove,
+    standardised,
+)
 from metamf_jax.baselines import bias, iterative, knn, mf, soft_impute
 from metamf_jax.data import jester, movielens
-from metamf_jax.imputation import completion, held_out, pipeline, scaling
+from metamf_jax.imputation import completion, held_out, pipeline
 from metamf_jax.imputation.candidates import CANDIDATES, OF_ROWS
 from metamf_jax.imputation.prior import LearnedPrior, load_prior
 from metamf_jax.meta_learning import padding
@@ -49,8 +58,6 @@ _WEIGHTS = flags.DEFINE_string("weights", "general", "Name or file of the learne
 
 TABLES = ("iris", "wine", "breast_cancer", "diabetes", "digits")
 RATINGS = ("ml100k", "ml1m", "latest_small", "jester")
-# Dense imputers are left out above it: scikit-learn's would take minutes to hours.
-_MOST_DENSE_CELLS = 2 * 10**5
 _FOLDS, _HELD_OUT = 2, 0.15
 
 
@@ -93,16 +100,6 @@ PRESETS = {
 PRESETS["best"] = dataclasses.replace(PRESETS["paper"], preset="best", repeats=10)
 
 
-class Task(NamedTuple):
-    """A matrix with removed cells: ``units`` [M] divide errors; tasks of one name are repeats."""
-
-    name: str
-    kind: str
-    train: Entries
-    test: Entries
-    units: np.ndarray
-
-
 def tasks(config: Config, data_dir: str | None) -> Iterator[Task]:
     """Draws the tasks one after the other, those of the first repeat first."""
     for task in _all_tasks(config, data_dir):
@@ -120,8 +117,7 @@ def _all_tasks(config: Config, data_dir: str | None) -> Iterator[Task]:
                 yield Task(f"{name} {side} x {side}", "cut", train, test, np.ones(train.shape[1]))
         for name in config.tables:
             values = _table(name)
-            deviations = values.std(axis=0)
-            units = np.where(deviations > 0, deviations, 1)
+            units = deviations(values)
             for share in config.removed:
                 for way in ("random", "high values"):
                     rng = np.random.default_rng([config.seed, repeat, int(100 * share)])
@@ -153,18 +149,8 @@ def _ratings(name: str, data_dir: str | None) -> Entries:
 def _remove(rng, values: np.ndarray, share: float, way: str) -> tuple[Entries, Entries]:
     score = rng.gumbel(size=values.shape)
     if way == "high values":
-        deviations = np.maximum(values.std(axis=0), 1e-9)
-        score += (values - values.mean(axis=0)) / deviations
-    removed = score >= np.quantile(score, 1 - share)
-
-    def listed(where: np.ndarray) -> Entries:
-        rows, columns = np.nonzero(where)
-        shape = values.shape[0], values.shape[1]
-        return Entries(
-            rows.astype(np.int32), columns.astype(np.int32), values[rows, columns], shape
-        )
-
-    return listed(~removed), listed(removed)
+        score += (values - values.mean(axis=0)) / np.maximum(values.std(axis=0), 1e-9)
+    return remove(values, score >= np.quantile(score, 1 - share))
 
 
 def _select(entries: Entries, which: np.ndarray) -> Entries:
@@ -194,10 +180,6 @@ def _cut(rng, entries: Entries, side: int) -> Entries:
     return Entries(rows[inside], columns[inside], entries.values[inside], shape)
 
 
-# Predictions [Q] at the test's cells, from the training cells and a setting.
-Predict = Callable[[Entries, Entries, dict[str, Any]], np.ndarray]
-
-
 def _tuned(predict: Predict, grid: list[dict[str, Any]], task: Task, rng) -> np.ndarray:
     """The setting with the least error on held-out observed cells, then the test's cells."""
     best = grid[0]
@@ -210,25 +192,6 @@ def _tuned(predict: Predict, grid: list[dict[str, Any]], task: Task, rng) -> np.
                 errors[n] += (left**2).mean()
         best = grid[int(np.argmin(errors))]
     return predict(task.train, task.test, best)
-
-
-def _column_mean(train, test, setting):
-    sums = np.bincount(train.columns, train.values, train.shape[1])
-    counts = np.bincount(train.columns, minlength=train.shape[1])
-    means = np.where(counts > 0, sums / np.maximum(counts, 1), train.values.mean())
-    return means[test.columns]
-
-
-def _standardised(predict: Callable) -> Predict:
-    """A baseline of `metamf_jax.baselines` on values standardised as the setting says."""
-
-    def of_values(train, test, setting):
-        setting = dict(setting)
-        fitted = scaling.fit_scaling(train, setting.pop("standardize"))
-        answer = predict(scaling.standardize(train, fitted), test, setting)
-        return fitted.centers[test.columns] + fitted.scales[test.columns] * answer
-
-    return of_values
 
 
 def _of_jax(module) -> Predict:
@@ -246,7 +209,7 @@ def _of_jax(module) -> Predict:
         )
         return np.asarray(compiled(support, query, setting))[: len(test.rows)]
 
-    return _standardised(predict)
+    return standardised(predict)
 
 
 def _bias_then_mf(train, test, setting):
@@ -296,10 +259,10 @@ def methods(way: str) -> dict[str, tuple[Predict, list[dict[str, Any]], bool]]:
     shares = _grid(shrinkage=(0.03, 0.08, 0.15, 0.25, 0.4), **by_column)
     neighbors = _grid(neighbors=(3, 10, 30), weights=("uniform", "distance"), **by_column)
     return {
-        "mean": (_column_mean, [{}], False),
+        "mean": (column_mean, [{}], False),
         "bias": (_BIAS, of_bias, False),
-        "knn": (_standardised(knn.predict), neighbors, True),
-        "iterative": (_standardised(iterative.predict), _grid(alpha=(None,), **by_column), True),
+        "knn": (standardised(knn.predict), neighbors, True),
+        "iterative": (standardised(iterative.predict), _grid(alpha=(None,), **by_column), True),
         "soft_impute": (_SOFT_IMPUTE, shares, True),
         "mf": (_bias_then_mf, of_mf, False),
     }
@@ -392,7 +355,7 @@ def _measure(prior: LearnedPrior, task: Task, config: Config) -> dict[str, float
         seconds[name] = time.perf_counter() - started
         squares[name] = ((predicted - task.test.values) / units) ** 2
     for name, (predict, grid, dense) in methods(way).items():
-        if config.ablation or (dense and np.prod(task.train.shape) > _MOST_DENSE_CELLS):
+        if config.ablation or (dense and np.prod(task.train.shape) > MOST_DENSE_CELLS):
             continue
         if config.methods and name not in config.methods:
             continue

@@ -1,4 +1,4 @@
-"""What the imputers of scikit-learn need: a dense matrix with gaps, and clear words if missing."""
+"""What the imputers of scikit-learn need: a dense matrix with gaps."""
 
 import importlib
 from types import ModuleType
@@ -10,17 +10,8 @@ from metamf_jax.types import Entries
 
 
 def module(name: str) -> ModuleType:
-    """``sklearn.<name>``, imported when first used: it takes a second.
-
-    Raises:
-      ValueError: scikit-learn is not installed.
-    """
-    try:
-        return importlib.import_module(f"sklearn.{name}")
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            "the methods knn and iterative need scikit-learn: pip install 'metamf_jax[baselines]'"
-        ) from error
+    """``sklearn.<name>``, imported when first used: it takes a second."""
+    return importlib.import_module(f"sklearn.{name}")
 
 
 def impute(imputer: Any, support: Entries, query: Entries) -> np.ndarray:

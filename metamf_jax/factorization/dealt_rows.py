@@ -24,7 +24,7 @@ class DealtRows(NamedTuple):
       rows: [D, R] int32, numbers of rows; N where a device has one fewer.
       starts: [D, R + 1] int32: a device's row r has the entries ``starts[r] .. starts[r + 1] - 1``.
       columns: [D, L] int32, padded with M.
-      values: [D, L] float32, padded with zero.
+      values: [D, L], padded with zero.
     """
 
     rows: Array
@@ -41,7 +41,7 @@ def deal_rows(
     Args:
       rows: [E] int; pass the columns here, and the rows below, for the other side.
       columns: [E] int.
-      values: [E] float32.
+      values: [E] float32, or of another type, which they keep.
       shape: (N, M).
       num_devices: D.
     """
@@ -71,7 +71,7 @@ def deal_rows(
         dealt.astype(np.int32),
         starts.astype(np.int32),
         np.where(inside, 0 if empty else columns[at], shape[1]).astype(np.int32),
-        np.where(inside, 0 if empty else values[at], 0).astype(np.float32),
+        np.where(inside, 0 if empty else values[at], 0).astype(values.dtype),
     )
 
 
@@ -82,7 +82,7 @@ class Runs(NamedTuple):
       places: [D, G, B] int32, the place of each row in ``DealtRows.rows``; R for none.
       owners: [D, G, C] int32, the row in the batch to which a run belongs; B for none.
       columns: [D, G, C, RUN] int32, padded with M.
-      values: [D, G, C, RUN] float32, padded with zero.
+      values: [D, G, C, RUN], padded with zero.
     """
 
     places: Array
@@ -121,7 +121,7 @@ def cut_into_runs(dealt: DealtRows, num_columns: int, width: int) -> Runs:
         np.full((num_devices, depth, rows), height, np.int32),
         np.full((num_devices, depth, most), rows, np.int32),
         np.full((num_devices, depth, most, RUN), num_columns, np.int32),
-        np.zeros((num_devices, depth, most, RUN), np.float32),
+        np.zeros((num_devices, depth, most, RUN), dealt.values.dtype),
     )
     filled = [0] * num_devices
     for d, batch in batches:

@@ -19,8 +19,8 @@ def encode_ids(ids: np.ndarray) -> np.ndarray:
     return np.frombuffer(json.dumps([str(x) for x in ids.tolist()]).encode(), np.uint8)
 
 
-def decode_ids(stored: np.ndarray, count: int) -> np.ndarray:
-    """Undoes `encode_ids` for so many ids.
+def decode_ids(stored: np.ndarray, count: int | None) -> np.ndarray:
+    """Undoes `encode_ids` for so many ids, if it is known how many.
 
     Raises:
       ValueError: these are no ids, or not as many.
@@ -33,7 +33,7 @@ def decode_ids(stored: np.ndarray, count: int) -> np.ndarray:
         stored[:] = names
     elif stored.dtype != np.int64:
         raise ValueError(f"expected ids as text or int64, got {stored.dtype}")
-    if stored.shape != (count,):
+    if count is not None and stored.shape != (count,):
         raise ValueError(f"expected {count} ids, got shape {stored.shape}")
     return stored
 

@@ -42,6 +42,7 @@ class Completion:
       cells, columns: see their classes.
       fitted_rows: the matrix's rows by their cells, where what they are answered with is not a
         function of these alone: the transpose was fitted, or draws answer; else None.
+      settled: [M], the value of a column all of whose cells hold it, but for one at most; else NaN.
       check: what was found on held-out cells.
       sampled: draws of the matrix's posterior, where these answer too; and error bars are theirs.
       draws_share: of these in the answer, which is the candidates' for the rest.
@@ -64,6 +65,7 @@ class Completion:
     cells: Cells
     columns: ColumnState
     fitted_rows: RowIndex | None
+    settled: np.ndarray
     check: Check
     sampled: Sampled | None = None
     draws_share: float = 0.0
@@ -82,8 +84,16 @@ def predict(
     """
     found = _predict_by_candidates(completion, rows, columns)
     if completion.sampled is None:
-        return found
+        m = np.minimum(columns, len(completion.settled))
+        return settle(np.append(completion.settled, np.nan)[m], *found)
     return with_draws(completion, found, sampled.predict(completion.sampled, rows, columns))
+
+
+def settle(
+    settled: np.ndarray, values: np.ndarray, errors: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same, with the values of columns that are settled."""
+    return np.where(np.isnan(settled), values, settled), errors
 
 
 def with_draws(
@@ -124,7 +134,7 @@ def predict_each_row(completion: Completion, rows: np.ndarray) -> tuple[np.ndarr
     """All values and standard errors of these rows; float64 [len(rows), M]."""
     found = _rows_by_candidates(completion, rows)
     if completion.sampled is None:
-        return found
+        return settle(completion.settled, *found)
     return with_draws(completion, found, sampled.predict_each_row(completion.sampled, rows))
 
 

@@ -2,32 +2,49 @@
 
 import numbers
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import scipy.sparse
+from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
+from sklearn.impute import MissingIndicator
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
 
-from metamf_jax.imputation import completion, fit_file, fold_in, pipeline, update
+from metamf_jax.imputation import (
+    completion,
+    fit_file,
+    fold_in,
+    frames,
+    mixed,
+    pipeline,
+    typed,
+    update,
+)
 from metamf_jax.imputation import quantiles as of_quantiles
+from metamf_jax.imputation.completion import Completion
 from metamf_jax.imputation.fit_file import NamedCompletion
 from metamf_jax.imputation.prior import load_prior
 from metamf_jax.imputation.scaling import STANDARDIZATIONS
 from metamf_jax.types import Entries
 
-try:
-    from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
-    from sklearn.utils import check_random_state
-    from sklearn.utils.validation import check_is_fitted, validate_data
-except ImportError as error:
-    raise ImportError(
-        "MetaMFImputer needs scikit-learn: pip install 'metamf_jax[baselines]'. The command "
-        "`metamf impute` and metamf_jax.imputation.pipeline do without it"
-    ) from error
-
 # A dense answer of more cells would fill the memory: 10^8 take 0.8 GB.
 _MOST_CELLS = 10**8
 _DENSE = "{method} of a sparse matrix would be dense: use transform or {method}(rows, columns)"
+
+
+def _require_few_cells(shape: tuple[int, int]) -> None:
+    if shape[0] * shape[1] > _MOST_CELLS:
+        raise ValueError(
+            f"the completed matrix {shape[0]} x {shape[1]} would have more than {_MOST_CELLS} "
+            "cells; ask for those that you need: predict(rows, columns)"
+        )
+
+
+def _is_none(value: Any) -> bool:
+    """Whether it is None or `pandas.NA`, which is not imported for that."""
+    return value is None or type(value).__name__ == "NAType"
 
 
 class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
@@ -40,6 +57,14 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         completed = MetaMFImputer().fit_transform(X)
         values, errors = MetaMFImputer().fit(X).transform(X, return_std=True)
         low, high = MetaMFImputer().fit(X).predict_quantiles(X, quantiles=(0.05, 0.95))
+
+    A data frame may hold text, categories, dates and whole numbers, too:
+
+        completed = MetaMFImputer(types={"age": "integer"}).fit_transform(frame)
+
+    Then columns keep their types, one joint model of all columns answers
+    (`metamf_jax.imputation.mixed`), and frames come back where matrices are spoken of below: of
+    pandas, polars or pyarrow. Frames of numbers alone are matrices, unless ``types`` are given.
 
     Further rows are folded in by `transform`. The columns are those of `fit`, as everywhere in
     scikit-learn; a further one is folded in, without a fit, by
@@ -60,14 +85,24 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         (`metamf_jax.imputation.row_gaussian.missing_by_value`). It is off by default because
         observed cells cannot tell the two apart for sure: of 24 tables whose cells were missing by
         other columns it made 11 worse and 2 better (``experiments/RESULTS.md``).
-      missing_values: what stands for a missing value in dense input, NaN or a number. In sparse
-        input the entries that are not stored are missing.
+      missing_values: what stands for a missing value in dense input: NaN, a number, None or
+        ``pandas.NA``. In sparse input the entries that are not stored are missing.
+      add_indicator: whether `transform` appends a column of zeros and ones for each column that had
+        missing cells in `fit`, as `sklearn.impute.MissingIndicator` has them.
+      keep_empty_features: whether `transform` keeps columns without any cell in `fit`, by what the
+        others say of them; else they are left out.
+      types: of the columns of a data frame, by their names: numeric, integer, binary, ordinal or
+        nominal (`metamf_jax.imputation.columns`); those that are not named are found out. ``auto``
+        finds out all; so does None where a frame holds more than numbers.
+      copy: whether `transform` leaves a dense array as it is; else it may fill that in.
       random_state: seed of the held-out check on observed cells, which weights the candidates
         and scales the error bars; an integer, None (0), or a ``numpy.random.RandomState``.
 
     Attributes:
-      completion_: the fitted `metamf_jax.imputation.completion.Completion`.
+      completion_: the fitted `metamf_jax.imputation.completion.Completion`; of a matrix.
+      mixed_: the fitted `metamf_jax.imputation.mixed.Mixed`; of a frame of typed columns.
       check_: what was found on held-out cells, a `metamf_jax.imputation.held_out.Check`.
+      indicator_: a `sklearn.impute.MissingIndicator`, or None.
       n_features_in_, feature_names_in_: as everywhere in scikit-learn.
     """
 
@@ -77,14 +112,22 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         weights: str | os.PathLike = "general",
         standardize: str = "auto",
         missing: str = "at_random",
-        missing_values: float = np.nan,
+        missing_values: Any = np.nan,
         random_state: Any = None,
+        add_indicator: bool = False,
+        keep_empty_features: bool = False,
+        types: Mapping[str, str] | str | None = None,
+        copy: bool = True,
     ):
         self.weights = weights
         self.standardize = standardize
         self.missing = missing
         self.missing_values = missing_values
         self.random_state = random_state
+        self.add_indicator = add_indicator
+        self.keep_empty_features = keep_empty_features
+        self.types = types
+        self.copy = copy
 
     def fit(self, X: Any, y: Any = None) -> "MetaMFImputer":
         """Completes the matrix X.
@@ -95,8 +138,13 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
           y: not used.
 
         Raises:
-          ValueError: X has no observed cell, an infinite one, or text.
+          ValueError: X has no observed cell or an infinite one; an array has text; or see
+            `metamf_jax.imputation.typed.fit`.
         """
+        for fitted in ("completion_", "mixed_", "check_", "feature_names_in_"):
+            vars(self).pop(fitted, None)
+        if typed.suits(X, self.types):
+            return self._fit_typed(X)
         if self.standardize not in ("auto", *STANDARDIZATIONS):
             raise ValueError(
                 f"standardize must be auto, {', '.join(STANDARDIZATIONS[:-1])} or "
@@ -107,12 +155,16 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
                 f"missing must be {' or '.join(pipeline.MISSING)}, got {self.missing!r}"
             )
         prior = load_prior(self.weights)
-        self.completion_ = pipeline.complete(
-            prior,
-            self._entries(X),
-            **self._options(),
-        )
-        self.check_ = self.completion_.check
+        return self._take(pipeline.complete(prior, self._entries(X), **self._options()))
+
+    def _fit_typed(self, frame: Any) -> "MetaMFImputer":
+        self.mixed_ = typed.fit(frame, self.types, self._seed())
+        names = [column.name for column in self.mixed_.columns]
+        self.n_features_in_ = len(names)
+        if all(isinstance(name, str) for name in names):
+            vars(self)["feature_names_in_"] = np.array(names, object)
+        missing = np.isnan(frames.encode(frame, self.mixed_.columns))
+        self._fit_indicator(missing)
         return self
 
     def partial_fit(self, X: Any, y: Any = None) -> "MetaMFImputer":
@@ -127,8 +179,9 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         Raises:
           ValueError: X has other columns, or an infinite cell.
         """
-        if not hasattr(self, "completion_"):
+        if not (hasattr(self, "completion_") or self._is_typed):
             return self.fit(X)
+        self._require_matrix("partial_fit")
         further, shape = self._entries(X, reset=False), self.completion_.shape
         rows = further.rows + np.int32(shape[0])
         both = shape[0] + further.shape[0], shape[1]
@@ -152,7 +205,7 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         Raises:
           ValueError: a smaller shape, a cell twice or not finite, or another number of names.
         """
-        check_is_fitted(self)
+        self._require_matrix("update")
         names = getattr(self, "feature_names_in_", None)
         more = entries.shape[1] - self.completion_.shape[1]
         if len(feature_names) != (0 if names is None else max(more, 0)):
@@ -167,9 +220,25 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         return self
 
     def _update(self, entries: Entries) -> "MetaMFImputer":
-        self.completion_ = update.update(self.completion_, entries, **self._options())
-        self.check_ = self.completion_.check
+        return self._take(update.update(self.completion_, entries, **self._options()))
+
+    def _take(self, completed: Completion) -> "MetaMFImputer":
+        """What is fitted."""
+        self.completion_, self.check_ = completed, completed.check
+        missing = None
+        if self.add_indicator:
+            entries = completed.entries
+            _require_few_cells(entries.shape)
+            missing = np.ones(entries.shape, bool)
+            missing[entries.rows, entries.columns] = False
+        self._fit_indicator(missing)
         return self
+
+    def _fit_indicator(self, missing: np.ndarray | None) -> None:
+        self.indicator_ = None
+        if self.add_indicator and missing is not None:
+            shown = np.where(missing, np.nan, 0)
+            self.indicator_ = MissingIndicator(error_on_new=False).fit(shown)
 
     def transform(self, X: Any, return_std: bool = False) -> Any:
         """X with its missing cells imputed; observed cells come back as they are.
@@ -182,14 +251,79 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             lies within 1.645 of them in nine of ten cases.
 
         Returns:
-          The completed matrix [N', M], of X's floating dtype; or (matrix, standard errors).
+          The completed matrix [N', M], of X's floating dtype, less empty columns and with those of
+          the indicator; or (matrix, standard errors [N', M] less empty columns).
         """
-        values, observed = self._checked(X)
+        if self._is_typed:
+            return self._transform_typed(X, return_std)
+        values, observed = self._checked(X, self.copy)
         fitted, errors = fold_in.fold_in_rows(self.completion_, values, observed)
-        completed = np.where(observed, values, fitted).astype(values.dtype)
+        np.copyto(values, fitted, where=~observed, casting="same_kind")
+        completed = values if self._kept.all() else values[:, self._kept]
+        if self.indicator_ is not None:
+            shown = self.indicator_.transform(np.where(observed, 0, np.nan))
+            completed = np.hstack([completed, shown.astype(values.dtype)])
         if return_std:
-            return completed, np.where(observed, 0, errors).astype(values.dtype)
+            return completed, np.where(observed, 0, errors).astype(values.dtype)[:, self._kept]
         return completed
+
+    def _transform_typed(self, frame: Any, return_std: bool) -> Any:
+        found, errors = typed.complete(self.mixed_, frame)
+        found = frames.select(found, self._kept)
+        if self.indicator_ is not None:
+            missing = np.isnan(frames.encode(frame, self.mixed_.columns))
+            shown = np.asarray(self.indicator_.transform(np.where(missing, np.nan, 0)))
+            names = list(self.get_feature_names_out()[int(self._kept.sum()) :])
+            found = frames.append(found, names, shown)
+        return (found, errors[:, self._kept]) if return_std else found
+
+    def predict_chances(self, X: Any) -> dict[str, dict[Any, np.ndarray]]:
+        """How likely the levels of columns are that are no numbers; of a frame of typed columns.
+
+        Args:
+          X: as for `transform`.
+
+        Returns:
+          By column and level the probabilities [N'], 0 or 1 where the cell is observed.
+
+        Raises:
+          ValueError: a matrix was fitted.
+        """
+        check_is_fitted(self)
+        if not self._is_typed:
+            raise ValueError("chances are those of levels, but a matrix of numbers was fitted")
+        return typed.chances(self.mixed_, X)
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Names of the columns that `transform` gives."""
+        check_is_fitted(self)
+        every = np.asarray(super().get_feature_names_out(input_features), object)
+        if self.indicator_ is None:
+            return every[self._kept]
+        return np.append(every[self._kept], self.indicator_.get_feature_names_out(every))
+
+    @property
+    def _kept(self) -> np.ndarray:
+        """Which columns `transform` gives; bool [M]."""
+        if self._is_typed:
+            empty = [mixed.is_empty(margin) for margin in self.mixed_.margins]
+            return ~np.array(empty) | self.keep_empty_features
+        entries = self.completion_.entries
+        kept = np.full(entries.shape[1], self.keep_empty_features)
+        kept[entries.columns] = True
+        return kept
+
+    @property
+    def _is_typed(self) -> bool:
+        """Whether a frame of typed columns was fitted."""
+        return hasattr(self, "mixed_")
+
+    def _require_matrix(self, asked: str) -> None:
+        check_is_fitted(self)
+        if self._is_typed:
+            raise ValueError(
+                f"{asked} is of matrices of numbers, but a frame of typed columns was fitted"
+            )
 
     def predict(self, rows: Any, columns: Any = None, return_std: bool = False) -> Any:
         """Values at cells of the fitted matrix, observed or not, and of unknown rows and columns.
@@ -203,8 +337,8 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         Returns:
           [P] values, or [N', M]; or (values, standard errors).
         """
+        self._require_matrix("predict")
         if columns is not None:
-            check_is_fitted(self)
             found = completion.predict(self.completion_, np.asarray(rows), np.asarray(columns))
             return found if return_std else found[0]
         if scipy.sparse.issparse(rows):
@@ -228,13 +362,16 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
           quantiles: Q probabilities between 0 and 1.
 
         Returns:
-          [Q, P] quantiles, or [Q, N', M] of X's floating dtype, observed cells too.
+          [Q, P] quantiles, or [Q, N', M] of X's floating dtype, observed cells too; of a frame of
+          typed columns NaN where these are no numbers, and observed cells as they are.
 
         Raises:
           ValueError: a probability is not between 0 and 1.
         """
+        check_is_fitted(self)
+        if self._is_typed:
+            return typed.quantiles(self.mixed_, rows, quantiles)
         if columns is not None:
-            check_is_fitted(self)
             at = np.asarray(rows), np.asarray(columns)
             return of_quantiles.of_cells(self.completion_, *at, quantiles)
         if scipy.sparse.issparse(rows):
@@ -243,16 +380,17 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         found = of_quantiles.of_rows(self.completion_, values, observed, quantiles)
         return found.astype(values.dtype)
 
-    def sample(self, X: Any, imputations: int = 5) -> list[np.ndarray]:
+    def sample(self, X: Any, imputations: int = 5) -> list[Any]:
         """Completes X several times, for multiple imputation (Rubin 1987).
 
         Missing cells are drawn from the posterior predictive distribution of one joint model
-        (`metamf_jax.posterior`): each time another draw of factors, effects and noise. Where a
-        large sparse matrix of one unit was fitted (``completion_.sampled`` is not None), rows are
-        completed by its draws, within the range of the observed values. Otherwise the model is
-        fitted to the cells of X alone, each column in its own unit (each row, where `fit` found
-        that rows have units), and the imputations are not those of `transform` with noise: that
-        weights other models too.
+        (`metamf_jax.posterior`): each time another draw of parameters and noise. Where a large
+        sparse matrix of one unit was fitted (``completion_.sampled`` is not None), rows are
+        completed by its draws, within the range of the observed values; so are frames of typed
+        columns by theirs. Otherwise a model is fitted to the cells of X alone, of the columns of a
+        narrow table or of the factors of any other matrix (`fold_in.impute`), and the imputations
+        are not those of `transform` with noise: that weights other models too. Estimates on each
+        are pooled by `metamf_jax.pool`.
 
         Args:
           X: as for `transform`.
@@ -264,6 +402,10 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         Raises:
           ValueError: fewer than one imputation or more than 100, or no observed cell.
         """
+        check_is_fitted(self)
+        if self._is_typed:
+            several = typed.impute(self.mixed_, X, imputations)
+            return [frames.select(each, self._kept) for each in several]
         values, observed = self._checked(X)
         return fold_in.impute(self.completion_, values, observed, imputations, self._seed())
 
@@ -274,8 +416,10 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
           ValueError: ``random_state`` is neither an integer nor None, or there is no such folder.
           OSError: the file cannot be written.
         """
-        check_is_fitted(self)
+        self._require_matrix("save")
         options = self.get_params() | {"weights": os.fspath(self.weights)}
+        if _is_none(self.missing_values):
+            options["missing_values"] = None
         if self.random_state is not None:
             if not isinstance(self.random_state, numbers.Integral):
                 raise ValueError(
@@ -295,7 +439,7 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         """
         held = fit_file.load(path)
         imputer = cls(**held.options)
-        imputer.completion_, imputer.check_ = held.completion, held.completion.check
+        imputer._take(held.completion)
         imputer.n_features_in_ = held.completion.shape[1]
         if held.column_ids is not None and held.column_ids.dtype == object:
             vars(imputer)["feature_names_in_"] = held.column_ids
@@ -323,18 +467,25 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             return int(self.random_state)
         return int(check_random_state(self.random_state).randint(2**31))
 
-    def _validated(self, X: Any, reset: bool) -> Any:
+    def _validated(self, X: Any, reset: bool, copy: bool = False) -> Any:
         """An array with NaN at the missing cells, or a scipy.sparse matrix."""
-        missing_nan = isinstance(self.missing_values, float) and np.isnan(self.missing_values)
+        none = _is_none(self.missing_values)
+        if none and isinstance(X, np.ndarray) and X.dtype.kind == "O":
+            shown = [[_is_none(x) for x in row] for row in X]
+            X = X.copy()
+            X[np.array(shown, bool).reshape(X.shape)] = np.nan
+        given: Any = X
+        number = not none and not np.isnan(self.missing_values)
         X = validate_data(
             self,
-            X,
+            given,
             reset=reset,
             accept_sparse=("csr", "csc", "coo"),
             dtype=(np.float64, np.float32),
             ensure_all_finite="allow-nan",
+            copy=copy,
         )
-        if scipy.sparse.issparse(X) or missing_nan:
+        if scipy.sparse.issparse(X) or not number:
             return X
         return np.where(np.equal(X, self.missing_values), np.nan, X).astype(X.dtype)
 
@@ -364,19 +515,15 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         rows, columns = np.nonzero(~np.isnan(X))
         return Entries(rows.astype(np.int32), columns.astype(np.int32), X[rows, columns], X.shape)
 
-    def _checked(self, X) -> tuple[np.ndarray, np.ndarray]:
-        """Values [N', M] and which of them are observed."""
+    def _checked(self, X, copy: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Values [N', M], of a copy of X or not, and which of them are observed."""
         check_is_fitted(self)
         if isinstance(X, Entries):
             X = scipy.sparse.coo_array(
                 (np.asarray(X.values), (np.asarray(X.rows), np.asarray(X.columns))), shape=X.shape
             )
-        X = self._validated(X, reset=False)
-        if X.shape[0] * X.shape[1] > _MOST_CELLS:
-            raise ValueError(
-                f"the completed matrix {X.shape[0]} x {X.shape[1]} would have more than "
-                f"{_MOST_CELLS} cells; ask for those that you need: predict(rows, columns)"
-            )
+        X = self._validated(X, False, copy)
+        _require_few_cells(X.shape)
         if not scipy.sparse.issparse(X):
             return X, ~np.isnan(X)
         listed = scipy.sparse.coo_array(X)

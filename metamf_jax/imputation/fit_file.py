@@ -37,6 +37,7 @@ from metamf_jax.meta_learning.episodes import Standardization
 from metamf_jax.meta_learning.map_estimation import MapConfig
 from metamf_jax.meta_learning.meta_loss import MetaParams, ModelConfig
 from metamf_jax.posterior.chains import Draws
+from metamf_jax.posterior.entry_effects import EntryEffects
 from metamf_jax.posterior.gibbs import GibbsConfig
 from metamf_jax.posterior.hyperprior import Hyperprior
 from metamf_jax.posterior.learned_hyperprior import LearnedHyperprior
@@ -56,7 +57,8 @@ _RECORDS = {
         *(RowModels, Corrected, RowGaussian, Forest, Marginals),
         *(LearnedPrior, ModelConfig, EncoderConfig, MapConfig, MetaParams),
         *(TrainedOn, Standardization),
-        *(Sampled, GibbsConfig, LearnedHyperprior, SideFeatures, Draws, Hyperprior),
+        *(Sampled, GibbsConfig, LearnedHyperprior),
+        *(SideFeatures, Draws, Hyperprior, EntryEffects),
     )
 }
 

@@ -7,7 +7,9 @@ import numpy as np
 
 from metamf_jax.imputation import (
     candidates,
+    columns,
     fitting,
+    mixed,
     posterior,
     row_index,
     row_models,
@@ -21,14 +23,20 @@ from metamf_jax.imputation.completion import (
     Completion,
     of_rows,
     predict_each_row,
+    settle,
     with_draws,
 )
+from metamf_jax.imputation.mixed import MixedConfig
 from metamf_jax.imputation.places import require_valid
 from metamf_jax.imputation.posterior import Side
 from metamf_jax.imputation.row_solver import Rows
 from metamf_jax.imputation.scaling import Bounds, Scaling
 from metamf_jax.types import Entries, PaddedMatrices
 
+# Tables no wider, and with so many rows a column, are imputed by draws of their columns'
+# covariance. A regression's slopes on completed tables of 100 x 3 with a third missing were 7% too
+# small by these, 25% by draws of factors, in a third of the time.
+_MOST_COLUMNS, _ROWS_A_COLUMN = 100, 2
 # Cells of a dense block of rows folded in at once.
 _BLOCK_CELLS = 2**17
 
@@ -71,7 +79,7 @@ def _further_rows(completion: Completion, values: np.ndarray, observed: np.ndarr
     else:
         found, errors = _over_fitted_columns(completion, values, observed)
     if completion.sampled is None:
-        return found, errors
+        return settle(completion.settled, found, errors)
     by_draws = sampled.fold_in_rows(completion.sampled, values, observed)
     return with_draws(completion, (found, errors), by_draws)
 
@@ -134,19 +142,47 @@ def fold_in_columns(
 def impute(
     completion: Completion, values: np.ndarray, observed: np.ndarray, imputations: int, seed: int
 ) -> list[np.ndarray]:
-    """Completes rows several times, by draws; see `sampled.impute`.
+    """Completes rows several times, by draws.
 
-    Where the matrix was not answered by draws, they are of the posterior of these rows alone, each
-    column, or row where these have units, standardised by itself.
+    Where the matrix was answered by draws, they are these (`sampled.impute`). Otherwise they are of
+    the posterior of these rows alone: of the means and covariance of a narrow table's columns, with
+    whole numbers and few levels as such (`mixed`); of any other matrix's factors, each column, or
+    row where these have units, standardised by itself.
+
+    Raises:
+      ValueError: fewer than one imputation or more than 100, or no observed cell.
     """
     if completion.sampled is not None:
         return sampled.impute(completion.sampled, values, observed, imputations, seed)
     turned = completion.standardized_by == "rows"
+    if not turned and _narrow(values.shape):
+        return _impute_columns(completion, values, observed, imputations, seed)
     if turned:
         values, observed = values.T, observed.T
     drawn = sampled.fit(_entries(values, observed), "columns")
     found = sampled.impute(drawn, values, observed, imputations, seed)
     return [each.T for each in found] if turned else found
+
+
+def _narrow(shape: tuple[int, ...]) -> bool:
+    """Whether a table has rows enough to tell the covariance of its columns."""
+    return shape[1] <= min(_MOST_COLUMNS, shape[0] / _ROWS_A_COLUMN)
+
+
+def _impute_columns(
+    completion: Completion, values: np.ndarray, observed: np.ndarray, imputations: int, seed: int
+) -> list[np.ndarray]:
+    _entries(values, observed)
+    encoded, described = columns.of_matrix(np.where(observed, values, np.nan))
+    fitted = mixed.fit(encoded, described, MixedConfig(seed=seed))
+    # Of a column without cells the draws say nothing.
+    empty = np.array([mixed.is_empty(margin) for margin in fitted.margins])
+    of_empty = fold_in_rows(completion, values, observed)[0] if empty.any() else values
+    found = []
+    for drawn in mixed.impute(fitted, encoded, imputations):
+        drawn = np.where(empty, of_empty, columns.to_matrix(described, drawn))
+        found.append(np.where(observed, values, drawn).astype(values.dtype))
+    return found
 
 
 def _over_fitted_columns(completion, values, observed):

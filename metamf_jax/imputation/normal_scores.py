@@ -13,12 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.special
-import scipy.stats
 
 # Of each column's distribution so many quantiles are kept.
 _MOST_KNOTS = 1024
 # Points of the quadrature of a normal.
-_POINTS, _WEIGHTS = np.polynomial.hermite_e.hermegauss(31)
+_POINTS, _WEIGHTS = np.polynomial.hermite_e.hermegauss(15)
 
 
 class Marginals(NamedTuple):
@@ -49,10 +48,20 @@ def fit(values: np.ndarray, observed: np.ndarray) -> Marginals:
         count = len(ordered)
         kept = np.round(np.linspace(0, count - 1, min(most, count))).astype(int)
         kept = np.append(kept, np.full(most - len(kept), count - 1))
-        ranks = np.stack([np.arange(1, count + 1), scipy.stats.rankdata(ordered)])
+        ranks = np.stack([np.arange(1, count + 1), _shared_ranks(ordered)])
         found[0, m] = ordered[kept]
         found[1:, m] = scipy.special.ndtri(ranks / (count + 1))[:, kept]
     return Marginals(*found)
+
+
+def _shared_ranks(ordered: np.ndarray) -> np.ndarray:
+    """Ranks, from 1, of sorted values, equal ones the mean of theirs.
+
+    Those of `scipy.stats.rankdata`, which takes 0.3 s to import.
+    """
+    _, group, sizes = np.unique(ordered, return_inverse=True, return_counts=True)
+    last = sizes.cumsum()
+    return (last - (sizes - 1) / 2)[group]
 
 
 def to_scores(marginals: Marginals, values: np.ndarray) -> np.ndarray:

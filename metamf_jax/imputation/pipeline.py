@@ -151,6 +151,7 @@ def complete(
         cells=candidates.cells(fit.weights, fit.fitted.rows, fit.fitted.columns),
         columns=fit.fitted.columns,
         fitted_rows=row_index.build(entries) if trial.transposed or drawn is not None else None,
+        settled=scaling.settled(entries),
         check=_of_all_columns(check, places.columns),
         sampled=drawn,
         draws_share=share,

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import threadpoolctl
 
 from metamf_jax.imputation import forest, normal_scores, row_gaussian
 from metamf_jax.imputation.forest import Forest
@@ -19,8 +20,9 @@ from metamf_jax.imputation.row_gaussian import Conditioned, RowGaussian
 
 # Rows that trees are grown on, and numbers of their `row_gaussian.gains`: 128 MB.
 _MOST_ROWS, _MOST_GAINS = 8192, 2**25
-# Numbers that the trees of all columns together are grown on, and fewest trees.
-_MOST_WORK, _FEWEST_TREES = 4e7, 5
+# Numbers that the trees of all columns together are grown on, and fewest trees; and missing cells
+# times trees, above which there are none.
+_MOST_WORK, _FEWEST_TREES, _MOST_ANSWERS = 4e7, 5, 1e7
 
 
 class Corrected(NamedTuple):
@@ -74,15 +76,17 @@ def fit(
       start: of much the same table, to start from.
     """
     marginals = normal_scores.fit(values, observed)
-    gaussian = row_gaussian.fit(values, observed, start.values.gaussian if start else None)
-    of_scores = start.scores.gaussian if start else _correlations(gaussian)
     scores = normal_scores.to_scores(marginals, values)
-    of_scores = row_gaussian.fit(scores, observed, of_scores)
-    return RowModels(
-        Corrected(gaussian, _grow(gaussian, values, observed, num_trees)),
-        marginals,
-        Corrected(of_scores, _grow(of_scores, scores, observed, num_trees)),
-    )
+    # BLAS's threads gain nothing on products of few columns, and wait for each other.
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+        gaussian = row_gaussian.fit(values, observed, start.values.gaussian if start else None)
+        of_scores = start.scores.gaussian if start else _correlations(gaussian)
+        of_scores = row_gaussian.fit(scores, observed, of_scores)
+        return RowModels(
+            Corrected(gaussian, _grow(gaussian, values, observed, num_trees)),
+            marginals,
+            Corrected(of_scores, _grow(of_scores, scores, observed, num_trees)),
+        )
 
 
 def complete(models: RowModels, values: np.ndarray, observed: np.ndarray) -> Completed:
@@ -128,8 +132,10 @@ def _gaps(observed: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 def _grow(
     gaussian: RowGaussian, values: np.ndarray, observed: np.ndarray, num_trees: int
 ) -> Forest:
-    """The trees of a Gaussian's errors at observed cells."""
+    """The trees of a Gaussian's errors at observed cells; none where very many are missing."""
     num_rows, num_columns = values.shape
+    if num_rows * num_columns - observed.sum() > _MOST_ANSWERS / _FEWEST_TREES:
+        num_trees = 0
     most = min(_MOST_ROWS, _MOST_GAINS // num_columns**2)
     if num_rows > most:
         chosen = np.sort(np.random.default_rng(0).permutation(num_rows)[:most])

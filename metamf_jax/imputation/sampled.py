@@ -22,6 +22,7 @@ from metamf_jax.imputation.row_index import RowIndex
 from metamf_jax.imputation.scaling import Bounds, Scaling
 from metamf_jax.posterior import chains, fold_in, gibbs, learned_hyperprior, pattern, predictive
 from metamf_jax.posterior.chains import ChainsConfig, Draws
+from metamf_jax.posterior.draws_file import size_in_bytes
 from metamf_jax.posterior.fit import num_pattern_vectors
 from metamf_jax.posterior.gibbs import Data, GibbsConfig, Side, State
 from metamf_jax.posterior.hyperprior import Hyperprior
@@ -46,6 +47,10 @@ _FEWEST, _MOST_OBSERVED = 1000, 0.5
 # (-0.4% to +0.6%, within a standard error).
 _FEWEST_LEARNED, _MOST_LEARNED, _MOST_LEVELS = 100, 10_000, 20
 _LEARNED = pathlib.Path(__file__).parent / "weights" / "ratings.json"
+# With fewer cells a row (or column) draws are mostly of the prior, and many.
+_FEWEST_A_ROW = 3.5
+# Of all draws.
+_MOST_BYTES = 10**9
 # With a million cells a sweep of two chains takes some 0.15 s on two cores; more were not tried.
 _MOST = 3_000_000
 # On cuts of 100 x 100 and 200 x 200 of two rating sets a rank of an eighth of the shorter side was
@@ -133,7 +138,10 @@ def suits(entries: Entries, learned: LearnedHyperprior | None = None) -> bool:
       learned: what its hyperparameters are expected to be, see `hyperprior_for`.
     """
     count, fewest = len(entries.rows), _FEWEST if learned is None else _FEWEST_LEARNED
-    return fewest <= count <= _MOST and count < _MOST_OBSERVED * np.prod(entries.shape, dtype=float)
+    sparse = count < _MOST_OBSERVED * np.prod(entries.shape, dtype=float)
+    told = count >= _FEWEST_A_ROW * max(entries.shape)
+    size = size_in_bytes(entries.shape, _sizes(entries)[0], LENGTHS.num_draws)
+    return fewest <= count <= _MOST and sparse and told and size <= _MOST_BYTES
 
 
 def fit(

@@ -157,6 +157,25 @@ def transpose(entries: Entries) -> Entries:
     return Entries(entries.columns, entries.rows, entries.values, (num_columns, num_rows))
 
 
+def settled(entries: Entries) -> np.ndarray:
+    """[M], the value that all cells of a column hold but for one at most; else NaN.
+
+    A single exception is nothing to learn from. Of columns with `_FEWEST_CONSTANT` cells or more.
+    """
+    columns, values = np.asarray(entries.columns), np.asarray(entries.values, np.float64)
+    order = np.lexsort((values, columns))
+    columns, values = columns[order], values[order]
+    counts = np.bincount(columns, minlength=entries.shape[1])
+    found = np.full(entries.shape[1], np.nan)
+    often = counts >= _FEWEST_CONSTANT
+    # Of sorted values, the middle one is what most of them hold.
+    middle = (np.cumsum(counts) - counts + counts // 2)[often]
+    found[often] = values[middle]
+    others = np.bincount(columns, values != found[columns], entries.shape[1])
+    found[others > 1] = np.nan
+    return found
+
+
 def unlike_sides(entries: Entries) -> str | None:
     """``columns`` or ``rows``, if those may have units of their own.
 

@@ -19,12 +19,15 @@ import numpy as np
 import threadpoolctl
 
 from metamf_jax.posterior import gibbs, langevin
+from metamf_jax.posterior.entry_effects import EntryEffects
 from metamf_jax.posterior.gibbs import GibbsConfig, State
 from metamf_jax.posterior.hyperprior import Hyperprior
 from metamf_jax.posterior.langevin import LangevinConfig, Turn
 
 # A matrix as `gibbs` or `langevin` prepares it; which of them it is the configuration tells.
 Data: TypeAlias = Any
+
+_NOTHING = np.zeros((0, 0), np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +78,8 @@ class Draws(NamedTuple):
       row_shares, column_shares: [S, N] and [S, M] float32, of the noise's precision.
       alpha: [S], the precision of the noise.
       row_prior, column_prior: `Hyperprior` with a leading axis S, for rows that are folded in.
+      thresholds: [S, L - 1] between the levels of an ordinal likelihood; [S, 0] of a Gaussian.
+      effects: of the entries, with a leading axis S.
     """
 
     rows: np.ndarray
@@ -84,24 +89,25 @@ class Draws(NamedTuple):
     alpha: np.ndarray
     row_prior: Hyperprior
     column_prior: Hyperprior
+    thresholds: np.ndarray = _NOTHING
+    effects: EntryEffects = EntryEffects(_NOTHING, _NOTHING)
 
 
 def init(data: Data, config: GibbsConfig, chains: ChainsConfig) -> list[State]:
     """The states of all chains before the first sweep."""
     kernel: Any = langevin if isinstance(config, LangevinConfig) else gibbs
-    return [
-        kernel.init(jax.random.fold_in(_key(chains, c), 0), data, config)
-        for c in range(chains.num_chains)
-    ]
+    key = jax.random.key(chains.seed)
+    return [kernel.init(_folded(key, c, 0), data, config) for c in range(chains.num_chains)]
 
 
 def sweeps(
     states: list[State], data: Data, config: GibbsConfig, chains: ChainsConfig, first: int = 1
 ) -> Generator[tuple[int, list[State]], None, None]:
     """Yields the number of each sweep, from `first` to the last, and the states after it."""
+    seeded = jax.random.key(chains.seed)
 
     def advance(chain: int) -> State:
-        key = jax.random.fold_in(_key(chains, chain), sweep)
+        key = _folded(seeded, chain, sweep)
         if isinstance(config, LangevinConfig):
             return langevin.sweep(key, states[chain], data, config, Turn(chain, sweep))
         return gibbs.sweep(key, states[chain], data, config)
@@ -118,8 +124,9 @@ def sweeps(
             yield sweep, states
 
 
-def _key(chains: ChainsConfig, chain: int) -> jax.Array:
-    return jax.random.fold_in(jax.random.key(chains.seed), chain)
+@jax.jit
+def _folded(key, chain, sweep):
+    return jax.random.fold_in(jax.random.fold_in(key, chain), sweep)
 
 
 def run(
@@ -159,6 +166,8 @@ def stack(states: list[State]) -> Draws:
         held.alpha,
         held.rows.prior,
         held.columns.prior,
+        held.thresholds,
+        held.effects,
     )
 
 

@@ -13,6 +13,7 @@ import safetensors.numpy
 from metamf_jax.factorization.factor_file import decode_ids, encode_ids
 from metamf_jax.posterior import chains
 from metamf_jax.posterior.chains import Draws
+from metamf_jax.posterior.entry_effects import EntryEffects, Group
 from metamf_jax.posterior.fold_in import Recipe
 from metamf_jax.posterior.gibbs import State
 from metamf_jax.posterior.given import Coding, GivenFeatures
@@ -38,6 +39,7 @@ class NamedDraws(NamedTuple):
       row_ids: [N] integers or strings.
       column_ids: [M] likewise.
       recipes: of rows and of columns, for further ones.
+      groups: of the entries' effects.
     """
 
     draws: Draws
@@ -45,12 +47,13 @@ class NamedDraws(NamedTuple):
     row_ids: np.ndarray
     column_ids: np.ndarray
     recipes: tuple[Recipe, Recipe]
+    groups: tuple[Group, ...] = ()
 
 
-def size_in_bytes(shape: tuple[int, int], rank: int, num_draws: int) -> int:
+def size_in_bytes(shape: tuple[int, int], rank: int, num_draws: int, num_effects: int = 0) -> int:
     """What draws take, in memory and as a file, but for the few numbers of the hyperprior."""
     # K factors, an effect and a share of the noise.
-    return 4 * num_draws * sum(shape) * (rank + 2)
+    return 4 * num_draws * (sum(shape) * (rank + 2) + num_effects)
 
 
 def save_draw(path: str | os.PathLike, state: State) -> None:
@@ -77,7 +80,9 @@ def gather(paths: Sequence[str | os.PathLike]) -> Draws:
 def save_draws(path: str | os.PathLike, named: NamedDraws) -> None:
     """Writes draws, scale, id maps and what further rows need, aside and renamed."""
     arrays = _named(named.draws)
-    arrays["scale"] = np.array(named.scale, np.float64)
+    *scale, levels = named.scale
+    arrays["scale"], arrays["levels"] = np.array(scale, np.float64), np.array(levels, np.float64)
+    arrays |= _named_groups(named.groups)
     arrays["row_ids"] = encode_ids(named.row_ids)
     arrays["column_ids"] = encode_ids(named.column_ids)
     for side, recipe in zip(_RECIPES, named.recipes, strict=True):
@@ -117,6 +122,8 @@ def load_draws(path: str | os.PathLike) -> NamedDraws:
             "column_shares": (num_draws, num_columns),
             "alpha": (num_draws,),
         }
+        if draws.thresholds.size:
+            shapes["thresholds"] = num_draws, draws.thresholds.shape[1]
         for name, shape in shapes.items():
             array = getattr(draws, name)
             if array.shape != shape:
@@ -124,18 +131,21 @@ def load_draws(path: str | os.PathLike) -> NamedDraws:
         for name in ("row_shares", "column_shares", "alpha"):
             if (getattr(draws, name) <= 0).any():
                 raise ValueError(f"expected positive {name}: they are precisions")
-        scale = arrays["scale"]
-        if scale.shape != (len(Scale._fields),) or not np.isfinite(scale).all():
-            raise ValueError(f"expected a scale of {len(Scale._fields)} finite numbers")
+        scale, levels = arrays["scale"], arrays.get("levels", np.zeros(0))
+        if scale.shape != (len(Scale._fields) - 1,) or not np.isfinite(scale).all():
+            raise ValueError(f"expected a scale of {len(Scale._fields) - 1} finite numbers")
+        if levels.shape != (draws.thresholds.shape[1] + bool(draws.thresholds.size),):
+            raise ValueError(f"expected a level more than thresholds, got {len(levels)} levels")
         return NamedDraws(
             draws,
-            Scale(*scale.tolist()),
+            Scale(*scale.tolist(), levels=tuple(levels.tolist())),
             decode_ids(arrays["row_ids"], num_rows),
             decode_ids(arrays["column_ids"], num_columns),
             (
                 _recipe(arrays, _RECIPES[0], num_columns, draws.row_prior),
                 _recipe(arrays, _RECIPES[1], num_rows, draws.column_prior),
             ),
+            _unnamed_groups(arrays, draws.effects),
         )
 
 
@@ -189,9 +199,9 @@ def _recipe(arrays: dict[str, np.ndarray], side: str, num_others: int, prior: Hy
 
 def _named(draws: Draws) -> dict[str, np.ndarray]:
     arrays = draws._asdict()
-    for side in _PRIORS:
-        prior = arrays.pop(side)
-        arrays |= {f"{side}.{name}": array for name, array in prior._asdict().items()}
+    for part in (*_PRIORS, "effects"):
+        held = arrays.pop(part)
+        arrays |= {f"{part}.{name}": array for name, array in held._asdict().items()}
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 
@@ -199,5 +209,48 @@ def _unnamed(arrays: dict[str, np.ndarray]) -> Draws:
     of_rows, of_columns = (
         Hyperprior(*(arrays[f"{side}.{name}"] for name in Hyperprior._fields)) for side in _PRIORS
     )
-    plain = {name: arrays[name] for name in Draws._fields if name not in _PRIORS}
-    return Draws(**plain, row_prior=of_rows, column_prior=of_columns)
+    # Files written before there were thresholds and effects have none.
+    none = np.zeros((len(arrays["alpha"]), 0), np.float32)
+    optional = ("thresholds", *(f"effects.{name}" for name in EntryEffects._fields))
+    thresholds, *effects = (arrays.get(name, none) for name in optional)
+    nested = (*_PRIORS, "thresholds", "effects")
+    plain = {name: arrays[name] for name in Draws._fields if name not in nested}
+    return Draws(
+        **plain,
+        row_prior=of_rows,
+        column_prior=of_columns,
+        thresholds=thresholds,
+        effects=EntryEffects(*effects),
+    )
+
+
+def _named_groups(groups: tuple[Group, ...]) -> dict[str, np.ndarray]:
+    """Their features and sides as a list, and the arrays of each by its number."""
+    if not groups:
+        return {}
+    names = [name for group in groups for name in (group.feature, group.side)]
+    arrays = {"groups": encode_ids(np.array(names, object))}
+    for g, group in enumerate(groups):
+        words = group.cuts.dtype == object
+        arrays[f"groups.{g}.cuts"] = encode_ids(group.cuts) if words else group.cuts
+        arrays[f"groups.{g}.keys"] = group.keys
+    return arrays
+
+
+def _unnamed_groups(arrays: dict[str, np.ndarray], effects: EntryEffects) -> tuple[Group, ...]:
+    """Undoes `_named_groups`.
+
+    Raises:
+      ValueError: there are not as many effects as the groups have.
+    """
+    num_effects, num_groups = (x.shape[-1] for x in effects)
+    names = decode_ids(arrays["groups"], 2 * num_groups).tolist() if num_groups else []
+    groups = []
+    for g in range(num_groups):
+        cuts, keys = arrays[f"groups.{g}.cuts"], arrays[f"groups.{g}.keys"]
+        if cuts.dtype == np.uint8:
+            cuts = decode_ids(cuts, None)
+        groups.append(Group(names[2 * g], names[2 * g + 1], cuts, keys))
+    if num_effects != sum(len(group.keys) for group in groups):
+        raise ValueError(f"expected the keys of {num_effects} effects")
+    return tuple(groups)

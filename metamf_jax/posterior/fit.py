@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from metamf_jax.posterior import chains, gibbs, pattern
+from metamf_jax.posterior import chains, gibbs, ordinal, pattern
 from metamf_jax.posterior.chains import ChainsConfig, Draws
 from metamf_jax.posterior.gibbs import Data, GibbsConfig
 from metamf_jax.posterior.given import GivenFeatures, none_given
@@ -37,16 +37,33 @@ def num_pattern_vectors(entries: Entries) -> int:
     return _FEW_VECTORS if len(entries.values) < _MANY_ENTRIES else _MANY_VECTORS
 
 
-def scale_of(values: Array) -> Scale:
-    """Mean and deviation, the least and the greatest value."""
+def scale_of(values: Array, likelihood: str = "gaussian") -> Scale:
+    """Mean and deviation, the least and the greatest value; or, if ordinal, the levels.
+
+    Raises:
+      ValueError: the values are no levels: one alone, or more than `ordinal.MAX_LEVELS`.
+    """
     found = np.asarray(values, np.float64)
     bounds = float(found.min()), float(found.max())
-    return Scale(float(found.mean()), float(found.std()) or 1.0, *bounds)
+    if likelihood == "gaussian":
+        return Scale(float(found.mean()), float(found.std()) or 1.0, *bounds)
+    levels = np.unique(found)
+    if not 1 < len(levels) <= ordinal.MAX_LEVELS:
+        raise ValueError(
+            f"an ordinal likelihood takes 2 to {ordinal.MAX_LEVELS} distinct values, got"
+            f" {len(levels)} from {levels[0]:g} to {levels[-1]:g}; take the likelihood gaussian, or"
+            " round them"
+        )
+    return Scale(0.0, 1.0, *bounds, tuple(levels.tolist()))
 
 
 def standardised(entries: Entries, scale: Scale) -> Entries:
-    """The matrix in units of the scale, float32."""
-    values = (np.asarray(entries.values, np.float64) - scale.center) / scale.unit
+    """The matrix in units of the scale, or in numbers of its levels; float32."""
+    values = np.asarray(entries.values, np.float64)
+    if scale.levels:
+        values = np.searchsorted(scale.levels, values)
+    else:
+        values = (values - scale.center) / scale.unit
     rows, columns = (np.asarray(x, np.int32) for x in (entries.rows, entries.columns))
     return Entries(rows, columns, values.astype(np.float32), entries.shape)
 
@@ -73,7 +90,8 @@ def fit(
     """
     config, lengths = config or GibbsConfig(), lengths or ChainsConfig()
     count = num_pattern_vectors(entries) if num_vectors is None else num_vectors
-    scale, features = scale_of(entries.values), features_of(entries, count)
+    scale = scale_of(entries.values, config.likelihood)
+    features = features_of(entries, count)
     data = prepare(standardised(entries, scale), config, features, num_devices, backend, given)
     return Posterior(chains.run(data, config, lengths), scale, features)
 

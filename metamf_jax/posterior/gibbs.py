@@ -5,28 +5,37 @@
 on standardised values. A sweep draws, in turn, the rows' hyperprior (`hyperprior`), the rows'
 factors and effects ``w_n = [u_n, b_n]`` (`row_conditional`) and their shares of the noise
 (`noise`), the same of the columns, with the precision ``alpha`` of the noise before the columns'
-shares. Each is drawn from its exact conditional.
+shares. Each is drawn from its exact conditional. Under the likelihood ``ordinal`` the observed
+values are levels; the sweep begins with their thresholds and latent values (`ordinal`), which then
+are what the ``x_nm`` are above, and ``alpha`` is one. Where something is known of each entry, such
+as its time, there are effects of that beside ``b_n`` and ``c_m`` (`entry_effects`), drawn next.
 
 Salakhutdinov and Mnih, Bayesian probabilistic matrix factorization using Markov chain Monte Carlo,
 ICML 2008; see also the references of the conditionals.
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metamf_jax.posterior import hyperprior, noise, row_conditional
+from metamf_jax.posterior import entry_effects, hyperprior, noise, ordinal, row_conditional
+from metamf_jax.posterior.entry_effects import EntryEffects, Places
 from metamf_jax.posterior.hyperprior import Hyperprior, Moments, SidePrior, Wishart
 from metamf_jax.posterior.learned_hyperprior import LearnedHyperprior
 from metamf_jax.posterior.row_conditional import RowsData
-from metamf_jax.types import Entries
+from metamf_jax.types import Array, Entries
 
 _START_SCALE, _START_PRECISION = 0.1, 1.5
+LIKELIHOODS = "gaussian", "ordinal"
+
 # Rows whose products are summed in float32 before the sums are added in float64.
 _BLOCK = 512
+# Entries whose factors are gathered at once, for the cache.
+_CELLS = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +50,7 @@ class GibbsConfig:
       factor_scale: what the prior's inverse scale has for factors. On held-out training entries of
         four rating sets 2 to 3 served best of 1, 2, 3, 4, 16 and 64.
       effect_scale: and for effects.
+      likelihood: one of `LIKELIHOODS`.
       learned: what is expected of all these but the rank, in their place (see `with_learned`); None
         where nothing was learned.
     """
@@ -51,6 +61,7 @@ class GibbsConfig:
     degrees: float = 0.0
     factor_scale: float = 2.0
     effect_scale: float = 1.0
+    likelihood: str = "gaussian"
     learned: LearnedHyperprior | None = None
 
     def __post_init__(self):
@@ -62,6 +73,10 @@ class GibbsConfig:
         if min(self.factor_scale, self.effect_scale) <= 0:
             raise ValueError(
                 f"expected positive scales, got {self.factor_scale} and {self.effect_scale}"
+            )
+        if self.likelihood not in LIKELIHOODS:
+            raise ValueError(
+                f"unknown likelihood {self.likelihood!r}; expected one of {', '.join(LIKELIHOODS)}"
             )
 
     @property
@@ -118,11 +133,16 @@ class Data(NamedTuple):
     Attributes:
       rows, columns: its two sides.
       num_entries: E.
+      entries: in the order they came, where what rows and columns see of their values changes from
+        sweep to sweep: of levels, or with effects of the entries; None where it does not.
+      effects: of the entries, if any.
     """
 
     rows: SideData
     columns: SideData
     num_entries: int
+    entries: Entries | None = None
+    effects: Places | None = None
 
     @property
     def mesh(self) -> Any:
@@ -150,11 +170,15 @@ class State(NamedTuple):
     Attributes:
       rows, columns: of the two sides.
       alpha: precision of the noise.
+      thresholds: [L - 1] float64 between the levels of an ordinal likelihood; [0] of a Gaussian.
+      effects: of the entries.
     """
 
     rows: Side
     columns: Side
     alpha: float
+    thresholds: np.ndarray = np.zeros(0)
+    effects: EntryEffects = entry_effects.NONE
 
 
 def prepare(
@@ -164,16 +188,18 @@ def prepare(
     config: GibbsConfig,
     num_devices: int = 1,
     backend: str = "auto",
+    effects: Places | None = None,
 ) -> Data:
     """A matrix, ready to be swept.
 
     Args:
-      entries: [E], NumPy, standardised.
+      entries: [E], NumPy, standardised; of an ordinal likelihood numbers of levels, 0 to L - 1.
       features: [N, F] of the rows and [M, F'] of the columns, each about centred.
       groups: [F] and [F'] int, see `hyperprior`.
       config: the model.
       num_devices: to which rows and columns are dealt out; the draws do not depend on it.
       backend: one of `block_update.BACKENDS`.
+      effects: which effects the entries have.
     """
     num_rows, num_columns = entries.shape
     turned = Entries(entries.columns, entries.rows, entries.values, (num_columns, num_rows))
@@ -183,10 +209,13 @@ def prepare(
         rows = row_conditional.prepare(listed, config.rank, num_devices, backend)
         return SideData(rows, phi, sum_of_products(phi, phi), np.asarray(of_groups))
 
+    changing = config.likelihood == "ordinal" or effects is not None
     return Data(
         side(entries, features[0], groups[0]),
         side(turned, features[1], groups[1]),
         len(entries.values),
+        _on_device(entries) if changing else None,
+        effects,
     )
 
 
@@ -199,8 +228,13 @@ def init(key: jax.Array, data: Data, config: GibbsConfig) -> State:
         factors = (_START_SCALE * rng.standard_normal(shape)).astype(np.float32)
         return Side(factors, np.ones(shape[0]), hyperprior.init(expected, side.groups))
 
-    of_rows, of_columns = config.sides
-    return State(start(data.rows, of_rows), start(data.columns, of_columns), _START_PRECISION)
+    effects = entry_effects.NONE if data.effects is None else entry_effects.init(data.effects)
+    alpha, thresholds = _START_PRECISION, np.zeros(0)
+    if config.likelihood == "ordinal":
+        assert data.entries is not None
+        alpha, thresholds = 1.0, ordinal.init(np.asarray(data.entries.values, int))
+    rows, columns = map(start, (data.rows, data.columns), config.sides)
+    return State(rows, columns, alpha, thresholds, effects)
 
 
 def sweep(key: jax.Array, state: State, data: Data, config: GibbsConfig) -> State:
@@ -212,28 +246,84 @@ def sweep(key: jax.Array, state: State, data: Data, config: GibbsConfig) -> Stat
       data: from `prepare`.
       config: the model.
     """
-    of_rows, of_columns, of_noise = (jax.random.fold_in(key, i) for i in range(3))
+    of_rows, of_columns, of_noise, of_values = _folded(key, 4)
     rng, expected = _generator(of_noise), config.sides
+    state, values = draw_values(of_values, state, data, config)
 
     rows, square = draw_factors(
-        of_rows, state.rows, state.columns, state.alpha, data.rows, expected[0]
+        of_rows, state.rows, state.columns, state.alpha, data.rows, expected[0], values
     )
     shares = noise.draw_shares(rng, config.row_noise, data.rows.rows.counts, state.alpha * square)
     rows = rows._replace(shares=shares)
 
     columns, square = draw_factors(
-        of_columns, state.columns, rows, state.alpha, data.columns, expected[1]
+        of_columns, state.columns, rows, state.alpha, data.columns, expected[1], values
     )
     left_over = float((columns.shares * square).sum())
-    alpha = noise.draw_precision(rng, data.num_entries, left_over, config.noise)
+    alpha = state.alpha
+    if config.likelihood == "gaussian":
+        alpha = noise.draw_precision(rng, data.num_entries, left_over, config.noise)
     shares = noise.draw_shares(rng, config.column_noise, data.columns.rows.counts, alpha * square)
-    return State(rows, columns._replace(shares=shares), alpha)
+    columns = columns._replace(shares=shares)
+    return state._replace(rows=rows, columns=columns, alpha=alpha)
+
+
+def draw_values(
+    key: jax.Array, state: State, data: Data, config: GibbsConfig
+) -> tuple[State, Array | None]:
+    """Draws thresholds, latent values and effects of the entries, where there are such.
+
+    They come first in a sweep, so that a state needs no latent values.
+
+    Returns:
+      The state; and what the entries' effects leave of the values [E], None where this is always
+      the same.
+    """
+    if data.entries is None:
+        return state, None
+    of_thresholds, of_latent, of_effects = _folded(key, 3)
+    (num_rows, _), i, j = data.entries.shape, data.entries.rows, data.entries.columns
+    shares = (jnp.asarray(side.shares, jnp.float32) for side in (state.rows, state.columns))
+    fitted, root = _at_cells(state.rows.factors, state.columns.factors, *shares, i, j)
+    values, shift = data.entries.values, np.float32(0)
+    if data.effects is not None:
+        shift = entry_effects.total(state.effects.values, data.effects.at).astype(np.float32)
+
+    if config.likelihood == "ordinal":
+        cells = ordinal.Cells(i, j, values.astype(np.int32), fitted + shift, root)
+        rng = _generator(of_thresholds)
+        thresholds = ordinal.draw_thresholds(rng, state.thresholds, cells)
+        state = state._replace(thresholds=thresholds)
+        values = ordinal.draw_latent(of_latent, thresholds, cells, num_rows)
+    if data.effects is not None:
+        values = np.asarray(values, np.float64)
+        residual, weight = values - fitted, state.alpha * np.asarray(root, np.float64) ** 2
+        rng = _generator(of_effects)
+        effects = entry_effects.draw(rng, state.effects, data.effects, residual, weight)
+        state = state._replace(effects=effects)
+        values = values - entry_effects.total(effects.values, data.effects.at)
+    return state, values
 
 
 def draw_factors(
-    key: jax.Array, side: Side, other: Side, alpha: float, data: SideData, expected: SidePrior
+    key: jax.Array,
+    side: Side,
+    other: Side,
+    alpha: float,
+    data: SideData,
+    expected: SidePrior,
+    values: Array | None = None,
 ) -> tuple[Side, np.ndarray]:
     """Draws one side's hyperprior and factors, given the other side.
+
+    Args:
+      key: of this draw.
+      side: the last draw.
+      other: the other side.
+      alpha: precision of the noise.
+      data: of this side.
+      expected: of its hyperprior.
+      values: [E] in place of those that `prepare` was given.
 
     Returns:
       The side; and [N] float64, the sums over each row's entries of ``q_m e_nm^2``.
@@ -247,23 +337,49 @@ def draw_factors(
         prior.precision,
         other.factors,
         other.shares,
+        values,
     )
     return Side(factors, side.shares, prior), square
 
 
 def draw_prior(key: jax.Array, side: Side, data: Regression, expected: SidePrior) -> Hyperprior:
     """Draws one side's hyperprior, given its factors."""
-    moments = Moments(
-        len(side.factors),
-        data.gram,
-        sum_of_products(data.features, side.factors),
-        sum_of_products(side.factors, side.factors),
-    )
+    both = _moments(data.features, side.factors)
+    moments = Moments(len(side.factors), data.gram, *map(_sum_of_blocks, both))
     return hyperprior.draw(_generator(key), side.prior, moments, data.groups, expected)
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def _folded(key, count: int):
+    """The key folded with 0 up to a count, in one program: dispatch is what small sweeps cost."""
+    return tuple(jax.random.fold_in(key, i) for i in range(count))
+
+
+def _on_device(entries: Entries) -> Entries:
+    rows, columns = (jnp.asarray(x, jnp.int32) for x in (entries.rows, entries.columns))
+    return Entries(rows, columns, jnp.asarray(entries.values, jnp.float32), entries.shape)
+
+
+@jax.jit
+def _at_cells(rows, columns, row_shares, column_shares, i, j):
+    """Fitted values and the root of ``p_n q_m`` of cells, float32 [E]; in blocks, for the cache."""
+    count = len(i)
+    # [E] -> [blocks, _CELLS]
+    cells = (jnp.pad(x, (0, -count % _CELLS)).reshape(-1, _CELLS) for x in (i, j))
+
+    def of_block(cells):
+        i, j = cells
+        root = jnp.sqrt(row_shares[i] * column_shares[j])
+        return row_conditional.fitted(rows, columns, i, j), root
+
+    return jax.tree.map(lambda x: x.reshape(-1)[:count], jax.lax.map(of_block, tuple(cells)))
+
+
 def _generator(key: jax.Array) -> np.random.Generator:
-    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    return np.random.default_rng(np.asarray(_words(key)))
+
+
+_words = jax.jit(jax.random.key_data)
 
 
 @jax.jit
@@ -274,7 +390,16 @@ def product(x, y):
 
 def sum_of_products(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """``x^T y`` in float64; the sums over blocks of rows are float32's."""
-    return np.asarray(_products_of_blocks(x, y)).sum(axis=0, dtype=np.float64)
+    return _sum_of_blocks(_products_of_blocks(x, y))
+
+
+def _sum_of_blocks(products: jax.Array) -> np.ndarray:
+    return np.asarray(products).sum(axis=0, dtype=np.float64)
+
+
+@jax.jit
+def _moments(features, factors):
+    return _products_of_blocks(features, factors), _products_of_blocks(factors, factors)
 
 
 @jax.jit

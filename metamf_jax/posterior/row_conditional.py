@@ -39,6 +39,7 @@ class RowsData(NamedTuple):
       mesh: the devices.
       compiled: whether the compiled kernel draws.
       entries: the dealt entries, as `DealtRows` without its rows, or as `Runs`.
+      order: of each dealt value its place among the given ones, counted from 1; 0 is padding.
       dealt_shape: (D, R), with places for R rows on each device.
       places: [N], where each row stands among the dealt ones.
       counts: [N], entries of each row.
@@ -47,6 +48,7 @@ class RowsData(NamedTuple):
     mesh: Any
     compiled: bool
     entries: tuple[Array, ...]
+    order: np.ndarray
     dealt_shape: tuple[int, int]
     places: np.ndarray
     counts: np.ndarray
@@ -67,19 +69,22 @@ def prepare(
       backend: one of `block_update.BACKENDS`.
     """
     compiled = block_update.choose_backend(backend) == "numba"
-    dealt = deal_rows(entries.rows, entries.columns, entries.values, entries.shape, num_devices)
+    numbers = np.arange(1, len(entries.values) + 1, dtype=np.int32)
+    dealt = deal_rows(entries.rows, entries.columns, numbers, entries.shape, num_devices)
     if compiled:
-        listed = tuple(dealt[1:])
+        *listed, order = dealt[1:]
     else:
-        listed = tuple(cut_into_runs(dealt, entries.shape[1], rank + 1))
+        *listed, order = cut_into_runs(dealt, entries.shape[1], rank + 1)
     mesh = parallel.make_mesh(num_devices)
-    numbers = dealt.rows.ravel()
+    dealt_numbers = dealt.rows.ravel()
     places = np.empty(entries.shape[0], int)
-    places[numbers[numbers < entries.shape[0]]] = np.flatnonzero(numbers < entries.shape[0])
+    inside = dealt_numbers < entries.shape[0]
+    places[dealt_numbers[inside]] = np.flatnonzero(inside)
     return RowsData(
         mesh=mesh,
         compiled=compiled,
-        entries=parallel.split(mesh, listed),
+        entries=parallel.split(mesh, (*listed, _in_order(order, entries.values))),
+        order=np.asarray(order),
         dealt_shape=(num_devices, dealt.rows.shape[1]),
         places=places,
         counts=np.bincount(entries.rows, minlength=entries.shape[0]),
@@ -94,6 +99,7 @@ def draw(
     precision: np.ndarray,
     columns: np.ndarray,
     column_weight: np.ndarray,
+    values: Array | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draws the factors of all rows.
 
@@ -105,25 +111,51 @@ def draw(
       precision: [K + 1, K + 1], ``Lambda``.
       columns: [M, K + 1], ``[v_m, c_m]``.
       column_weight: [M], ``q_m``.
+      values: [E], in place of those that `prepare` was given, in their order.
 
     Returns:
       ``w`` [N, K + 1] float32, and ``sum_m q_m e_nm^2`` [N] float64 that the new ``w`` leave.
     """
-    noise = _noise(jax.random.key_data(key), len(weight), precision.shape[0])
+    noise = _noise(key, len(weight), precision.shape[0])
     dealt = (_dealt(data, x) for x in (weight, pull, noise))
     of_all = (np.asarray(x, np.float32) for x in (precision, columns, column_weight))
-    found = _program(data.mesh, data.compiled)(data.entries, *dealt, *of_all)
+    entries = data.entries
+    if values is not None:
+        entries = (*entries[:-1], parallel.split(data.mesh, _in_order(data.order, values)))
+    found = _program(data.mesh, data.compiled)(entries, *dealt, *of_all)
     drawn, square = (x.reshape(-1, *x.shape[2:])[data.places] for x in parallel.to_host(found))
     return drawn, square.astype(np.float64)
+
+
+def fitted(rows: Array, columns: Array, i: Array, j: Array) -> jax.Array:
+    """``u_n . v_m + b_n + c_m`` of cells.
+
+    Args:
+      rows: [N, K + 1], factors with the effect last.
+      columns: [M, K + 1].
+      i: [P], rows of the cells.
+      j: [P], their columns.
+    """
+    return _fitted(rows, columns, i, j)
+
+
+@jax.jit
+def _fitted(rows, columns, i, j):
+    u, v = rows[i], columns[j]
+    return (u[:, :-1] * v[:, :-1]).sum(axis=1) + u[:, -1] + v[:, -1]
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _noise(key, num_rows, width):
     """[N, L]; of all rows in one program: in programs of other shapes the last bits may differ."""
-    key = jax.random.wrap_key_data(key)
     return jax.vmap(lambda n: jax.random.normal(jax.random.fold_in(key, n), (width,)))(
         jnp.arange(num_rows)
     )
+
+
+def _in_order(order: Array, values: Array) -> np.ndarray:
+    """The values where `RowsData.order` has them, float32."""
+    return np.append(np.float32(0), np.asarray(values, np.float32))[order]
 
 
 def _dealt(data: RowsData, of_rows: Array) -> np.ndarray:

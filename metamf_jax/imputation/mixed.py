@@ -1,0 +1,384 @@
+"""A table of mixed columns completed by draws of one joint model.
+
+Columns are described (`columns`), their cells become latent normal numbers (`margins`), and these,
+their means and covariance are drawn (`metamf_jax.posterior.copula`). Rows, of the fitted table or
+further ones, are answered under the draws of mean and covariance: several times completed, which is
+proper multiple imputation in Rubin's sense; by means and chances of levels; by quantiles.
+"""
+
+import dataclasses
+from collections.abc import Generator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import threadpoolctl
+
+from metamf_jax.imputation import margins
+from metamf_jax.imputation.columns import Column
+from metamf_jax.imputation.margins import Classes, Constant, Margin, Scores
+from metamf_jax.posterior import copula
+from metamf_jax.posterior.copula import Choice, CopulaConfig, Data, Parameters, Predicted
+
+# A category of more levels has its rare ones in common; fewer, if the table has many categories.
+_CLASSES = (20, 8, 4, 2)
+_MOST_WIDTH = 500
+# Sweeps of the latent numbers alone, before the first and from one draw of the parameters to the
+# next.
+_WARM, _BETWEEN = 10, 2
+_REST = 0x1E5E
+# Of the observed cells with levels, a part is held out to see how far the model is to be trusted:
+# columns with too few have the table's common trust, and others are drawn to it as if by so many.
+_HELD_OUT, _FEWEST_CHECKED, _CELLS_OF_TABLE = 0.1, 30, 10.0
+# The table's trust before any cell was held out, and how many cells this is worth.
+_TRUST = 0.9, 20.0
+_SHORT = 20, 20
+
+
+@dataclasses.dataclass(frozen=True)
+class MixedConfig:
+    """How to draw.
+
+    Attributes:
+      burn_in: sweeps before the first draw of the parameters is kept.
+      num_draws: how many are.
+      seed: of all draws.
+      copula: the prior.
+    """
+
+    burn_in: int = 50
+    num_draws: int = 100
+    seed: int = 0
+    copula: CopulaConfig = dataclasses.field(default_factory=CopulaConfig)
+
+    def __post_init__(self):
+        if self.burn_in < 0 or self.num_draws < 1:
+            raise ValueError(
+                f"expected a burn-in of at least 0 and a draw, got {self.burn_in} and "
+                f"{self.num_draws}"
+            )
+
+
+class Mixed(NamedTuple):
+    """A fitted table.
+
+    Attributes:
+      columns: its M columns.
+      margins: theirs.
+      parameters: S draws, each leaf with a leading axis.
+      trust: [M], how much the chances of levels are the model's; for the rest those of the column
+        alone, since a column that nothing predicts had better be answered by its commonest level.
+      seed: of the draws.
+    """
+
+    columns: tuple[Column, ...]
+    margins: tuple[Margin, ...]
+    parameters: Parameters
+    trust: np.ndarray
+    seed: int
+
+
+class Answers(NamedTuple):
+    """What is said of the cells of a table; observed ones as they are.
+
+    Attributes:
+      values: [N, M]: means of numbers, rounded if whole; places of the likeliest levels.
+      errors: [N, M], 0 where observed: standard errors of numbers, and for levels the chance that
+        another one is true.
+      chances: by the number of each column with levels, [N, L]: how likely each level is.
+      quantiles: [Q, N, M], those that were asked for; of levels the likeliest.
+    """
+
+    values: np.ndarray
+    errors: np.ndarray
+    chances: dict[int, np.ndarray]
+    quantiles: np.ndarray
+
+
+def fit(
+    values: np.ndarray, columns: Sequence[Column], config: MixedConfig = MixedConfig()
+) -> Mixed:
+    """Draws from the posterior of a table's latent means and covariance.
+
+    Args:
+      values: [N, M], numbers and places of levels, NaN where missing.
+      columns: what the columns are.
+      config: how to draw.
+
+    Raises:
+      ValueError: no row, or so many columns that their covariance cannot be drawn.
+    """
+    if not values.size:
+        raise ValueError(f"expected rows and columns, got a table of shape {values.shape}")
+    found: tuple[Margin, ...] = ()
+    for most in _CLASSES:
+        found = tuple(margins.fit(column, values[:, m], most) for m, column in enumerate(columns))
+        if sum(map(margins.width, found)) <= _MOST_WIDTH:
+            break
+    else:
+        raise ValueError(
+            f"expected at most {_MOST_WIDTH} columns with two different values or more, got "
+            f"{sum(map(margins.width, found))}: their covariance is drawn as a whole"
+        )
+    if not any(map(margins.width, found)):
+        nothing = Parameters(np.zeros(0), np.zeros((0, 0)), np.zeros(0), 1.0)
+        parameters = _stack([nothing] * config.num_draws)
+        return Mixed(tuple(columns), found, parameters, np.ones(len(columns)), config.seed)
+    parameters = _draw_parameters(values, found, config)
+    trust = _trust(values, tuple(columns), found, config)
+    return Mixed(tuple(columns), found, parameters, trust, config.seed)
+
+
+def _draw_parameters(
+    values: np.ndarray, found: Sequence[Margin], config: MixedConfig
+) -> Parameters:
+    data, key, kept = _prepare(values, found), jax.random.key(config.seed), []
+    # Threads of BLAS gain nothing on such small matrices.
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+        state = copula.init(key, data, config.copula)
+        for i in range(config.burn_in + config.num_draws):
+            state, _ = copula.sweep(jax.random.fold_in(key, i), state, data, config.copula)
+            if i >= config.burn_in:
+                kept.append(state.parameters)
+    return _stack(kept)
+
+
+def _trust(
+    values: np.ndarray, columns: tuple[Column, ...], found: tuple[Margin, ...], config: MixedConfig
+) -> np.ndarray:
+    """The `Mixed.trust` of each column, by held-out cells and short chains."""
+    observed, trust = ~np.isnan(values), np.ones(len(columns))
+    with_levels = np.array([column.levels is not None for column in columns])
+    enough = observed.sum(axis=0) >= _FEWEST_CHECKED
+    rng = np.random.default_rng([config.seed, _REST, 1])
+    held = observed & with_levels & enough & (rng.random(values.shape) < _HELD_OUT)
+    if not held.any():
+        return trust
+    left = np.where(held, np.nan, values)
+    short = dataclasses.replace(config, burn_in=_SHORT[0], num_draws=_SHORT[1])
+    parameters = _draw_parameters(left, found, short)
+    chances = answer(Mixed(columns, found, parameters, trust, config.seed), left).chances
+    asked, said = np.flatnonzero(held.any(axis=0)), []
+    for m in asked:
+        rows = held[:, m]
+        levels = values[rows, m].astype(int)
+        of_model = chances[int(m)][rows, levels]
+        said.append((of_model, margins.shares(found[m], columns[m].levels or ())[levels]))
+    of_model, alone = (np.concatenate(x) for x in zip(*said, strict=True))
+    common = _weight(of_model, alone, *_TRUST)
+    for m, (of_model, alone) in zip(asked, said, strict=True):
+        trust[m] = _weight(of_model, alone, common, _CELLS_OF_TABLE)
+    return trust
+
+
+def _weight(first: np.ndarray, second: np.ndarray, prior: float, strength: float) -> float:
+    """The likeliest weight of the first of two distributions, by what both say of cells [R]."""
+    weight = prior
+    for _ in range(50):
+        of_first = weight * first / (weight * first + (1 - weight) * second)
+        weight = (of_first.sum() + strength * prior) / (len(first) + strength)
+    return float(weight)
+
+
+def impute(mixed: Mixed, values: np.ndarray, imputations: int) -> list[np.ndarray]:
+    """Completes rows several times, each under another draw of the parameters.
+
+    Args:
+      mixed: the fitted table.
+      values: [N, M] as of `fit`; the same rows, or others.
+      imputations: how many, no more than there are draws.
+
+    Returns:
+      So many tables [N, M]; cells of columns without any value stay NaN.
+
+    Raises:
+      ValueError: more imputations than draws, or fewer than one.
+    """
+    count = len(mixed.parameters.mean)
+    if not 1 <= imputations <= count:
+        raise ValueError(f"expected 1 to {count} imputations, got {imputations}")
+    at = np.linspace(0, count - 1, imputations).round().astype(int)
+    rng = np.random.default_rng([mixed.seed, _REST])
+    return [
+        _complete(mixed, values, latent, rng) for latent, _ in _latent_numbers(mixed, values, at)
+    ]
+
+
+def answer(mixed: Mixed, values: np.ndarray, quantiles: Sequence[float] = ()) -> Answers:
+    """Says what the missing cells of rows hold.
+
+    Args:
+      mixed: the fitted table.
+      values: [N, M] as of `fit`; the same rows, or others.
+      quantiles: of the distribution of each cell, each between 0 and 1.
+    """
+    count = len(mixed.parameters.mean)
+    at = np.arange(count) if quantiles else np.arange(0, count, 2)
+    sums = [_Sums.start(margin, values[:, m]) for m, margin in enumerate(mixed.margins)]
+    first, rng, drawn = _first_of_each(mixed.margins), np.random.default_rng(mixed.seed), []
+    for latent, predicted in _latent_numbers(mixed, values, at):
+        for m, margin in enumerate(mixed.margins):
+            sums[m].add(margin, latent, predicted, first[m])
+        if quantiles:
+            drawn.append(_complete(mixed, values, latent, rng))
+    found, errors, chances = values.copy(), np.zeros(values.shape), {}
+    for m, (column, margin) in enumerate(zip(mixed.columns, mixed.margins, strict=True)):
+        rows = sums[m].rows
+        found[rows, m], errors[rows, m], of_levels = sums[m].told(
+            column, margin, len(at), mixed.trust[m]
+        )
+        if column.levels is not None:
+            chances[m] = np.zeros((len(values), len(column.levels)))
+            chances[m][rows] = of_levels
+            known = np.flatnonzero(~np.isnan(values[:, m]))
+            chances[m][known, values[known, m].astype(int)] = 1
+    return Answers(found, errors, chances, _quantiles(mixed, drawn, found, quantiles))
+
+
+def is_empty(margin: Margin) -> bool:
+    """Whether a column had no cell."""
+    return isinstance(margin, Constant) and np.isnan(margin.value)
+
+
+@dataclasses.dataclass
+class _Sums:
+    """Over draws, of the missing cells of one column.
+
+    Attributes:
+      rows: [R], where cells are missing.
+      first: [R] or [R, L], sums of means, or of chances of values or classes.
+      second: [R], of mean squares.
+    """
+
+    rows: np.ndarray
+    first: np.ndarray
+    second: np.ndarray
+
+    @classmethod
+    def start(cls, margin: Margin, values: np.ndarray) -> "_Sums":
+        rows = np.flatnonzero(np.isnan(values))
+        size = ()
+        if isinstance(margin, Classes):
+            size = (margin.count,)
+        elif isinstance(margin, Scores) and margin.levels:
+            size = (len(margin.values),)
+        return cls(rows, np.zeros((len(rows), *size)), np.zeros(len(rows)))
+
+    def add(self, margin: Margin, latent: np.ndarray, predicted: Predicted, first: int) -> None:
+        if isinstance(margin, Constant) or not len(self.rows):
+            return
+        if isinstance(margin, Classes):
+            part = latent[self.rows, first : first + margin.count - 1]
+            largest = np.argmax(np.pad(part, ((0, 0), (1, 0))), axis=1)
+            self.first[np.arange(len(self.rows)), largest] += 1
+            return
+        normal = predicted.mean[self.rows, first], predicted.deviation[self.rows, first]
+        if isinstance(margin, Scores) and margin.levels:
+            self.first += margins.chances(margin, *normal)
+            return
+        mean, square = margins.moments(margin, *normal)
+        self.first += mean
+        self.second += square
+
+    def told(self, column: Column, margin: Margin, count: int, trust: float):
+        """Values, errors, and chances of all levels (None of numbers)."""
+        if column.levels is None:
+            if isinstance(margin, Constant):
+                return margin.value, 0, None
+            assert not isinstance(margin, Classes)
+            mean = self.first / count
+            errors = np.sqrt(np.maximum(self.second / count - mean**2, 0))
+            found = margins.center(margin) + mean
+            return np.rint(found) if column.type == "integer" else found, errors, None
+        chances = np.zeros((len(self.rows), len(column.levels)))
+        if isinstance(margin, Constant):
+            if np.isnan(margin.value):
+                return np.nan, 0, chances
+            chances[:, int(margin.value)] = 1
+        elif isinstance(margin, Scores):
+            chances[:, margin.values.astype(int)] = self.first / count
+        else:
+            assert isinstance(margin, Classes)
+            # Draws that never were of a class do not say that none could be.
+            of_class = (self.first + 1 / margin.count) / (count + 1)
+            used = margin.of_level >= 0
+            chances[:, used] = of_class[:, margin.of_level[used]] * margin.shares[used]
+        if not isinstance(margin, Constant):
+            chances = trust * chances + (1 - trust) * margins.shares(margin, column.levels)
+        return chances.argmax(axis=1), 1 - chances.max(axis=1), chances
+
+
+def _stack(draws: list[Parameters]) -> Parameters:
+    """Each leaf with a leading axis."""
+    return jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *draws)
+
+
+def _first_of_each(found: Sequence[Margin]) -> np.ndarray:
+    """The first latent column of each column."""
+    return np.cumsum([0, *map(margins.width, found)])[:-1]
+
+
+def _prepare(values: np.ndarray, found: Sequence[Margin]) -> Data:
+    """The latent numbers of a table."""
+    first = _first_of_each(found)
+    shape = len(values), int(sum(map(margins.width, found)))
+    low, high = np.full(shape, -np.inf), np.full(shape, np.inf)
+    unscaled, choices = np.zeros(shape[1], bool), []
+    for m, (margin, p) in enumerate(zip(found, first, strict=True)):
+        if isinstance(margin, Classes):
+            choices.append(Choice(int(p), margins.to_classes(margin, values[:, m]), margin.count))
+        elif not isinstance(margin, Constant):
+            low[:, p], high[:, p] = margins.to_latent(margin, values[:, m])
+            unscaled[p] = isinstance(margin, Scores) and margin.unscaled
+    return copula.prepare(low, high, tuple(choices), unscaled)
+
+
+def _latent_numbers(
+    mixed: Mixed, values: np.ndarray, at: np.ndarray
+) -> Generator[tuple[np.ndarray, Predicted], None, None]:
+    """Yields latent numbers of rows, and what is said of missing ones, under some of the draws."""
+    data, key = _prepare(values, mixed.margins), jax.random.key(mixed.seed)
+    latent, number = data.start, 0
+    if not latent.size:
+        nothing = np.zeros(latent.shape)
+        yield from ((latent, Predicted(nothing, nothing)) for _ in at)
+        return
+    for s in at:
+        parameters = jax.tree.map(lambda leaf, s=s: leaf[s], mixed.parameters)
+        predicted = None
+        with threadpoolctl.threadpool_limits(1, user_api="blas"):
+            for _ in range(_BETWEEN if number else _WARM):
+                of_sweep = jax.random.fold_in(jax.random.fold_in(key, _REST), number)
+                latent, predicted = copula.draw_latent(of_sweep, latent, parameters, data)
+                number += 1
+        assert predicted is not None
+        yield latent, predicted
+
+
+def _complete(
+    mixed: Mixed, values: np.ndarray, latent: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """The table with its missing cells by their latent numbers."""
+    found, first = values.copy(), _first_of_each(mixed.margins)
+    for m, (column, margin) in enumerate(zip(mixed.columns, mixed.margins, strict=True)):
+        rows, p = np.flatnonzero(np.isnan(values[:, m])), first[m]
+        if isinstance(margin, Constant):
+            found[rows, m] = margin.value
+        elif isinstance(margin, Classes):
+            part = latent[rows, p : p + margin.count - 1]
+            found[rows, m] = margins.from_classes(margin, part, rng)
+        else:
+            drawn = margins.from_latent(margin, latent[rows, p])
+            found[rows, m] = np.rint(drawn) if column.type == "integer" else drawn
+    return found
+
+
+def _quantiles(
+    mixed: Mixed, drawn: list[np.ndarray], found: np.ndarray, quantiles: Sequence[float]
+) -> np.ndarray:
+    if not quantiles:
+        return np.zeros((0, *found.shape))
+    with_levels = [column.levels is not None for column in mixed.columns]
+    # By this rule an interval holds what it says however few the draws are.
+    of_draws = np.quantile(np.stack(drawn), quantiles, axis=0, method="weibull")
+    return np.where(with_levels, found, of_draws)
