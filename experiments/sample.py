@@ -110,6 +110,10 @@ class Config:
             not.
         """
         shared = self.rank, self.row_noise, self.column_noise
+        if self.hyperprior is not None and self.likelihood != "gaussian":
+            raise ValueError(
+                "--hyperprior was learned for Gaussian values: leave it out, or --likelihood=ordinal"
+            )
         if self.hyperprior is not None:
             return gibbs.with_learned(self.rank, learned_hyperprior.load(self.hyperprior))
         if self.solver == "gibbs":
