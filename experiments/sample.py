@@ -112,7 +112,7 @@ class Config:
         shared = self.rank, self.row_noise, self.column_noise
         if self.hyperprior is not None and self.likelihood != "gaussian":
             raise ValueError(
-                "--hyperprior was learned for Gaussian values: leave it out, or --likelihood=ordinal"
+                "--hyperprior was learned for Gaussian values: leave out it or --likelihood=ordinal"
             )
         if self.hyperprior is not None:
             return gibbs.with_learned(self.rank, learned_hyperprior.load(self.hyperprior))
