@@ -351,7 +351,7 @@ def _impute(flags: argparse.Namespace) -> None:
 
 
 def _impute_typed(flags: argparse.Namespace) -> None:
-    from metamf_jax import impute_typed
+    from metamf_jax.imputation import impute_typed
 
     several = flags.imputations is not None
     outputs = [flags.output]

@@ -22,8 +22,7 @@ BASE = {
 ALLOWED = {
     "data": {"types", "runs"},
     "plotting": {"types"},
-    "cli": BASE | {"data", "imputation", "impute_typed", "plotting"},
-    "impute_typed": BASE | {"imputation"},
+    "cli": BASE | {"data", "imputation", "plotting"},
     "meta_learning": BASE,
     "factorization": BASE,
     "posterior": BASE | {"factorization"},

@@ -10,7 +10,8 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
-from metamf_jax import cli, impute_typed
+from metamf_jax import cli
+from metamf_jax.imputation import impute_typed
 
 
 @pytest.fixture(scope="module")

@@ -103,6 +103,18 @@ def test_killed_it_goes_on_to_the_same_bytes(whole, sweep, tmp_path, monkeypatch
     assert (tmp_path / "draws.safetensors").read_bytes() == both[0]
 
 
+def kill_at(sweep, monkeypatch):
+    """Lets a run end before it keeps the draws of a sweep."""
+    kept = sample._kept
+
+    def killed(job, progress):
+        if progress.sweep == sweep:
+            raise Killed
+        return kept(job, progress)
+
+    monkeypatch.setattr(sample, "_kept", killed)
+
+
 LANGEVIN: dict[str, Any] = {"blocks": 4, "thin": 2, "draws": 4, "step_size": "decay:1:0.1"}
 
 
@@ -119,14 +131,7 @@ def langevin(whole, tmp_path_factory):
 def test_langevin_killed_goes_on_to_the_same_bytes(langevin, tmp_path, monkeypatch):
     config, workdir = langevin
     config = dataclasses.replace(config, evaluate_every=3)
-    kept = sample._kept
-
-    def killed_at_the_end(job, progress):
-        if progress.sweep == 6:
-            raise Killed
-        return kept(job, progress)
-
-    monkeypatch.setattr(sample, "_kept", killed_at_the_end)
+    kill_at(6, monkeypatch)
     with pytest.raises(Killed):
         sample.run(config, tmp_path)
     assert Checkpointer(tmp_path).steps() == [3]
@@ -140,14 +145,7 @@ def test_levels_are_sampled_and_go_on_to_the_same_bytes(whole, tmp_path, monkeyp
     config = dataclasses.replace(whole[0], likelihood="ordinal", evaluate_every=2)
     undisturbed, cut = tmp_path / "undisturbed", tmp_path / "cut"
     results = sample.run(config, undisturbed)["results"]
-    kept = sample._kept
-
-    def killed(job, progress):
-        if progress.sweep == 5:
-            raise Killed
-        return kept(job, progress)
-
-    monkeypatch.setattr(sample, "_kept", killed)
+    kill_at(5, monkeypatch)
     with pytest.raises(Killed):
         sample.run(config, cut)
     monkeypatch.undo()
