@@ -21,7 +21,8 @@
    (`sampled`): these and the weighted candidates are averaged, by what short chains make of the
    held-out cells (`held_out.draws_share`).
 
-Nothing is trained: all of it is closed-form, and deterministic in the seed.
+No gradient step is taken: but for trees and draws all of it is closed-form, and it is deterministic
+in the seed.
 """
 
 import functools
