@@ -108,8 +108,8 @@ def test_damaged_and_foreign_stores_are_refused(tmp_path):
     # Who does not read that row block does not read it through.
     block_store.open_store(folder, own=range(1))
     manifest = folder / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 9'))
-    with pytest.raises(ValueError, match=r"of version 1, got .* of version 9"):
+    manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 9'))
+    with pytest.raises(ValueError, match=r"of version 2, got .* of version 9"):
         block_store.open_store(folder)
     with pytest.raises(ValueError, match="is no block store"):
         block_store.open_store(tmp_path)
