@@ -5,13 +5,14 @@ to the least possible error than DSGD, at a memory that does not grow with the e
 factors on they need few epochs, from nothing several times as many.
 
     python -m experiments.benchmarks.langevin --dataset=synthetic:300000x15000x100 \\
-        --block_store=STORE --devices=2 --workdir=runs/langevin
+        --devices=2 --workdir=runs/langevin
 
 The matrix has planted factors and noise, so that the least error is known. Each method is a run of
 ``experiments.factorize`` of its own in ``WORKDIR/METHOD``, which goes on where it was cut short,
-and so does this program. SGD, ALS and Gibbs sampling hold the matrix in memory (leave them out with
-``--methods`` where it does not fit), with other test cells of the same kind. The workdir receives
-``plots/error.png``; ``summary.json`` has curves, seconds an epoch and the most memory.
+and so does this program; the store is ``WORKDIR/store``. SGD, ALS and Gibbs sampling hold the
+matrix in memory (leave them out with ``--methods`` where it does not fit), with other test cells of
+the same kind. The workdir receives ``plots/error.png``; ``summary.json`` has curves, seconds an
+epoch and the most memory.
 """
 
 import dataclasses
@@ -30,13 +31,10 @@ from experiments import common, shared_flags
 from metamf_jax import plotting
 from metamf_jax.data import synthetic
 from metamf_jax.plotting import Panel
-from metamf_jax.runs.run_log import open_run_log, read_metrics
+from metamf_jax.runs.run_log import RunLog, read_metrics
 
 _DATASET = shared_flags.dataset()
 _METHODS = shared_flags.methods()
-_BLOCK_STORE = flags.DEFINE_string("block_store", None, "Folder of the store; made if missing.")
-_BLOCKS = flags.DEFINE_integer("blocks", 8, "Blocks a side of the store.", lower_bound=1)
-_RANK = flags.DEFINE_integer("rank", 16, "K of all methods; that of the matrix is 8.")
 _TEST_FRACTION = shared_flags.test_fraction()
 _LENGTHS = flags.DEFINE_list(
     "lengths",
@@ -54,14 +52,13 @@ class Config:
     """What is compared; the names are those of the flags."""
 
     dataset: str
-    block_store: str
-    blocks: int
-    rank: int
     test_fraction: float
     methods: tuple[str, ...]
     lengths: tuple[int, ...]
     devices: int
     seed: int
+    blocks: int = 8
+    rank: int = 16
 
 
 class Method(NamedTuple):
@@ -109,7 +106,7 @@ def flags_of(name: str, config: Config, workdir: pathlib.Path) -> list[str]:
     if method.solver != "sgd":
         given["devices"] = config.devices
     if method.from_store:
-        given |= {"block_store": config.block_store, "blocks": config.blocks}
+        given |= {"block_store": workdir / "store", "blocks": config.blocks}
     if method.solver in _SAMPLERS:
         kept = length - length // 2
         given |= {"chains": 1, "burn_in": length // 2, "draws": kept, "thin": 1}
@@ -125,6 +122,12 @@ def flags_of(name: str, config: Config, workdir: pathlib.Path) -> list[str]:
 
 def _factor_variance() -> float:
     return 1 / math.sqrt(_PLANTED_RANK)
+
+
+def factorize(given: list[str]) -> int:
+    """Runs the binary with these flags; its exit code."""
+    command = [sys.executable, "-m", "experiments.factorize", *given]
+    return subprocess.run(command, check=False).returncode
 
 
 def least_error(config: Config) -> float:
@@ -164,17 +167,16 @@ def run(config: Config, workdir: str | os.PathLike) -> dict[str, Any]:
         after = METHODS[name].after
         if after is not None and after not in config.methods:
             raise ValueError(f"the method {name} starts from {after}: add it to --methods")
-    log = open_run_log(workdir, "benchmarks.langevin", config)
+    log = RunLog(workdir, "benchmarks.langevin", config)
     curves, told = {}, {}
     for name, method in METHODS.items():
         if name not in config.methods:
             continue
         folder = log.workdir / name
         if not (folder / "summary.json").exists():
-            command = [sys.executable, "-m", "experiments.factorize"]
-            command += flags_of(name, config, log.workdir)
-            log.print(" ".join(command[1:]))
-            if subprocess.run(command, check=False).returncode:
+            given = flags_of(name, config, log.workdir)
+            log.print(" ".join(("experiments.factorize", *given)))
+            if factorize(given):
                 raise ValueError(f"{name} ended early; see above")
         curve = curve_of(folder)
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
@@ -211,9 +213,6 @@ def main() -> None:
         raise ValueError(f"--lengths takes five numbers from 2, got {','.join(_LENGTHS.value)}")
     config = Config(
         dataset=_DATASET.value,
-        block_store=common.needed(_BLOCK_STORE),
-        blocks=_BLOCKS.value,
-        rank=_RANK.value,
         test_fraction=_TEST_FRACTION.value,
         methods=tuple(METHODS) if _METHODS.value == ["all"] else tuple(_METHODS.value),
         lengths=tuple(map(int, _LENGTHS.value)),
