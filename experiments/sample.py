@@ -69,6 +69,9 @@ _WATCHED, _COVERED = 100, 20_000
 _INTERVAL = 0.05, 0.95
 _FEWEST_DRAWS_OF_A_CHAIN = 4
 
+# What a chain on a block store holds: so many times the factors, and strata.
+_COPIES, _STRATA, _ENTRY_BYTES = 12, 4, 12
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -382,6 +385,16 @@ def _given(path: str | None, side: str, ids: np.ndarray) -> GivenFeatures:
     return found
 
 
+def _running_bytes(config: Config, matrix: _Matrix, bytes_of_draw: int) -> int:
+    """About what the chains of Langevin dynamics from a store take, beside the draws they leave."""
+    store = matrix.train
+    if not isinstance(store, BlockStore):
+        return 0
+    longest = int((store.offsets[:, :, -1] - store.offsets[:, :, 0]).max())
+    of_strata = _STRATA * _ENTRY_BYTES * len(store.own) * longest
+    return config.chains * (_COPIES * bytes_of_draw + of_strata)
+
+
 def _require_room(config: Config, matrix: _Matrix, workdir: pathlib.Path) -> None:
     """Refuses draws for which there is no memory or no disk.
 
@@ -395,9 +408,12 @@ def _require_room(config: Config, matrix: _Matrix, workdir: pathlib.Path) -> Non
     there = sum(path.stat().st_size for path in workdir.glob("draws/*.safetensors"))
     folder = next(p for p in (workdir.absolute(), *workdir.absolute().parents) if p.exists())
     memory, disk = resources.available_memory_bytes(), shutil.disk_usage(folder).free
-    lacking = []
-    if memory is not None and needed > memory:
-        lacking.append(f"{needed / 1e9:.1f} GB of memory, of which {memory / 1e9:.1f} are free")
+    lacking, running = [], _running_bytes(config, matrix, needed // config.draws)
+    if memory is not None and needed + running > memory:
+        beside = f" beside {running / 1e9:.1f} GB for the chains" if running else ""
+        lacking.append(
+            f"{needed / 1e9:.1f} GB of memory{beside}, of which {memory / 1e9:.1f} are free"
+        )
     # One file each, and then all in one.
     if 2 * needed - there > disk:
         lacking.append(

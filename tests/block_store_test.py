@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import factorize
-from metamf_jax.data import entry_streams
+from metamf_jax.data import entry_streams, sources
 from metamf_jax.factorization import block_store, blocks, dsgd, solver, visits
 from metamf_jax.factorization.dsgd import DsgdConfig
 from metamf_jax.factorization.objective import Objective, make_terms
@@ -155,6 +155,9 @@ def test_streams():
     cells = set(zip(chunk.rows.tolist(), chunk.columns.tolist(), strict=True))
     assert len(cells) == 350
     assert (np.bincount(chunk.rows) == 7).all()
+    whole = sources.load("synthetic:50x40x7", seed=1).entries
+    for name in ("rows", "columns", "values"):
+        np.testing.assert_array_equal(getattr(whole, name), getattr(chunk, name))
     with pytest.raises(ValueError, match="ROWSxCOLUMNSxCELLS_PER_ROW"):
         entry_streams.open_stream("synthetic:50x40")
     with pytest.raises(ValueError, match="1 to 4 cells in a row, got 7"):

@@ -370,6 +370,14 @@ def test_draws_without_room_are_refused_before_the_start(whole, tmp_path, monkey
     assert not (tmp_path / "run").exists()
 
 
+def test_chains_on_a_store_need_room_too(stored, tmp_path, monkeypatch):
+    config, _ = stored
+    draws = draws_file.size_in_bytes((20, 20), config.rank, config.draws)
+    monkeypatch.setattr(resources, "available_memory_bytes", lambda: draws + 1000)
+    with pytest.raises(ValueError, match=r"GB of memory beside .* GB for the chains, of which"):
+        sample.run(config, tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
