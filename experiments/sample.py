@@ -70,7 +70,7 @@ _INTERVAL = 0.05, 0.95
 _FEWEST_DRAWS_OF_A_CHAIN = 4
 
 # What a chain on a block store holds: so many times the factors, and strata.
-_COPIES, _STRATA, _ENTRY_BYTES = 12, 4, 12
+_COPIES, _STRATA, _ENTRY_BYTES = 16, 4, 12
 
 
 @dataclasses.dataclass(frozen=True)
