@@ -71,7 +71,7 @@ def alone(matrix):
     return sample(matrix[0], LangevinConfig(3), **SHORT)
 
 
-@pytest.mark.parametrize("devices", [2, 4, 8])
+@pytest.mark.parametrize("devices", [2, 8])
 def test_draws_do_not_depend_on_the_number_of_devices(matrix, alone, devices):
     assert_equal(sample(matrix[0], LangevinConfig(3), devices, **SHORT), alone)
 

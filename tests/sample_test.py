@@ -120,45 +120,24 @@ LANGEVIN: dict[str, Any] = {"blocks": 4, "thin": 2, "draws": 4, "step_size": "de
 
 
 @pytest.fixture(scope="module")
-def langevin(whole, tmp_path_factory):
-    """The configuration and the workdir of one undisturbed run of Langevin dynamics."""
-    config = dataclasses.replace(whole[0], solver="dsgld", **LANGEVIN)
-    workdir = tmp_path_factory.mktemp("langevin") / "run"
-    results = sample.run(config, workdir, num_devices=2)["results"]
-    assert (results["draws"], results["sweeps"]) == (4, 6)
-    return config, workdir
-
-
-def test_langevin_killed_goes_on_to_the_same_bytes(langevin, tmp_path, monkeypatch):
-    config, workdir = langevin
-    config = dataclasses.replace(config, evaluate_every=3)
-    kill_at(6, monkeypatch)
-    with pytest.raises(Killed):
-        sample.run(config, tmp_path)
-    assert Checkpointer(tmp_path).steps() == [3]
-    monkeypatch.undo()
-    sample.run(config, tmp_path)
-    both = [(folder / "draws.safetensors").read_bytes() for folder in (workdir, tmp_path)]
-    assert both[0] == both[1]
-
-
-@pytest.fixture(scope="module")
-def stored(langevin, tmp_path_factory):
-    """The same from a block store: configuration and workdir."""
+def stored(whole, tmp_path_factory):
+    """Configuration and workdir of one undisturbed run of Langevin dynamics from a store."""
     folder = tmp_path_factory.mktemp("stored")
     store = {"block_store": str(folder / "store"), "pattern_features": None}
-    config = dataclasses.replace(langevin[0], **store)
+    config = dataclasses.replace(whole[0], solver="dsgld", **LANGEVIN, **store)
     results = sample.run(config, folder / "run", num_devices=2)["results"]
+    assert (results["draws"], results["sweeps"]) == (4, 6)
     assert results["test_rmse"] < 3
     assert 0 < results["test_coverage_90"] <= 1
     return config, folder / "run"
 
 
-def test_langevin_from_a_store_killed_goes_on_to_the_same_bytes(stored, tmp_path, monkeypatch):
+def test_langevin_killed_goes_on_to_the_same_bytes(stored, tmp_path, monkeypatch):
     config, workdir = stored
     kill_at(6, monkeypatch)
     with pytest.raises(Killed):
         sample.run(dataclasses.replace(config, evaluate_every=3), tmp_path, num_devices=4)
+    assert Checkpointer(tmp_path).steps() == [3]
     monkeypatch.undo()
     sample.run(dataclasses.replace(config, evaluate_every=3), tmp_path)
     both = [(folder / "draws.safetensors").read_bytes() for folder in (workdir, tmp_path)]
