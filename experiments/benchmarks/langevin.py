@@ -131,7 +131,7 @@ def factorize(given: list[str]) -> int:
 
 
 def least_error(config: Config) -> float:
-    """A bound below all methods' RMSE: the noise, and what a row's entries leave open of its factors.
+    """A bound below any RMSE: the noise, and what a row's entries leave open of its factors.
 
     Columns, noise and spread are taken for known, and the entries for as informative as they are on
     average, which by Jensen's inequality they are at most.
@@ -150,9 +150,14 @@ def curve_of(workdir: pathlib.Path) -> dict[str, list[float]]:
     last alone.
     """
     lines = read_metrics(workdir)
-    taken = [line.get("epoch_seconds", line.get("sweep_seconds")) for line in lines]
+
+    def listed(*names: str) -> list[float]:
+        """What each line has under the first of the names that it has."""
+        return [line[next(name for name in names if name in line)] for line in lines]
+
+    taken = listed("epoch_seconds", "sweep_seconds")
     seconds = np.median(taken) * (1 + np.arange(len(lines)))
-    errors = [line.get("test_rmse", line.get("sweep_test_rmse")) for line in lines]
+    errors = listed("test_rmse", "sweep_test_rmse")
     return {"seconds": seconds.tolist(), "test_rmse": errors}
 
 
