@@ -34,11 +34,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from experiments import common, sample, shared_flags, splits
+from experiments import common, sample, shared_flags, splits, stores
 from metamf_jax import parallel, processes
-from metamf_jax.data import entry_streams, sources
+from metamf_jax.data import sources
 from metamf_jax.factorization import (
-    block_store,
     block_update,
     dsgd,
     held_out_choice,
@@ -48,7 +47,6 @@ from metamf_jax.factorization import (
     solvers,
     step_size,
     strata,
-    visits,
 )
 from metamf_jax.factorization import objective as objectives
 from metamf_jax.factorization.block_store import BlockStore
@@ -219,8 +217,9 @@ _BLOCKS = flags.DEFINE_integer(
 _BLOCK_STORE = flags.DEFINE_string(
     "block_store",
     None,
-    "Folder of the matrix cut into blocks on disk; made if missing. Training then holds the points"
-    " of two strata at a time. --dataset may be synthetic:ROWSxCOLUMNSxCELLS_PER_ROW.",
+    "dsgd, dsgld: folder of the matrix cut into blocks on disk; made if missing. Then the points of"
+    " two strata at a time are in memory (dsgld: for each chain). --dataset may be"
+    " synthetic:ROWSxCOLUMNSxCELLS_PER_ROW.",
 )
 _ALS_SOLVER = flags.DEFINE_string(
     "als_solver",
@@ -249,8 +248,14 @@ _PATTERN_FEATURES = flags.DEFINE_integer(
     "pattern_features",
     None,
     "Samplers: singular vectors of the pattern of observed cells, as features of rows and columns."
-    " Default: 64, from 300,000 cells on 256.",
+    " Default: 64, from 300,000 cells on 256; of a block store none, as they are found in memory.",
     lower_bound=0,
+)
+_START = flags.DEFINE_string(
+    "start",
+    None,
+    "Samplers: factors.safetensors of a fit of the same matrix, from which all chains start: saves"
+    " burn-in, but R-hat tells less of chains that began together. Default: small random factors.",
 )
 _ROW_FEATURES = shared_flags.row_features()
 _COLUMN_FEATURES = shared_flags.column_features()
@@ -285,13 +290,13 @@ _ENTRY_FEATURES = flags.DEFINE_list(
 
 _OF_SAMPLERS = (
     *(_DRAWS, _BURN_IN, _THIN, _CHAINS, _PATTERN_FEATURES, _ROW_FEATURES, _COLUMN_FEATURES),
-    *(_ROW_NOISE, _COLUMN_NOISE, _LIKELIHOOD, _ENTRY_FEATURES),
+    *(_ROW_NOISE, _COLUMN_NOISE, _LIKELIHOOD, _ENTRY_FEATURES, _START),
 )
-_OF_DSGLD, _OF_GIBBS = (_STEP_SIZE, _BLOCKS), (_HYPERPRIOR,)
+_OF_DSGLD, _OF_GIBBS = (_STEP_SIZE, _BLOCKS, _BLOCK_STORE), (_HYPERPRIOR,)
 # What means nothing to a sampler.
 _NOT_OF_SAMPLERS = (
     *(_PENALTY, _REGULARIZATION, _BIASES, _EPOCHS, _EARLY_STOPPING, _INIT),
-    *(_SCHEDULE, _POINT_ORDER, _BLOCK_STORE, _ALS_SOLVER, _CHECKPOINT_SECONDS),
+    *(_SCHEDULE, _POINT_ORDER, _ALS_SOLVER, _CHECKPOINT_SECONDS),
 )
 
 
@@ -421,40 +426,12 @@ def _read_table(config: Config, objective: Objective, data_dir: str | None) -> _
 def _read_store(
     config: Config, objective: Objective, work: SolverConfig, data_dir: str | None
 ) -> _Matrix:
-    """Opens the block store; the first process builds it where there is none."""
+    """Opens or builds the block store."""
     assert config.block_store is not None
     width = config.rank + 2 * config.biases if config.point_order == "blocks" else None
-    made_from = {
-        "dataset": config.dataset,
-        "num_blocks": work.num_blocks,
-        "width": width,
-        "test_fraction": config.test_fraction,
-        "seed": config.seed,
-    }
-    if processes.is_first() and not os.path.exists(config.block_store):
-        print(f"building the block store {config.block_store}", flush=True)
-        stream = entry_streams.open_stream(config.dataset, data_dir, config.seed)
-        held_out = np.random.default_rng((config.seed, 4))
-        try:
-            block_store.build_store(
-                config.block_store,
-                stream.chunks,
-                stream.shape,
-                work.num_blocks,
-                width,
-                visits.sides_rng(work),
-                visits.block_rng(work, 0),
-                made_from,
-                stream.ids,
-                (config.test_fraction, held_out),
-            )
-        except block_store.DuplicateCell as error:
-            if stream.given_twice is None:
-                raise
-            raise stream.given_twice(error.row, error.column) from None
-    processes.from_first(None)  # The others wait until it is there.
-    own = parallel.own_share(parallel.make_mesh(work.num_devices), work.num_blocks)
-    store = block_store.open_store(config.block_store, made_from, own)
+    store = stores.opened(
+        config.block_store, config.dataset, data_dir, config.test_fraction, work, width
+    )
     store.check_values(objective)
     mean = store.mean if objective.record.centred else 0.0
     store = dataclasses.replace(store, shift=mean)
@@ -478,7 +455,7 @@ def _read_matrix(
         work = _work(config, num_devices)
         return config, work, _read_store(config, objective, work, data_dir)
     raise ValueError(
-        "a block store serves --solver=dsgd with the random split, got"
+        "a block store serves --solver=dsgd or dsgld with the random split, got"
         f" {config.solver!r}, split {config.split!r} and test input {config.test_input}"
     )
 

@@ -16,12 +16,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import common, splits
+from experiments import common, splits, stores
 from metamf_jax import processes
 from metamf_jax.data import sources, tables
 from metamf_jax.data.tables.features import read_features
 from metamf_jax.factorization import step_size
+from metamf_jax.factorization.block_store import BlockStore
 from metamf_jax.factorization.dsgd import DsgdConfig
+from metamf_jax.factorization.factor_file import load_factors
 from metamf_jax.posterior import (
     chains,
     draws_file,
@@ -31,6 +33,7 @@ from metamf_jax.posterior import (
     langevin,
     learned_hyperprior,
     ordinal,
+    pattern,
     predictive,
     row_conditional,
 )
@@ -44,7 +47,7 @@ from metamf_jax.posterior.predictive import Scale
 from metamf_jax.runs import resources
 from metamf_jax.runs.checkpoint import Checkpointer
 from metamf_jax.runs.run_log import RunLog, open_run_log
-from metamf_jax.types import Entries
+from metamf_jax.types import Entries, Factors
 
 # What a solver sets where neither preset nor flag does: an epoch goes a part of a sweep's way.
 SOLVERS = {"gibbs": {}, "dsgld": {"burn_in": 120, "thin": 3, "blocks": 8}}
@@ -66,14 +69,17 @@ _WATCHED, _COVERED = 100, 20_000
 _INTERVAL = 0.05, 0.95
 _FEWEST_DRAWS_OF_A_CHAIN = 4
 
+# What a chain on a block store holds: so many times the factors, and strata.
+_COPIES, _STRATA, _ENTRY_BYTES = 16, 4, 12
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """One posterior; the names are those of the flags.
 
     `hyperprior` is a file of ``gibbs`` alone, which tells the shapes of the noise too.
-    `pattern_features` is None for a number that is chosen from the number of entries; `blocks` and
-    `step_size` are read by ``dsgld`` alone.
+    `pattern_features` is None for a number that is chosen from the number of entries; `blocks`,
+    `block_store` and `step_size` are read by ``dsgld`` alone. `start` is a file of factors.
     """
 
     dataset: str = "synthetic"
@@ -97,6 +103,8 @@ class Config:
     entry_features: Sequence[str] = ()
     step_size: str = "constant:1"
     blocks: int = 1
+    block_store: str | None = None
+    start: str | None = None
     evaluate_every: int = 1
     backend: str = "auto"
     seed: int = 0
@@ -107,9 +115,12 @@ class Config:
 
         Raises:
           ValueError: a number out of range, or a rule for the steps or a model that the sampler has
-            not.
+            not, or what a block store has not.
         """
+        self._check_store()
         shared = self.rank, self.row_noise, self.column_noise
+        if self.start is not None and self.likelihood != "gaussian":
+            raise ValueError("--start has factors of values: leave out it or --likelihood=ordinal")
         if self.hyperprior is not None and self.likelihood != "gaussian":
             raise ValueError(
                 "--hyperprior was learned for Gaussian values: leave out it or --likelihood=ordinal"
@@ -136,6 +147,25 @@ class Config:
         power = rule.power if rule.name == "decay" else 0.0
         return LangevinConfig(*shared, step=rule.value, decay=power)
 
+    def _check_store(self) -> None:
+        if self.block_store is None:
+            return
+        if self.solver != "dsgld":
+            raise ValueError(
+                f"--solver={self.solver} samples from memory: leave --block_store out, or take"
+                " --solver=dsgld"
+            )
+        if self.split != "random" or self.test_input is not None:
+            raise ValueError(
+                f"a block store has a random split, got split {self.split!r} and test input"
+                f" {self.test_input}"
+            )
+        if self.pattern_features:
+            raise ValueError(
+                "singular vectors of the pattern are found in memory: with --block_store expected"
+                f" --pattern_features=0, got {self.pattern_features}"
+            )
+
     @property
     def lengths(self) -> ChainsConfig:
         """For how long."""
@@ -146,9 +176,9 @@ class _Matrix(NamedTuple):
     """The matrix, and what it is judged by.
 
     Attributes:
-      train: the entries, standardised.
+      train: the entries, standardised; or the store that has them.
       scale: of the values.
-      levels: the distinct values.
+      levels: the distinct values; None of a store.
       test: held-out entries, as they are.
       ids: names of rows and columns.
       given: features of both, from the user's tables.
@@ -157,9 +187,9 @@ class _Matrix(NamedTuple):
       test_effects: [G, T], `Places.at` of the test entries; likewise.
     """
 
-    train: Entries
+    train: Entries | BlockStore
     scale: Scale
-    levels: np.ndarray
+    levels: np.ndarray | None
     test: Entries
     ids: tuple[np.ndarray, np.ndarray]
     given: tuple[GivenFeatures, GivenFeatures]
@@ -223,10 +253,17 @@ class _Job(NamedTuple):
 
     @property
     def watched(self) -> _Cells:
-        """Up to `_WATCHED` cells: of the test entries, or of all where there are none."""
+        """Up to `_WATCHED` cells: of the test entries, or of all where there are none.
+
+        Of a store without test entries any cells.
+        """
         matrix = self.matrix
         if len(matrix.test.values):
             return _some(matrix.test, matrix.test_effects, _WATCHED)
+        if isinstance(matrix.train, BlockStore):
+            rng = np.random.default_rng(self.config.seed)
+            rows, columns = (rng.integers(size, size=_WATCHED) for size in matrix.train.shape)
+            return _Cells(rows, columns, np.zeros(_WATCHED), None)
         return _some(matrix.train, matrix.effects and matrix.effects.at, _WATCHED)
 
     @property
@@ -248,7 +285,39 @@ def _some(entries: Entries, effects: np.ndarray | None, count: int) -> _Cells:
     return _Cells(rows, columns, values, None if effects is None else effects[:, some])
 
 
-def _read_matrix(config: Config, data_dir: str | None) -> _Matrix:
+def _read_store(config: Config, num_devices: int, data_dir: str | None) -> _Matrix:
+    """Opens or builds the block store."""
+    assert config.block_store is not None
+    store = stores.opened(
+        config.block_store,
+        config.dataset,
+        data_dir,
+        config.test_fraction,
+        _cut(config, num_devices),
+        langevin.cut_width(config.model),
+    )
+    store, scale = fit.standardised_store(store)
+    ids = store.ids()
+    given = (
+        _given(config.row_features, "row", ids[0]),
+        _given(config.column_features, "column", ids[1]),
+    )
+    return _Matrix(store, scale, None, store.test, ids, given)
+
+
+def _cut(config: Config, num_devices: int) -> DsgdConfig:
+    """How Langevin dynamics cuts the matrix."""
+    return DsgdConfig(
+        num_blocks=config.blocks,
+        num_devices=num_devices,
+        backend=config.backend,
+        seed=config.seed,
+    )
+
+
+def _read_matrix(config: Config, num_devices: int, data_dir: str | None) -> _Matrix:
+    if config.block_store is not None:
+        return _read_store(config, num_devices, data_dir)
     table = sources.load(config.dataset, data_dir, config.seed)
     names = (field.name for field in dataclasses.fields(splits.Split) if field.name != "kind")
     split = splits.Split(kind=config.split, **{name: getattr(config, name) for name in names})
@@ -280,23 +349,22 @@ def _prepare(
 ) -> tuple[chains.Data, tuple[Recipe, Recipe]]:
     """Deals out the matrix, with its features; and how those of further rows are computed."""
     count, entries = config.pattern_features, matrix.train
-    if count is None:
-        count = fit.num_pattern_vectors(entries)
-        log.print(f"{count} singular vectors of the pattern of {len(entries.values)} entries")
-    features = fit.features_of(entries, count, config.seed)
+    if isinstance(entries, BlockStore):
+        features = pattern.count_features(entries.row_count, entries.column_count)
+    else:
+        if count is None:
+            count = fit.num_pattern_vectors(entries)
+            log.print(f"{count} singular vectors of the pattern of {len(entries.values)} entries")
+        features = fit.features_of(entries, count, config.seed)
     model, (of_sides, groups) = config.model, fit.joined(features, matrix.given)
     recipes = (
         Recipe(features[0], matrix.given[0], model.row_noise),
         Recipe(features[1], matrix.given[1], model.column_noise),
     )
     if isinstance(model, LangevinConfig):
-        cut = DsgdConfig(
-            num_blocks=config.blocks,
-            num_devices=num_devices,
-            backend=config.backend,
-            seed=config.seed,
-        )
+        cut = _cut(config, num_devices)
         return langevin.prepare(entries, of_sides, groups, model, cut), recipes
+    assert not isinstance(entries, BlockStore)
     prepared = gibbs.prepare(
         entries, of_sides, groups, model, num_devices, config.backend, matrix.effects
     )
@@ -317,6 +385,16 @@ def _given(path: str | None, side: str, ids: np.ndarray) -> GivenFeatures:
     return found
 
 
+def _running_bytes(config: Config, matrix: _Matrix, bytes_of_draw: int) -> int:
+    """About what the chains of Langevin dynamics from a store take, beside the draws they leave."""
+    store = matrix.train
+    if not isinstance(store, BlockStore):
+        return 0
+    longest = int((store.offsets[:, :, -1] - store.offsets[:, :, 0]).max())
+    of_strata = _STRATA * _ENTRY_BYTES * len(store.own) * longest
+    return config.chains * (_COPIES * bytes_of_draw + of_strata)
+
+
 def _require_room(config: Config, matrix: _Matrix, workdir: pathlib.Path) -> None:
     """Refuses draws for which there is no memory or no disk.
 
@@ -330,9 +408,12 @@ def _require_room(config: Config, matrix: _Matrix, workdir: pathlib.Path) -> Non
     there = sum(path.stat().st_size for path in workdir.glob("draws/*.safetensors"))
     folder = next(p for p in (workdir.absolute(), *workdir.absolute().parents) if p.exists())
     memory, disk = resources.available_memory_bytes(), shutil.disk_usage(folder).free
-    lacking = []
-    if memory is not None and needed > memory:
-        lacking.append(f"{needed / 1e9:.1f} GB of memory, of which {memory / 1e9:.1f} are free")
+    lacking, running = [], _running_bytes(config, matrix, needed // config.draws)
+    if memory is not None and needed + running > memory:
+        beside = f" beside {running / 1e9:.1f} GB for the chains" if running else ""
+        lacking.append(
+            f"{needed / 1e9:.1f} GB of memory{beside}, of which {memory / 1e9:.1f} are free"
+        )
     # One file each, and then all in one.
     if 2 * needed - there > disk:
         lacking.append(
@@ -352,7 +433,26 @@ def _start(job: _Job) -> _Progress:
     watched = len(job.watched.rows)
     traces = _Traces(*(np.zeros((*of_chains, *rest)) for rest in ((), (), (watched,))))
     states = chains.init(job.data, job.config.model, lengths)
+    if job.config.start is not None:
+        factors = _factors_to_start_from(job.config.start, job.matrix.ids)
+        states = [fit.start_from(state, factors, job.matrix.scale) for state in states]
     return _Progress(0, states, np.zeros(len(job.matrix.test.values)), traces)
+
+
+def _factors_to_start_from(path: str, ids: tuple[np.ndarray, np.ndarray]) -> Factors:
+    """Those of a file, of the same rows and columns in the same order.
+
+    Raises:
+      ValueError: the file cannot be read, or has others.
+    """
+    factors, *there = load_factors(path)
+    for side, own, found in zip(("row", "column"), ids, there, strict=True):
+        if not np.array_equal(own, found):
+            raise ValueError(
+                f"{path}: expected factors of the {len(own)} {side}s of this matrix in their order,"
+                f" got those of {len(found)}, some of which differ; factorize the same input"
+            )
+    return factors
 
 
 def _answers(job: _Job, state: State) -> np.ndarray:
@@ -474,7 +574,12 @@ def _log_score(job: _Job, named: draws_file.NamedDraws) -> float | None:
     """Of (at most `_COVERED`) test cells' levels; None where there are none, or too many."""
     rows, columns, values, at = _some(job.matrix.test, job.matrix.test_effects, _COVERED)
     levels = job.matrix.levels
-    if len(values) == 0 or len(levels) > ordinal.MAX_LEVELS or not np.isin(values, levels).all():
+    if (
+        levels is None
+        or len(values) == 0
+        or len(levels) > ordinal.MAX_LEVELS
+        or not np.isin(values, levels).all()
+    ):
         return None
     return predictive.log_score(named.draws, named.scale, levels, rows, columns, values, at)
 
@@ -519,7 +624,7 @@ def run(
     """
     # A wrong number is refused before anything is read.
     _, lengths = config.model, config.lengths
-    matrix = _read_matrix(config, data_dir)
+    matrix = _read_matrix(config, num_devices or 1, data_dir)
     if processes.is_first():
         _require_room(config, matrix, pathlib.Path(workdir))
     log = open_run_log(workdir, "factorize", config)

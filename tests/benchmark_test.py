@@ -12,8 +12,9 @@ import sys
 import numpy as np
 import pytest
 
+from experiments import factorize as factorize_binary
 from experiments import imputation_tasks
-from experiments.benchmarks import factorize, imputer, meta_step, posterior, tables
+from experiments.benchmarks import factorize, imputer, langevin, meta_step, posterior, tables
 from metamf_jax.meta_learning.encoder import EncoderConfig
 from metamf_jax.meta_learning.map_estimation import MapConfig
 from metamf_jax.meta_learning.meta_loss import ModelConfig
@@ -186,6 +187,38 @@ def test_mistakes_of_the_factorization_benchmark(flag, message):
     ended = launch(factorize, flag)
     assert ended.code == 1
     assert message in ended.err
+
+
+def test_langevin_beside_solvers(tmp_path, monkeypatch):
+    ran = []
+
+    def in_this_process(given):
+        ran.append(given)
+        return launch(factorize_binary, *given).code
+
+    monkeypatch.setattr(langevin, "factorize", in_this_process)
+    methods = ("dsgd", "dsgld-from-dsgd")
+    lengths = 40, 9, 2, 2, 20
+    config = langevin.Config("synthetic:300x60x40", 0.1, methods, lengths, 1, 0, 2, 9)
+    results = langevin.run(config, tmp_path / "run")["results"]
+    assert len(ran) == 2
+    floor = results["least_error"]
+    assert 0.5 < floor < 0.6
+    errors = {name: found["test_rmse"] for name, found in results["methods"].items()}
+    assert all(floor < error < 1 for error in errors.values()), errors
+    assert errors["dsgld-from-dsgd"] < errors["dsgd"]
+    of_dsgd, of_langevin = (results["curves"][langevin.METHODS[m].title] for m in methods)
+    assert of_langevin["seconds"][0] > of_dsgd["seconds"][-1]
+    # What is done is not done again.
+    (tmp_path / "run" / "dsgld-from-dsgd" / "summary.json").unlink()
+    langevin.run(config, tmp_path / "run")
+    assert len(ran) == 3
+    for wrong, message in (
+        (("dsgld-from-dsgd",), "starts from dsgd: add it to --methods"),
+        (("sgdl",), r"unknown methods \['sgdl'\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            langevin.run(dataclasses.replace(config, methods=wrong), tmp_path / "wrong")
 
 
 def test_posterior_beside_the_imputer(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import factorize
-from metamf_jax.data import entry_streams
+from metamf_jax.data import entry_streams, sources
 from metamf_jax.factorization import block_store, blocks, dsgd, solver, visits
 from metamf_jax.factorization.dsgd import DsgdConfig
 from metamf_jax.factorization.objective import Objective, make_terms
@@ -108,8 +108,8 @@ def test_damaged_and_foreign_stores_are_refused(tmp_path):
     # Who does not read that row block does not read it through.
     block_store.open_store(folder, own=range(1))
     manifest = folder / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 9'))
-    with pytest.raises(ValueError, match=r"of version 1, got .* of version 9"):
+    manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 9'))
+    with pytest.raises(ValueError, match=r"of version 2, got .* of version 9"):
         block_store.open_store(folder)
     with pytest.raises(ValueError, match="is no block store"):
         block_store.open_store(tmp_path)
@@ -155,6 +155,9 @@ def test_streams():
     cells = set(zip(chunk.rows.tolist(), chunk.columns.tolist(), strict=True))
     assert len(cells) == 350
     assert (np.bincount(chunk.rows) == 7).all()
+    whole = sources.load("synthetic:50x40x7", seed=1).entries
+    for name in ("rows", "columns", "values"):
+        np.testing.assert_array_equal(getattr(whole, name), getattr(chunk, name))
     with pytest.raises(ValueError, match="ROWSxCOLUMNSxCELLS_PER_ROW"):
         entry_streams.open_stream("synthetic:50x40")
     with pytest.raises(ValueError, match="1 to 4 cells in a row, got 7"):

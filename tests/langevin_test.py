@@ -8,10 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from metamf_jax.factorization import block_store, visits
 from metamf_jax.factorization.dsgd import DsgdConfig
-from metamf_jax.posterior import block_residuals, chains, gibbs, hyperprior, langevin, predictive
+from metamf_jax.posterior import (
+    block_residuals,
+    chains,
+    fit,
+    gibbs,
+    hyperprior,
+    langevin,
+    predictive,
+)
 from metamf_jax.posterior.langevin import LangevinConfig, Turn
-from metamf_jax.types import Entries
+from metamf_jax.types import Entries, Factors
 
 GROUPS = (np.zeros(1, int),) * 2
 
@@ -62,7 +71,7 @@ def alone(matrix):
     return sample(matrix[0], LangevinConfig(3), **SHORT)
 
 
-@pytest.mark.parametrize("devices", [2, 4, 8])
+@pytest.mark.parametrize("devices", [2, 8])
 def test_draws_do_not_depend_on_the_number_of_devices(matrix, alone, devices):
     assert_equal(sample(matrix[0], LangevinConfig(3), devices, **SHORT), alone)
 
@@ -70,6 +79,56 @@ def test_draws_do_not_depend_on_the_number_of_devices(matrix, alone, devices):
 def test_nor_do_those_of_xla(matrix):
     short = {"num_chains": 1, "burn_in": 0, "num_draws": 2}
     assert_equal(*(sample(matrix[0], LangevinConfig(3), d, "xla", **short) for d in (1, 4)))
+
+
+@pytest.fixture(scope="module")
+def store(matrix, tmp_path_factory):
+    """The same entries on disk, in three chunks."""
+    entries, cut = matrix[0], DsgdConfig(num_blocks=8)
+    folder = tmp_path_factory.mktemp("langevin") / "store"
+    parts = np.array_split(np.arange(len(entries.values)), 3)
+    chunks = (
+        Entries(entries.rows[i], entries.columns[i], entries.values[i], entries.shape)
+        for i in parts
+    )
+    rngs = visits.sides_rng(cut), visits.block_rng(cut, 0)
+    width = langevin.cut_width(LangevinConfig(3))
+    block_store.build_store(folder, chunks, entries.shape, 8, width, *rngs, {})
+    return block_store.open_store(folder)
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_draws_from_disk_are_those_from_memory_to_the_last_bit(store, alone, devices):
+    assert_equal(sample(store, LangevinConfig(3), devices, **SHORT), alone)
+
+
+def test_a_store_is_read_in_the_units_of_its_values(store, matrix):
+    entries = matrix[0]
+    scaled, scale = fit.standardised_store(store)
+    assert scale[:4] == pytest.approx(fit.scale_of(entries.values)[:4])
+    known = fit.standardised(entries, scale)
+    of_block = (scaled.u.block[known.rows] == 1) & (scaled.v.block[known.columns] == 2)
+    np.testing.assert_array_equal(
+        np.sort(scaled.read(1, 2).values), np.sort(known.values[of_block])
+    )
+    with pytest.raises(ValueError, match="a block store of 4 blocks a side, got one of 8"):
+        prepare(store, LangevinConfig(3), num_blocks=4)
+
+
+def test_a_chain_starts_from_the_answers_of_a_fit(matrix):
+    (num_rows, num_columns), rng = matrix[0].shape, np.random.default_rng(6)
+    scale, config = predictive.Scale(3.0, 2.0), LangevinConfig(3)
+    state = langevin.init(jax.random.key(0), prepare(matrix[0], config), config)
+    u, v = rng.normal(size=(num_rows, 4)), rng.normal(size=(num_columns, 4))
+    # Two factors and both effects, as DSGD leaves them with biases.
+    u[:, 3], v[:, 2] = 1, 1
+    started = fit.start_from(state, Factors(u, v), scale)
+    started.rows.factors[:, 2] = 0  # The factor that the fit has not.
+    rows, columns = np.indices((num_rows, num_columns)).reshape(2, -1)
+    found = predictive.answers(started, scale, rows, columns)
+    np.testing.assert_allclose(found, (u @ v.T).ravel(), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="at most rank 3, got 48, 40 and 4"):
+        fit.start_from(state, Factors(u + 2, v + 2), scale)
 
 
 def test_the_kernel_and_xla_move_alike(matrix):

@@ -14,6 +14,7 @@ import pytest
 
 from experiments import factorize, sample
 from launch import local_hosts
+from metamf_jax.factorization import factor_file
 from metamf_jax.imputation import prior
 from metamf_jax.posterior import draws_file, learned_hyperprior
 from metamf_jax.runs import resources
@@ -119,26 +120,92 @@ LANGEVIN: dict[str, Any] = {"blocks": 4, "thin": 2, "draws": 4, "step_size": "de
 
 
 @pytest.fixture(scope="module")
-def langevin(whole, tmp_path_factory):
-    """The configuration and the workdir of one undisturbed run of Langevin dynamics."""
-    config = dataclasses.replace(whole[0], solver="dsgld", **LANGEVIN)
-    workdir = tmp_path_factory.mktemp("langevin") / "run"
-    results = sample.run(config, workdir, num_devices=2)["results"]
+def stored(whole, tmp_path_factory):
+    """Configuration and workdir of one undisturbed run of Langevin dynamics from a store."""
+    folder = tmp_path_factory.mktemp("stored")
+    store = {"block_store": str(folder / "store"), "pattern_features": None}
+    config = dataclasses.replace(whole[0], solver="dsgld", **LANGEVIN, **store)
+    results = sample.run(config, folder / "run", num_devices=2)["results"]
     assert (results["draws"], results["sweeps"]) == (4, 6)
-    return config, workdir
+    assert results["test_rmse"] < 3
+    assert 0 < results["test_coverage_90"] <= 1
+    return config, folder / "run"
 
 
-def test_langevin_killed_goes_on_to_the_same_bytes(langevin, tmp_path, monkeypatch):
-    config, workdir = langevin
-    config = dataclasses.replace(config, evaluate_every=3)
+def test_langevin_killed_goes_on_to_the_same_bytes(stored, tmp_path, monkeypatch):
+    config, workdir = stored
     kill_at(6, monkeypatch)
     with pytest.raises(Killed):
-        sample.run(config, tmp_path)
+        sample.run(dataclasses.replace(config, evaluate_every=3), tmp_path, num_devices=4)
     assert Checkpointer(tmp_path).steps() == [3]
     monkeypatch.undo()
-    sample.run(config, tmp_path)
+    sample.run(dataclasses.replace(config, evaluate_every=3), tmp_path)
     both = [(folder / "draws.safetensors").read_bytes() for folder in (workdir, tmp_path)]
     assert both[0] == both[1]
+
+
+def test_a_store_holds_the_matrix_that_memory_does(table, tmp_path):
+    # Levels 1 to 5, whose sums are exact; the cells are told by number alone of features.
+    config = sample.Config(
+        dataset=str(table), solver="dsgld", **{**SMALL, **LANGEVIN, "pattern_features": 0}
+    )
+    config = dataclasses.replace(config, test_fraction=0.0)
+    sample.run(config, tmp_path / "memory")
+    stored = dataclasses.replace(config, block_store=str(tmp_path / "store"))
+    sample.run(stored, tmp_path / "stored")
+    named = [
+        draws_file.load_draws(tmp_path / name / "draws.safetensors")
+        for name in ("memory", "stored")
+    ]
+    for one, other in zip(*(jax.tree.leaves(x.draws) for x in named), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+    assert named[0].scale[:4] == pytest.approx(named[1].scale[:4])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"solver": "gibbs"}, "samples from memory: leave --block_store out"),
+        ({"split": "time"}, "a random split, got split 'time'"),
+        ({"pattern_features": 4}, "expected --pattern_features=0, got 4"),
+    ],
+)
+def test_what_a_store_has_not_is_refused(changes, message, stored, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        sample.run(dataclasses.replace(stored[0], **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_chains_start_from_a_fit(stored, tmp_path):
+    config, _ = stored
+    fitted = factorize.Config(
+        dataset=config.dataset,
+        rank=1,
+        biases=True,
+        epochs=30,
+        step_size="adagrad:0.1",
+        blocks=config.blocks,
+    )
+    factorize.run(fitted, tmp_path / "fit")
+    path = tmp_path / "fit" / "factors.safetensors"
+    factors, *ids = factor_file.load_factors(path)
+    # The table's ids in memory are in the store's order.
+    started = dataclasses.replace(config, start=str(path), draws=2, burn_in=0, thin=1)
+    both = [
+        sample.run(c, tmp_path / f"{c.start is None}")["results"]
+        for c in (started, dataclasses.replace(started, start=None))
+    ]
+    assert both[0]["test_rmse"] < both[1]["test_rmse"]
+    factor_file.save_factors(path, factors, *[x[::-1] for x in ids])
+    with pytest.raises(ValueError, match="of the 20 rows of this matrix in their order"):
+        sample.run(started, tmp_path / "again")
+    with pytest.raises(ValueError, match="leave out it or --likelihood=ordinal"):
+        sample.run(
+            dataclasses.replace(
+                config, solver="gibbs", block_store=None, start="x", likelihood="ordinal"
+            ),
+            tmp_path / "again",
+        )
 
 
 def test_levels_are_sampled_and_go_on_to_the_same_bytes(whole, tmp_path, monkeypatch):
@@ -231,14 +298,15 @@ def test_the_bytes_do_not_depend_on_the_number_of_devices(whole, devices, tmp_pa
     assert both[0] == both[1]
 
 
-@pytest.mark.parametrize(("solver", "settings"), [("gibbs", {}), ("dsgld", LANGEVIN)])
-def test_two_processes_give_the_bytes_of_one(
-    solver, settings, whole, langevin, table, tmp_path, monkeypatch
-):
+@pytest.mark.parametrize("solver", ["gibbs", "dsgld"])
+def test_two_processes_give_the_bytes_of_one(solver, whole, stored, table, tmp_path, monkeypatch):
     monkeypatch.chdir(pathlib.Path(__file__).parents[1])
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    _, workdir = langevin if solver == "dsgld" else whole
-    run, settings = tmp_path / "run", {**SMALL, **settings}
+    config, workdir = whole
+    run, settings = tmp_path / "run", SMALL
+    if solver == "dsgld":
+        config, workdir = stored
+        settings = {**SMALL, **LANGEVIN, "block_store": config.block_store, "pattern_features": 0}
     command = [
         *(sys.executable, "-m", "experiments.factorize", f"--solver={solver}", f"--workdir={run}"),
         *(f"--input={table}", *(f"--{name}={value}" for name, value in settings.items())),
@@ -279,6 +347,14 @@ def test_draws_without_room_are_refused_before_the_start(whole, tmp_path, monkey
     with pytest.raises(ValueError, match=r"GB on the disk of .* take fewer --draws"):
         sample.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_chains_on_a_store_need_room_too(stored, tmp_path, monkeypatch):
+    config, _ = stored
+    draws = draws_file.size_in_bytes((20, 20), config.rank, config.draws)
+    monkeypatch.setattr(resources, "available_memory_bytes", lambda: draws + 1000)
+    with pytest.raises(ValueError, match=r"GB of memory beside .* GB for the chains, of which"):
+        sample.run(config, tmp_path / "run")
 
 
 @pytest.mark.parametrize(

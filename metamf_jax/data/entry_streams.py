@@ -1,7 +1,6 @@
 """Entries chunk by chunk, for matrices that are too large to be held in memory as a table."""
 
 import os
-import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -40,8 +39,8 @@ def open_stream(
     memory; other files are read whole.
 
     Args:
-      name_or_path: as for `sources.load`; or ``synthetic:ROWSxCOLUMNSxCELLS``, drawn as it is asked
-        for, with CELLS entries in each row.
+      name_or_path: as for `sources.load`; ``synthetic:ROWSxCOLUMNSxCELLS`` is drawn as it is asked
+        for.
       data_dir: likewise.
       seed: of synthetic matrices.
 
@@ -57,13 +56,8 @@ def open_stream(
                 return EntryStream(pairs.chunks(), pairs.shape, ids, pairs.given_twice)
         table = sources.load(name, data_dir, seed)
         return EntryStream(_parts(table), table.entries.shape, (table.row_ids, table.column_ids))
-    sizes = re.fullmatch(r"synthetic:(\d+)x(\d+)x(\d+)", name)
-    if sizes is None:
-        raise ValueError(f"expected synthetic:ROWSxCOLUMNSxCELLS_PER_ROW, got {name!r}")
-    rows, columns, entries = map(int, sizes.groups())
-    return EntryStream(
-        synthetic.low_rank_stream(seed, rows, columns, entries, chunk=_CHUNK), (rows, columns), None
-    )
+    sizes = synthetic.sizes_named(name)
+    return EntryStream(synthetic.low_rank_stream(seed, *sizes), sizes[:2], None)
 
 
 def _parts(table: Table) -> Iterator[Entries]:

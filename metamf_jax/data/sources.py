@@ -22,7 +22,8 @@ def load(
     """Loads a data set by its name in `SOURCES`, or the table in a file (`tables.read_table`).
 
     Args:
-      name_or_path: a name, or a path; what is neither a name nor a file, and looks like no path, is
+      name_or_path: a name; ``synthetic:ROWSxCOLUMNSxCELLS``, a matrix of rank 8 with CELLS entries
+        in each row; or a path; what is neither a name nor a file, and looks like no path, is
         taken for a mistyped name.
       data_dir: the folder that holds the data sets; None for $METAMF_DATA_DIR. Not used for paths.
       seed: of the synthetic world; not used otherwise.
@@ -32,6 +33,8 @@ def load(
       ValueError: for an unknown name, listing the valid ones; or as `tables.read_table`.
     """
     name = os.fspath(name_or_path)
+    if name.startswith("synthetic:"):
+        return synthetic.low_rank_table(seed, *synthetic.sizes_named(name))
     if name in SOURCES:
         return SOURCES[name](data_dir, seed)
     if not os.path.exists(name) and "." not in name and os.sep not in name:

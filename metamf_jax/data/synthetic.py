@@ -3,6 +3,7 @@
 All draws come from ``numpy.random.default_rng(seed)``: the same arguments give the same arrays.
 """
 
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -176,6 +177,29 @@ def low_rank_stream(
             values.ravel(),
             (num_rows, num_columns),
         )
+
+
+def sizes_named(name: str) -> tuple[int, int, int]:
+    """Rows, columns and entries a row in ``synthetic:ROWSxCOLUMNSxCELLS``.
+
+    Raises:
+      ValueError: it is none of these.
+    """
+    sizes = re.fullmatch(r"synthetic:(\d+)x(\d+)x(\d+)", name)
+    if sizes is None:
+        raise ValueError(f"expected synthetic:ROWSxCOLUMNSxCELLS_PER_ROW, got {name!r}")
+    rows, columns, entries = map(int, sizes.groups())
+    return rows, columns, entries
+
+
+def low_rank_table(seed: int, num_rows: int, num_columns: int, entries_per_row: int) -> Table:
+    """`low_rank_stream`'s entries, all in memory."""
+    chunks = list(low_rank_stream(seed, num_rows, num_columns, entries_per_row))
+    rows, columns, values = (
+        np.concatenate([getattr(chunk, name) for chunk in chunks])
+        for name in ("rows", "columns", "values")
+    )
+    return _table(rows, columns, values, (num_rows, num_columns))
 
 
 class _World(NamedTuple):

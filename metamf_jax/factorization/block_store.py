@@ -45,7 +45,7 @@ from metamf_jax.runs.files import folder_written_aside, write_text
 from metamf_jax.types import Entries
 
 _FORMAT = "metamf_jax block store"
-_VERSION = 1
+_VERSION = 2
 
 # Of held-out entries, as they come.
 _RAW_TEST = "raw-test"
@@ -79,6 +79,7 @@ class BlockStore:
       test: held-out entries.
       manifest: what ``manifest.json`` holds.
       shift: is subtracted from every value that is read.
+      unit: divides what is left, in float64; None leaves it in float32 as it is.
     """
 
     folder: Path
@@ -91,6 +92,7 @@ class BlockStore:
     test: Entries
     manifest: dict[str, Any]
     shift: float = 0.0
+    unit: float | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -113,8 +115,13 @@ class BlockStore:
         return self.manifest["values"]["sum"] / self.num_entries
 
     @property
+    def bounds(self) -> tuple[float, float]:
+        """The least and the greatest of the values as they are in the store."""
+        return self.manifest["values"]["least"], self.manifest["values"]["greatest"]
+
+    @property
     def moments(self) -> tuple[int, float, float]:
-        """Number, sum and sum of squares of the values, less `shift`."""
+        """Number, sum and sum of squares of the values, less `shift`; whatever the `unit`."""
         values = self.manifest["values"]
         count, total, squares = values["count"], values["sum"], values["sum_of_squares"]
         squares += count * self.shift**2 - 2 * self.shift * total
@@ -126,7 +133,9 @@ class BlockStore:
         row_block = np.load(self.folder / _entries_name(i), mmap_mode="r")
         rows, columns, bits = row_block[:, self.offsets[i, j, 0] : self.offsets[i, j, -1]]
         values = np.array(bits).view(np.float32)
-        if self.shift:
+        if self.unit is not None:
+            values = ((values.astype(np.float64) - self.shift) / self.unit).astype(np.float32)
+        elif self.shift:
             values -= np.float32(self.shift)
         return BlockEntries(np.array(rows), np.array(columns), values)
 
@@ -357,7 +366,7 @@ class _ValueSums:
 
     def __init__(self):
         self.count, self._sums, self._squares = 0, [], []
-        self._least, self._labels = math.inf, True
+        self._least, self._greatest, self._labels = math.inf, -math.inf, True
 
     def add(self, values: np.ndarray) -> None:
         if len(values):
@@ -366,6 +375,7 @@ class _ValueSums:
             self._sums.append(values.sum())
             self._squares.append((values**2).sum())
             self._least = min(self._least, float(values.min()))
+            self._greatest = max(self._greatest, float(values.max()))
             self._labels &= bool((np.abs(values) == 1).all())
 
     def sums(self) -> dict[str, Any]:
@@ -374,6 +384,7 @@ class _ValueSums:
             "sum": math.fsum(self._sums),
             "sum_of_squares": math.fsum(self._squares),
             "least": self._least,
+            "greatest": self._greatest,
             "are_labels": self._labels,
         }
 

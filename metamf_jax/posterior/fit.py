@@ -1,16 +1,19 @@
 """From a matrix in its own units to draws of its posterior."""
 
+import dataclasses
+import math
 from typing import NamedTuple
 
 import numpy as np
 
+from metamf_jax.factorization.block_store import BlockStore
 from metamf_jax.posterior import chains, gibbs, ordinal, pattern
 from metamf_jax.posterior.chains import ChainsConfig, Draws
-from metamf_jax.posterior.gibbs import Data, GibbsConfig
+from metamf_jax.posterior.gibbs import Data, GibbsConfig, State
 from metamf_jax.posterior.given import GivenFeatures, none_given
 from metamf_jax.posterior.pattern import SideFeatures
 from metamf_jax.posterior.predictive import Scale
-from metamf_jax.types import Array, Entries
+from metamf_jax.types import Array, Entries, Factors
 
 # On held-out entries of MovieLens-1M 64 and 128 singular vectors had errors of 0.8239 and 0.8220 at
 # rank 48, 256 and 512 had 0.8226 and 0.8219 at rank 64, with fewer draws; on sets of 100,000
@@ -55,6 +58,51 @@ def scale_of(values: Array, likelihood: str = "gaussian") -> Scale:
             " round them"
         )
     return Scale(0.0, 1.0, *bounds, tuple(levels.tolist()))
+
+
+def standardised_store(store: BlockStore) -> tuple[BlockStore, Scale]:
+    """The store whose values are read in units of their scale, and this, as `scale_of` has it."""
+    count, total, squares = store.moments
+    mean = total / count
+    unit = math.sqrt(max(squares / count - mean**2, 0.0)) or 1.0
+    scale = Scale(mean, unit, *store.bounds)
+    return dataclasses.replace(store, shift=scale.center, unit=scale.unit), scale
+
+
+def start_from(state: State, factors: Factors, scale: Scale) -> State:
+    """A chain's first state with the factors of a fit, ``x_nm ~ u_n . v_m``, in place of its own.
+
+    A column of ones on one side is the other side's effect. Of a smaller rank than the state's,
+    what is missing stays as it was.
+
+    Args:
+      state: from the kernel's `init`.
+      factors: ``u`` [N, J], ``v`` [M, J], in units of the matrix.
+      scale: by which the matrix was standardised.
+
+    Raises:
+      ValueError: factors of another shape, or of a larger rank.
+    """
+    u, v = (np.asarray(x, np.float64) for x in factors)
+    of_rows, of_columns = (v == 1).all(axis=0), (u == 1).all(axis=0)
+    own = ~(of_rows | of_columns)
+    expected = len(state.rows.factors), len(state.columns.factors), state.rows.factors.shape[1] - 1
+    if (len(u), len(v)) != expected[:2] or own.sum() > expected[2]:
+        raise ValueError(
+            f"expected factors of {expected[0]} rows and {expected[1]} columns to start from, of at"
+            f" most rank {expected[2]}, got {len(u)}, {len(v)} and {own.sum()}"
+        )
+
+    def side(held: gibbs.Side, found: np.ndarray, effect: np.ndarray) -> gibbs.Side:
+        moved = held.factors.copy()
+        moved[:, : own.sum()] = found[:, own] / math.sqrt(scale.unit)
+        moved[:, -1] = effect / scale.unit
+        return held._replace(factors=moved)
+
+    effects = u[:, of_rows].sum(axis=1) - scale.center, v[:, of_columns & ~of_rows].sum(axis=1)
+    return state._replace(
+        rows=side(state.rows, u, effects[0]), columns=side(state.columns, v, effects[1])
+    )
 
 
 def standardised(entries: Entries, scale: Scale) -> Entries:

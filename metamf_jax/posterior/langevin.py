@@ -132,8 +132,13 @@ class Turn(NamedTuple):
     epoch: int
 
 
+def cut_width(config: GibbsConfig) -> int:
+    """Columns that size the sub-blocks: DSGD's with biases, whose block store then serves too."""
+    return config.rank + 2
+
+
 def prepare(
-    entries: Entries,
+    entries: Entries | BlockStore,
     features: tuple[np.ndarray, np.ndarray],
     groups: tuple[np.ndarray, np.ndarray],
     config: LangevinConfig,
@@ -142,30 +147,44 @@ def prepare(
     """A matrix, cut into blocks.
 
     Args:
-      entries: [E], NumPy, standardised.
+      entries: [E], NumPy, standardised; or a store of them, cut with ``cut_config.seed`` into as
+        many blocks, of which two strata at a time are in memory. The draws are the same, to the
+        last bit, where the store was built with `cut_width`.
       features: [N, F] of the rows and [M, F'] of the columns, each about centred.
       groups: [F] and [F'] int, see `hyperprior`.
       config: the model.
       cut_config: the blocks, on which the draws depend, and devices, on which they do not.
 
     Raises:
-      ValueError: more blocks than rows or columns, or fewer devices than asked for.
+      ValueError: more blocks than rows or columns, a store of another number of them, or fewer
+        devices than asked for.
     """
     mesh = parallel.make_mesh(cut_config.num_devices)
-    own = parallel.own_share(mesh, cut_config.num_blocks)
-    width = config.rank + 1
-    cut = visits.cut_matrix(entries, cut_config, cut_config.num_blocks, width, own)
+    num_blocks = cut_config.num_blocks
+    if isinstance(entries, BlockStore):
+        cut, counts = entries, (entries.row_count, entries.column_count)
+        if cut.num_blocks != num_blocks:
+            raise ValueError(
+                f"{cut.folder}: expected a block store of {num_blocks} blocks a side, got one of"
+                f" {cut.num_blocks}; give that number, or another folder"
+            )
+    else:
+        own = parallel.own_share(mesh, num_blocks)
+        cut = visits.cut_matrix(entries, cut_config, num_blocks, cut_width(config), own)
+        counts = tuple(
+            np.bincount(listed, minlength=size)
+            for listed, size in zip((entries.rows, entries.columns), entries.shape, strict=True)
+        )
     cut_config = dataclasses.replace(cut_config, backend=choose_backend(cut_config.backend))
 
-    def side(dealt: blocks.Side, listed: Array, of_side: np.ndarray, of_groups: np.ndarray):
+    def side(dealt: blocks.Side, count: np.ndarray, of_side: np.ndarray, of_groups: np.ndarray):
         phi = np.column_stack([np.ones(dealt.size, np.float32), of_side]).astype(np.float32)
-        counts = np.bincount(listed, minlength=dealt.size)
-        return SideData(dealt, counts, phi, gibbs.sum_of_products(phi, phi), np.asarray(of_groups))
+        return SideData(dealt, count, phi, gibbs.sum_of_products(phi, phi), np.asarray(of_groups))
 
     return Data(
-        side(cut.u, entries.rows, features[0], groups[0]),
-        side(cut.v, entries.columns, features[1], groups[1]),
-        len(entries.values),
+        side(cut.u, counts[0], features[0], groups[0]),
+        side(cut.v, counts[1], features[1], groups[1]),
+        int(counts[0].sum(dtype=np.int64)),
         cut_config,
         cut,
         open_source(cut, cut_config, mesh),

@@ -58,10 +58,12 @@ def pattern_features(
       count: singular vectors; fewer where the matrix has fewer.
       seed: of the range finder.
     """
-    pattern = scipy.sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape=shape)
-    counts = [
+    counts = tuple(
         np.bincount(x, minlength=size) for x, size in zip((rows, columns), shape, strict=True)
-    ]
+    )
+    if count == 0:
+        return count_features(*counts)
+    pattern = scipy.sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape=shape)
     row_root, column_root = (scipy.sparse.diags_array(np.maximum(n, 1) ** -0.5) for n in counts)
     normalised = scipy.sparse.csr_array(row_root @ pattern @ column_root)
     of_counts = tuple(np.sqrt(n / max(len(rows), 1)) for n in counts)
@@ -75,6 +77,14 @@ def pattern_features(
         _side(counts[0], left * singular**_DIFFUSION, onto_rows),
         _side(counts[1], right * singular**_DIFFUSION, onto_columns),
     )
+
+
+def count_features(
+    row_counts: np.ndarray, column_counts: np.ndarray
+) -> tuple[SideFeatures, SideFeatures]:
+    """`pattern_features` without singular vectors, from numbers of entries [N] and [M] alone."""
+    none = tuple(np.zeros((len(counts), 0)) for counts in (row_counts, column_counts))
+    return _side(row_counts, none[0], none[1]), _side(column_counts, none[1], none[0])
 
 
 def of_further_rows(side: SideFeatures, observed: scipy.sparse.csr_array) -> np.ndarray:

@@ -286,8 +286,12 @@ def answers(
     """
     if scale.levels:
         return predict(chains.stack([state]), scale, rows, columns, at=at).mean
-    found = row_conditional.fitted(state.rows.factors, state.columns.factors, rows, columns)
-    values = np.asarray(found, np.float64)
+    of_rows, of_columns = (jnp.asarray(x.factors) for x in (state.rows, state.columns))
+    size = _BLOCK // of_rows.shape[1]
+    values = np.empty(len(rows))
+    for start in range(0, len(rows), size):
+        block = slice(start, start + size)
+        values[block] = row_conditional.fitted(of_rows, of_columns, rows[block], columns[block])
     if at is not None:
         values = values + entry_effects.total(state.effects.values, at)
     return np.clip(scale.center + scale.unit * values, scale.low, scale.high)
