@@ -29,6 +29,9 @@ _MOST_TABLE = 2**25
 # tables was the least where cells were missing for what others say, and within 0.5% of that where
 # they were missing at random.
 _FEWEST_ITERATIONS, _MOST_ITERATIONS, _ALL_WORK, _TOLERANCE = 15, 200, 1e8, 3e-3
+# Complete rows for each column, to start from them: from independent columns, those that add up are
+# not found where large values of one are missing.
+_COMPLETE_ROWS = 5
 # Iterations that an extrapolation may save, and the least variance on the way.
 _MOST_STEPS, _LEAST_VARIANCE = 16, 1e-14
 # What the covariance is shrunken to counts as so many rows for each column. A whole one had errors
@@ -99,8 +102,8 @@ def fit(values: np.ndarray, observed: np.ndarray, start: RowGaussian | None = No
       start: of much the same table, to start from.
     """
     num_rows, num_columns = values.shape
-    found = RowGaussian(np.zeros(num_columns), np.eye(num_columns)) if start is None else start
     values = np.where(observed, values, 0).astype(np.float64)
+    found = _start(values, observed) if start is None else start
     blocks = _blocks(observed)
     work = _work(observed.sum(axis=1), num_columns) + num_rows * num_columns**2
     iterations = np.clip(_ALL_WORK / work, _FEWEST_ITERATIONS, _MOST_ITERATIONS)
@@ -114,16 +117,26 @@ def fit(values: np.ndarray, observed: np.ndarray, start: RowGaussian | None = No
     return _maximised(values, observed, blocks, found)
 
 
+def _start(values: np.ndarray, observed: np.ndarray) -> RowGaussian:
+    """What complete rows say, where these are many; else independent columns."""
+    size, complete = values.shape[1], observed.all(axis=1)
+    if complete.sum() >= _COMPLETE_ROWS * size:
+        return _mode(values[complete], 0)
+    return RowGaussian(np.zeros(size), np.eye(size))
+
+
 def _maximised(values, observed, blocks: list["_Blocks"], before: RowGaussian) -> RowGaussian:
     """An iteration of expectation maximisation."""
-    num_rows, num_columns = values.shape
-    count = _PRIOR_ROWS * num_columns
-    completed, uncertain = _expect(values, observed, blocks, *before)
-    mean = completed.mean(axis=0)
+    return _mode(*_expect(values, observed, blocks, *before))
+
+
+def _mode(completed: np.ndarray, uncertain: np.ndarray | int) -> RowGaussian:
+    """The Gaussian of completed rows [N, M] and the sum [M, M] of their covariances."""
+    num_rows, size = completed.shape
+    count, mean = _PRIOR_ROWS * size, completed.mean(axis=0)
     left = completed - mean
     scatter = left.T @ left + uncertain
-    variance = _prior_variance(scatter, num_rows, count)
-    prior = count * variance * np.eye(num_columns)
+    prior = count * _prior_variance(scatter, num_rows, count) * np.eye(size)
     return RowGaussian(mean, (scatter + prior) / (num_rows + count))
 
 
