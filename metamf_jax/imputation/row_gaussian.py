@@ -89,12 +89,12 @@ def _work(counts: np.ndarray, num_columns: int) -> float:
 def fit(values: np.ndarray, observed: np.ndarray, start: RowGaussian | None = None) -> RowGaussian:
     """Fits the Gaussian to a table.
 
-    The mode under a flat prior of the mean and an inverse Wishart one of the covariance: covariances
-    of zero between columns of one variance, counting as `_PRIOR_ROWS` times M. The variance is that
-    under which the completed rows are the likeliest (empirical Bayes). Expectation maximisation
-    creeps where little is known, and towards a variance of zero, which columns have that add up: two
-    iterations at a time are extrapolated, in the logarithm of the covariance (SQUAREM; Varadhan and
-    Roland, Scandinavian Journal of Statistics 2008).
+    The mode under a flat prior of the mean and an inverse Wishart one of the covariance:
+    covariances of zero between columns of one variance, counting as `_PRIOR_ROWS` times M. The
+    variance is that under which the completed rows are the likeliest (empirical Bayes). Expectation
+    maximisation creeps where little is known, and towards a variance of zero, which sums of columns
+    may have: two iterations at a time are extrapolated, in the logarithm of the covariance
+    (SQUAREM; Varadhan and Roland, Scandinavian Journal of Statistics 2008).
 
     Args:
       values: [N, M], standardised; whatever the missing cells hold.

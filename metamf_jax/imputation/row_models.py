@@ -136,7 +136,7 @@ def _apply(
 
 def _gaps(observed: np.ndarray, wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Each wanted column with missing cells, and the rows where these are."""
-    for m in np.flatnonzero(wanted):
+    for m in np.flatnonzero(wanted).tolist():
         gaps = np.flatnonzero(~observed[:, m])
         if len(gaps):
             yield m, gaps

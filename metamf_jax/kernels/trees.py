@@ -1,7 +1,7 @@
 """Extremely randomised trees on the CPU: grown, and asked in threads. Imports Numba.
 
-`imputation.forest` has the reference, and decides when this is used. Small trees cost a tenth of
-scikit-learn's, most of whose time goes into the making of its objects; and threads grow them side by
+`imputation.forest` has the reference, and decides when this is used. A tree of 120 rows takes
+0.07 ms here and 0.2 ms by scikit-learn, one of 1,200 0.7 and 1.4 ms; and threads grow them side by
 side.
 """
 
