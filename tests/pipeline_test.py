@@ -182,6 +182,33 @@ def test_a_narrow_table_is_answered_by_its_rows(monkeypatch):
     assert wide[4] > 0
 
 
+def test_a_table_of_very_many_rows_is_fitted_on_some(monkeypatch):
+    """All rows are folded in; a column with few cells keeps them."""
+    rng = np.random.default_rng(3)
+    table = rng.normal(size=(600, 3)) @ rng.normal(size=(3, 5)) + 0.3 * rng.normal(size=(600, 5))
+    table *= [1, 10, 100, 1000, 1]
+    observed = rng.random(table.shape) < 0.7
+    observed[:, 4], observed[7] = np.arange(600) >= 588, False
+    rows, columns = (x.astype(np.int32) for x in np.nonzero(observed))
+    entries = Entries(rows, columns, table[rows, columns], (600, 6))
+    monkeypatch.setattr(pipeline, "_MOST_FITTED_ROWS", 200)
+    monkeypatch.setattr(pipeline, "_FEWEST_FITTED_CELLS", 20)
+    completed = pipeline.complete(PRIOR, entries)
+    assert completed.check.cells < 900 < len(rows)
+    values, errors = completion.predict_rows(completed, 0, 600)
+    assert values.shape == (600, 6)
+    units = table.std(axis=0)[:4]
+    left = ((values[:, :4] - table[:, :4]) / units)[~observed[:, :4]]
+    assert np.sqrt((left**2).mean()) < 0.75
+    inside = np.abs(left) <= held_out.NORMAL_QUANTILE * (errors[:, :4] / units)[~observed[:, :4]]
+    assert 0.85 < inside.mean() < 0.95
+    every = np.pad(table, ((0, 0), (0, 1))), np.pad(observed, ((0, 0), (0, 1)))
+    for one, other in zip(fold_in.fold_in_rows(completed, *every), (values, errors), strict=True):
+        np.testing.assert_allclose(one[:, :4] / units, other[:, :4] / units, atol=1e-3)
+    unknown, _ = completion.predict(completed, [7, 900], [0, 0])
+    assert unknown[0] == unknown[1]
+
+
 def test_what_is_missing_for_its_own_value_is_imputed_larger():
     """Larger values are the likelier to be missing; the mean of the missing is not theirs."""
     rng = np.random.default_rng(7)

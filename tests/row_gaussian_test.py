@@ -49,12 +49,11 @@ def test_rows_are_conditioned_as_one_by_one(density):
 def test_without_gaps_the_covariance_is_the_shrunken_one():
     values, _, _ = correlated(np.random.default_rng(1), 40, 3)
     fitted = row_gaussian.fit(values, np.ones(values.shape, bool))
-    expected = values.sum(axis=0) / 41
-    np.testing.assert_allclose(fitted.mean, expected)
-    left = np.vstack([values, np.zeros(3)]) - expected
+    np.testing.assert_allclose(fitted.mean, values.mean(axis=0))
+    left = values - values.mean(axis=0)
     scatter, count = left.T @ left, 3 * row_gaussian._PRIOR_ROWS
-    variance = row_gaussian._prior_variance(scatter, 41, count)
-    expected = (scatter + count * variance * np.eye(3)) / (41 + count)
+    variance = row_gaussian._prior_variance(scatter, 40, count)
+    expected = (scatter + count * variance * np.eye(3)) / (40 + count)
     np.testing.assert_allclose(fitted.covariance, expected)
 
 
@@ -70,9 +69,8 @@ def test_what_is_fitted_maximises_the_posterior(monkeypatch):
         fitted = row_gaussian.fit(values, observed, fitted)
 
     def objective(mean, covariance):
-        total = -0.5 * (count + 1) * np.linalg.slogdet(covariance)[1]
+        total = -0.5 * count * np.linalg.slogdet(covariance)[1]
         total -= 0.25 * count * np.trace(np.linalg.inv(covariance))
-        total -= 0.5 * mean @ np.linalg.solve(covariance, mean)
         for row, seen in zip(values, observed, strict=True):
             part, left = covariance[np.ix_(seen, seen)], (row - mean)[seen]
             total -= 0.5 * (np.linalg.slogdet(part)[1] + left @ np.linalg.solve(part, left))
@@ -85,6 +83,20 @@ def test_what_is_fitted_maximises_the_posterior(monkeypatch):
             assert objective(fitted.mean + step * aside, fitted.covariance) < best
             moved = fitted.covariance + step * (turn + turn.T)
             assert objective(fitted.mean, moved) < best
+
+
+def test_columns_that_add_up_tell_each_other():
+    rng = np.random.default_rng(4)
+    parts = rng.normal(size=(300, 3)) * [1, 0.5, 2]
+    values = np.column_stack([parts, -parts.sum(axis=1)])
+    values /= values.std(axis=0)
+    observed = rng.random(values.shape) < 0.7
+    found, variances, _ = row_gaussian.condition(
+        row_gaussian.fit(values, observed), np.where(observed, values, 0), observed
+    )
+    known = ~observed & (observed.sum(axis=1) == 3)[:, None]
+    assert np.abs(found - values)[known].max() < 0.01
+    assert variances[known].max() < 1e-4
 
 
 @pytest.mark.parametrize(

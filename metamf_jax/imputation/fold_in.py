@@ -1,5 +1,6 @@
 """Further rows, and further columns, of a completed matrix; nothing of it changes."""
 
+import dataclasses
 import functools
 
 import jax
@@ -185,15 +186,35 @@ def _impute_columns(
     return found
 
 
+def with_rows(completion: Completion, dense: Entries) -> Completion:
+    """A completion fitted on some rows, with all of them folded in.
+
+    Args:
+      completion: not of the transpose; its ``places`` are those of all rows.
+      dense: the cells of all rows, without empty rows and columns.
+    """
+    every = completion.places._replace(columns=np.arange(dense.shape[1]))
+    blocks = _blocks(dataclasses.replace(completion, places=every), *fitting.dense(dense))
+    # The last stands for rows without cells.
+    empty = completion.cells.u[-1:], completion.cells.p[-1:]
+    u, p = (np.concatenate(halves) for halves in zip(*blocks, empty, strict=True))
+    return dataclasses.replace(completion, cells=completion.cells._replace(u=u, p=p))
+
+
 def _over_fitted_columns(completion, values, observed):
-    """Rows of what was fitted, a block at a time."""
+    """Rows of what was fitted."""
+    rows = RowHalf(*map(np.concatenate, zip(*_blocks(completion, values, observed), strict=True)))
+    return of_rows(completion, rows, completion.places.columns)
+
+
+def _blocks(completion: Completion, values, observed) -> list[RowHalf]:
+    """The halves of rows, a block of them at a time."""
     per_block = max(1, _BLOCK_CELLS // len(completion.columns.v))
     blocks = []
     for start in range(0, len(values), per_block):
         block = slice(start, start + per_block)
         blocks.append(_fold_block(completion, values[block], observed[block]))
-    rows = RowHalf(*map(np.concatenate, zip(*blocks, strict=True)))
-    return of_rows(completion, rows, completion.places.columns)
+    return blocks
 
 
 def _fold_block(completion: Completion, values, observed) -> RowHalf:
@@ -210,7 +231,10 @@ def _fold_block(completion: Completion, values, observed) -> RowHalf:
     if columns.row_models is not None:
         # Of the first columns, those that had cells.
         part = slice(len(values)), slice(places.occupied[1])
-        completed = row_models.complete(columns.row_models, standardised[part], seen[part])
+        none = np.zeros(len(columns.v))
+        weights = {name: completion.weights.get(name, none) for name in candidates.OF_ROWS}
+        wanted = {name: weight[part[1]] > 0 for name, weight in weights.items()}
+        completed = row_models.complete(columns.row_models, standardised[part], seen[part], wanted)
     effects, u, side = found
     rows = RowState(effects, u, side, completed)
     u, p = candidates.row_half(completion.weights, rows, columns)

@@ -1,7 +1,8 @@
 """Extremely randomised trees, one forest for each column of a table, kept as arrays.
 
-scikit-learn grows them; as arrays they can be saved, and read without it. A forest's answer is the
-mean of its trees', a tree's the mean target of the leaf that a row falls into.
+A forest's answer is the mean of its trees', a tree's the mean target of the leaf that a row falls
+into. On the CPU, where Numba is installed, compiled code grows them (`kernels.trees`), else
+scikit-learn; as arrays they can be saved, and read without it.
 
 Geurts, Ernst, Wehenkel, Extremely randomized trees, Machine Learning 2006.
 """
@@ -12,6 +13,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+
+from metamf_jax import sums
 
 # Leaves of one row had errors 3% higher where cells were missing at random.
 _LEAST_IN_LEAF, _FEATURES = 3, 0.7
@@ -50,8 +53,9 @@ def grow(
     # A leaf, of the answer zero: the trees of columns with too few rows.
     nodes = [(np.zeros(1, int), np.zeros(1), np.zeros((1, 2), int), np.zeros(1))]
     roots, size = np.zeros((num_columns, num_trees), int), 1
+    grow_one = _grow_compiled if sums.kernels_run_here() else _grow_by_library
     with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        grown = pool.map(lambda m: _grow_one(*samples(m), num_trees), range(num_columns))
+        grown = pool.map(lambda m: _grow_one(grow_one, *samples(m), num_trees), range(num_columns))
         for m, trees in enumerate(grown):
             for t, (features, thresholds, children, answers) in enumerate(trees):
                 roots[m, t] = size
@@ -67,10 +71,21 @@ def grow(
     )
 
 
-def _grow_one(rows: np.ndarray, targets: np.ndarray, num_trees: int) -> list[tuple]:
+def _grow_one(grow_one, rows: np.ndarray, targets: np.ndarray, num_trees: int) -> list[tuple]:
     """Each tree's features, thresholds, children and answers."""
     if len(rows) < _FEWEST_ROWS or not num_trees:
         return []
+    return grow_one(rows, targets, num_trees)
+
+
+def _grow_compiled(rows: np.ndarray, targets: np.ndarray, num_trees: int) -> list[tuple]:
+    from metamf_jax.kernels import trees
+
+    tried = max(1, int(_FEATURES * rows.shape[1]))
+    return trees.grow(rows, targets, num_trees, tried, _LEAST_IN_LEAF)
+
+
+def _grow_by_library(rows: np.ndarray, targets: np.ndarray, num_trees: int) -> list[tuple]:
     import sklearn
     from sklearn.tree import ExtraTreeRegressor
 
@@ -100,6 +115,10 @@ def predict(forest: Forest, column: int, rows: np.ndarray) -> np.ndarray:
         return np.zeros(len(rows))
     # scikit-learn compares in this precision.
     rows = np.ascontiguousarray(rows, np.float32)
+    if sums.kernels_run_here():
+        from metamf_jax.kernels import trees
+
+        return trees.predict(forest.roots[column], *forest[1:], rows)
     at = np.broadcast_to(forest.roots[column], (len(rows), forest.roots.shape[1]))
     # By places in the flat arrays: `take` of them is much faster than indices by row and column.
     first = rows.shape[1] * np.arange(len(rows))[:, None]

@@ -35,6 +35,7 @@ import numpy as np
 from metamf_jax.imputation import (
     candidates,
     fitting,
+    fold_in,
     held_out,
     row_gaussian,
     row_index,
@@ -60,6 +61,8 @@ DRAWS = "draws"
 HYPERPRIOR = "hyperprior"
 # Parts held out to compare draws on: each takes chains of its own.
 _PARTS_BY_DRAWS = 2
+# Narrow tables with more rows are fitted on so many, and at least so many cells of each column.
+_MOST_FITTED_ROWS, _FEWEST_FITTED_CELLS = 2**15, 2**10
 
 
 class _Trial(NamedTuple):
@@ -107,8 +110,14 @@ def complete(
     _require_known(standardize, missing, allowed)
     require_valid(entries)
     dense, places = set_aside(entries)
-    turned = scaling.transpose(dense)
-    trials, fits = _trials(dense, turned, standardize), []
+    every, learned = dense, sampled.hyperprior_for(dense) if HYPERPRIOR in allowed else None
+    by_draws = DRAWS in allowed and missing == "at_random" and sampled.suits(dense, learned)
+    trials = _trials(dense, standardize)
+    of_sample = not any(trial.transposed or by_draws for trial in trials)
+    of_sample = of_sample and _narrow(dense) and dense.shape[0] > _MOST_FITTED_ROWS
+    if of_sample:
+        dense = _sample_of_rows(dense, seed)
+    turned, fits = scaling.transpose(dense), []
     for trial in trials:
         matrix = turned if trial.transposed else dense
         by = "matrix" if trial.by == "matrix" else "columns"
@@ -117,13 +126,7 @@ def complete(
     trial, fit = trials[best], fits[best]
     _require_finite(fit, entries)
     drawn, share, check = None, 0.0, fit.check
-    learned = sampled.hyperprior_for(dense) if HYPERPRIOR in allowed else None
-    if (
-        DRAWS in allowed
-        and trial.by == "matrix"
-        and missing == "at_random"
-        and sampled.suits(dense, learned)
-    ):
+    if by_draws and trial.by == "matrix":
         drawn, share, check = _by_draws(
             fit, dense, trial.transposed, entries, learned, seed, progress
         )
@@ -134,7 +137,8 @@ def complete(
     tilt, widening = np.zeros(padded), 1.0
     if missing == "by_value":
         tilt, widening = _moves(fit, dense, scales)
-    return Completion(
+    every = every if of_sample else dense
+    completion = Completion(
         prior=prior,
         entries=entries,
         shape=entries.shape,
@@ -146,9 +150,9 @@ def complete(
         inflation=fit.inflation[0],
         posterior_inflation=fit.inflation[1],
         widening=widening,
-        bounds=scaling.fit_bounds(dense, fit.by, padded),
+        bounds=scaling.fit_bounds(every, fit.by, padded),
         tilt=tilt,
-        missing=1 - np.bincount(dense.columns, minlength=padded) / dense.shape[0],
+        missing=1 - np.bincount(every.columns, minlength=padded) / every.shape[0],
         cells=candidates.cells(fit.weights, fit.fitted.rows, fit.fitted.columns),
         columns=fit.fitted.columns,
         fitted_rows=row_index.build(entries) if trial.transposed or drawn is not None else None,
@@ -157,6 +161,24 @@ def complete(
         sampled=drawn,
         draws_share=share,
     )
+    return fold_in.with_rows(completion, every) if of_sample else completion
+
+
+def _sample_of_rows(dense: Entries, seed: int) -> Entries:
+    """Rows at random, and of each column so many more that some of its cells are among them."""
+    order = np.random.default_rng([seed, 0x7A11]).permutation(dense.shape[0])
+    turn = np.argsort(order)
+    chosen = turn < _MOST_FITTED_ROWS
+    by_turn = np.argsort(turn[dense.rows], kind="stable")
+    by_column = by_turn[np.argsort(dense.columns[by_turn], kind="stable")]
+    ends = np.bincount(dense.columns, minlength=dense.shape[1]).cumsum()
+    # [E], which of its column's cells each is.
+    place = np.arange(len(by_column)) - np.append(0, ends[:-1])[dense.columns[by_column]]
+    chosen[dense.rows[by_column[place < _FEWEST_FITTED_CELLS]]] = True
+    kept = chosen[dense.rows]
+    rows = (np.cumsum(chosen) - 1)[dense.rows[kept]].astype(dense.rows.dtype)
+    shape = int(chosen.sum()), dense.shape[1]
+    return Entries(rows, dense.columns[kept], dense.values[kept], shape)
 
 
 def _require_known(standardize: str | None, missing: str, allowed: Collection[str]) -> None:
@@ -172,8 +194,9 @@ def _require_known(standardize: str | None, missing: str, allowed: Collection[st
         )
 
 
-def _trials(dense: Entries, turned: Entries, standardize: str | None) -> list[_Trial]:
+def _trials(dense: Entries, standardize: str | None) -> list[_Trial]:
     """One unit for all cells, and one for each column or row where these are unlike."""
+    turned = scaling.transpose(dense)
     tried = ["matrix"]
     if standardize is not None:
         tried = [standardize]

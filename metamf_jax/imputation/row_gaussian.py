@@ -24,15 +24,22 @@ _MOST_COLUMNS, _ROWS_A_COLUMN = 128, 2
 _MOST_WORK = 3e8
 # Cells of a table, observed or not: a few arrays of 256 MB.
 _MOST_TABLE = 2**25
-# At least so many iterations, and more where one is cheap. Where cells are missing for what others
-# say, sixty left errors up to 8% higher.
-_FEWEST_ITERATIONS, _MOST_ITERATIONS, _ALL_WORK, _TOLERANCE = 15, 200, 1e8, 2e-4
+# At least so many iterations, and more where one is cheap, until none of the logarithm's numbers
+# moves by more than the last number. With it, of 0.001 to 0.03, the geometric mean error of 12
+# tables was the least where cells were missing for what others say, and within 0.5% of that where
+# they were missing at random.
+_FEWEST_ITERATIONS, _MOST_ITERATIONS, _ALL_WORK, _TOLERANCE = 15, 200, 1e8, 3e-3
+# Complete rows for each column, to start from them: from independent columns, those that add up are
+# not found where large values of one are missing.
+_COMPLETE_ROWS = 5
+# Iterations that an extrapolation may save, and the least variance on the way.
+_MOST_STEPS, _LEAST_VARIANCE = 16, 1e-14
 # What the covariance is shrunken to counts as so many rows for each column. A whole one had errors
 # 0.2% to 0.9% higher on 24 tables.
 _PRIOR_ROWS = 0.3
 # The variances of which it is found what to shrink to. On these tables the one found had errors 1%
 # to 3% below those of 0.1, of 1 and of 0.01 for all, where the best of them differs.
-_PRIOR_VARIANCES = np.geomspace(1e-3, 2, 40)
+_PRIOR_VARIANCES = np.geomspace(1e-6, 2, 60)
 # Of the regression on what is missing.
 _MOST_CELLS, _NEWTON_STEPS = 20_000, 10
 # Numbers in a batch.
@@ -82,9 +89,12 @@ def _work(counts: np.ndarray, num_columns: int) -> float:
 def fit(values: np.ndarray, observed: np.ndarray, start: RowGaussian | None = None) -> RowGaussian:
     """Fits the Gaussian to a table.
 
-    The mode under a normal inverse Wishart prior: a mean of zero, counting as one row, and
+    The mode under a flat prior of the mean and an inverse Wishart one of the covariance:
     covariances of zero between columns of one variance, counting as `_PRIOR_ROWS` times M. The
-    variance is that under which the completed rows are the likeliest (empirical Bayes).
+    variance is that under which the completed rows are the likeliest (empirical Bayes). Expectation
+    maximisation creeps where little is known, and towards a variance of zero, which sums of columns
+    may have: two iterations at a time are extrapolated, in the logarithm of the covariance
+    (SQUAREM; Varadhan and Roland, Scandinavian Journal of Statistics 2008).
 
     Args:
       values: [N, M], standardised; whatever the missing cells hold.
@@ -92,23 +102,63 @@ def fit(values: np.ndarray, observed: np.ndarray, start: RowGaussian | None = No
       start: of much the same table, to start from.
     """
     num_rows, num_columns = values.shape
-    count = _PRIOR_ROWS * num_columns
-    mean, covariance = (np.zeros(num_columns), np.eye(num_columns)) if start is None else start
     values = np.where(observed, values, 0).astype(np.float64)
+    found = _start(values, observed) if start is None else start
     blocks = _blocks(observed)
     work = _work(observed.sum(axis=1), num_columns) + num_rows * num_columns**2
-    iterations = _ALL_WORK / work
-    for _ in range(int(np.clip(iterations, _FEWEST_ITERATIONS, _MOST_ITERATIONS))):
-        before = covariance
-        completed, uncertain = _expect(values, observed, blocks, mean, covariance)
-        mean = completed.sum(axis=0) / (num_rows + 1)
-        left = np.vstack([completed, np.zeros(num_columns)]) - mean
-        scatter = left.T @ left + uncertain
-        variance = _prior_variance(scatter, len(left), count)
-        covariance = (scatter + count * variance * np.eye(num_columns)) / (len(left) + count)
-        if np.abs(covariance - before).max() <= _TOLERANCE * np.abs(before).max():
+    iterations = np.clip(_ALL_WORK / work, _FEWEST_ITERATIONS, _MOST_ITERATIONS)
+    for _ in range(int(iterations / 2)):
+        first = _maximised(values, observed, blocks, found)
+        second = _maximised(values, observed, blocks, first)
+        path = [_to_vector(each) for each in (found, first, second)]
+        found = _from_vector(_extrapolated(*path), num_columns)
+        if np.abs(path[2] - path[1]).max() <= _TOLERANCE:
             break
-    return RowGaussian(mean, covariance)
+    return _maximised(values, observed, blocks, found)
+
+
+def _start(values: np.ndarray, observed: np.ndarray) -> RowGaussian:
+    """What complete rows say, where these are many; else independent columns."""
+    size, complete = values.shape[1], observed.all(axis=1)
+    if complete.sum() >= _COMPLETE_ROWS * size:
+        return _mode(values[complete], 0)
+    return RowGaussian(np.zeros(size), np.eye(size))
+
+
+def _maximised(values, observed, blocks: list["_Blocks"], before: RowGaussian) -> RowGaussian:
+    """An iteration of expectation maximisation."""
+    return _mode(*_expect(values, observed, blocks, *before))
+
+
+def _mode(completed: np.ndarray, uncertain: np.ndarray | int) -> RowGaussian:
+    """The Gaussian of completed rows [N, M] and the sum [M, M] of their covariances."""
+    num_rows, size = completed.shape
+    count, mean = _PRIOR_ROWS * size, completed.mean(axis=0)
+    left = completed - mean
+    scatter = left.T @ left + uncertain
+    prior = count * _prior_variance(scatter, num_rows, count) * np.eye(size)
+    return RowGaussian(mean, (scatter + prior) / (num_rows + count))
+
+
+def _extrapolated(first: np.ndarray, second: np.ndarray, third: np.ndarray) -> np.ndarray:
+    """Where three points of a path in the same direction lead, but not too far."""
+    step, turn = second - first, third - 2 * second + first
+    length = np.sqrt((step**2).sum() / max((turn**2).sum(), 1e-300))
+    length = np.clip(length, 1, _MOST_STEPS)
+    return first + 2 * length * step + length**2 * turn
+
+
+def _to_vector(gaussian: RowGaussian) -> np.ndarray:
+    """The mean, and the logarithm of the covariance, which is any symmetric matrix; [M + M * M]."""
+    own, directions = np.linalg.eigh(gaussian.covariance)
+    logarithm = directions * np.log(np.maximum(own, _LEAST_VARIANCE)) @ directions.T
+    return np.append(gaussian.mean, logarithm)
+
+
+def _from_vector(vector: np.ndarray, size: int) -> RowGaussian:
+    own, directions = np.linalg.eigh(vector[size:].reshape(size, size))
+    own = np.exp(np.clip(own, np.log(_LEAST_VARIANCE), -np.log(_LEAST_VARIANCE)))
+    return RowGaussian(vector[:size], directions * own @ directions.T)
 
 
 def missing_by_value(gaussian: RowGaussian, values: np.ndarray, observed: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ observed cells, each predicted from the others of its row, are regressed on thes
 it, as they are where it is missing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -89,42 +89,55 @@ def fit(
         )
 
 
-def complete(models: RowModels, values: np.ndarray, observed: np.ndarray) -> Completed:
+def complete(
+    models: RowModels,
+    values: np.ndarray,
+    observed: np.ndarray,
+    wanted: Mapping[str, np.ndarray] | None = None,
+) -> Completed:
     """Completes rows, fitted or others, each from its own observed cells.
 
     Args:
       models: of the table.
       values: [N, M], whatever the missing cells hold.
       observed: [N, M] bool.
+      wanted: by the name of each model in `Completed`, the columns [M] bool that it is asked for,
+        for whose missing cells alone it is then right; None for all.
     """
+    every = np.ones(values.shape[1], bool)
+    wanted = dict.fromkeys(Completed._fields, every) if wanted is None else wanted
     values = np.where(observed, values, 0).astype(np.float64)
-    rows, with_trees = _apply(models.values, values, observed)
-    scores = normal_scores.to_scores(models.marginals, values)
-    by_scores = _apply(models.scores, scores, observed)
+    rows, with_trees = _apply(models.values, values, observed, wanted["gaussian_trees"])
     back = values.copy(), values.copy()
-    for m, gaps in _gaps(observed):
-        variances = by_scores[0].variances[gaps, m]
-        means = by_scores[0].values[gaps, m], by_scores[1][gaps, m]
-        for found, mean in zip(back, means, strict=True):
-            found[gaps, m] = normal_scores.from_scores(models.marginals, m, mean, variances)
+    of_scores = wanted["scores"], wanted["scores_trees"]
+    if np.any(of_scores):
+        scores = normal_scores.to_scores(models.marginals, values)
+        by_scores = _apply(models.scores, scores, observed, wanted["scores_trees"])
+        for found, each, rows_scores in zip(
+            back, of_scores, (by_scores[0].values, by_scores[1]), strict=True
+        ):
+            for m, gaps in _gaps(observed, each):
+                found[gaps, m] = normal_scores.from_scores(
+                    models.marginals, m, rows_scores[gaps, m], by_scores[0].variances[gaps, m]
+                )
     return Completed(rows.values, with_trees, *back, rows.variances)
 
 
 def _apply(
-    model: Corrected, values: np.ndarray, observed: np.ndarray
+    model: Corrected, values: np.ndarray, observed: np.ndarray, corrected: np.ndarray
 ) -> tuple[Conditioned, np.ndarray]:
-    """Rows by the Gaussian, and their values with the trees' corrections."""
+    """Rows by the Gaussian, and their values with the trees' corrections of some columns [M]."""
     rows = row_gaussian.condition(model.gaussian, values, observed)
     with_trees = rows.values.copy()
-    for m, gaps in _gaps(observed):
+    for m, gaps in _gaps(observed, corrected):
         with_trees[gaps, m] += forest.predict(model.trees, m, rows.values[gaps])
     return rows, with_trees
 
 
-def _gaps(observed: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Each column with missing cells, and the rows where these are."""
-    for m, seen in enumerate(observed.T):
-        gaps = np.flatnonzero(~seen)
+def _gaps(observed: np.ndarray, wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Each wanted column with missing cells, and the rows where these are."""
+    for m in np.flatnonzero(wanted).tolist():
+        gaps = np.flatnonzero(~observed[:, m])
         if len(gaps):
             yield m, gaps
 

@@ -267,11 +267,12 @@ def solve(matrix: Sorted, problem: Any) -> tuple[np.ndarray, ...]:
     def run(begin, end):
         _solve(begin, end, *matrix[:3], *arguments, *solution)
 
-    _in_threads(run, matrix.parts)
+    in_threads(run, matrix.parts)
     return solution
 
 
-def _in_threads(run, cuts: np.ndarray) -> None:
+def in_threads(run, cuts: np.ndarray) -> None:
+    """Calls ``run(begin, end)`` for each part between two cuts."""
     bounds = list(zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True))
     if len(bounds) == 1:
         run(*bounds[0])
