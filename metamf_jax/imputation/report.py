@@ -38,7 +38,9 @@ p { margin: .3em 0 1em; max-width: 46em }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: .94em }
 td, th { padding: .3em 1em .3em 0; text-align: left; vertical-align: baseline }
 thead th { vertical-align: bottom; color: var(--quiet); font-weight: 600 }
-tbody tr { border-top: 1px solid var(--line) } tbody th { font-weight: 600 }
+tbody tr { border-top: 1px solid var(--line) }
+tbody th { font-weight: 600; min-width: 6em; max-width: 16em; overflow-wrap: anywhere }
+.type { white-space: nowrap }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
 .better { color: var(--better) } .worse { color: var(--worse) }
 .plots { display: grid; gap: 1.8em 2.2em;
@@ -142,8 +144,9 @@ def page(
         f"({missing.mean():.1%}).{by}</p>",
         "<h2>Columns</h2>",
         "<p>Errors are of held-out observed cells: root mean square errors of numbers, shares of "
-        "wrong levels; beside them those of the column's mean or commonest level. The last column "
-        "is how many of these cells lie in their 90% intervals.</p>",
+        "wrong levels (how many there are stands with the type); beside them those of the column's "
+        "mean or commonest level. The last column is how many of these cells lie in their 90% "
+        "intervals. Where few are held out, either error may be the larger by chance.</p>",
         *_columns(described, arrays, missing, checks),
         *_distributions(described, arrays, values, imputations),
         *_patterns(described, missing),
@@ -157,9 +160,10 @@ def _columns(described, arrays, missing, checks) -> list[str]:
         f'<th scope="col"{"" if i < 2 else " class=number"}>{name}</th>'
         for i, name in enumerate(names)
     )
-    lines = [f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>']
+    lines = [f"{_wide('Columns')}<table><thead><tr>{heads}</tr></thead><tbody>"]
     for m, (column, found) in enumerate(zip(described, checks, strict=True)):
-        cells = [f'<th scope="row">{html.escape(str(column.name))}</th><td>{_type(column)}</td>']
+        cells = [f'<th scope="row">{html.escape(str(column.name))}</th>']
+        cells += [f"<td class=type>{_type(column, arrays[m].type)}</td>"]
         cells += [f"<td class=number>{missing[:, m].mean():.1%}</td>"]
         if found.count:
             error, simple = (
@@ -182,9 +186,11 @@ def _columns(described, arrays, missing, checks) -> list[str]:
     return [*lines, "</tbody></table></div>"]
 
 
-def _type(column: Column) -> str:
+def _type(column: Column, of_cells: Any) -> str:
     """The type, and how many levels."""
-    return column.type if column.levels is None else f"{column.type}, {len(column.levels)}"
+    if column.levels is None:
+        return "time" if pa.types.is_temporal(of_cells) else column.type
+    return f"{column.type}, {len(column.levels)}"
 
 
 def _distributions(described, arrays, values, imputations) -> list[str]:
@@ -206,7 +212,8 @@ def _distributions(described, arrays, values, imputations) -> list[str]:
         "<h2>Observed and imputed</h2>",
         '<p>Shares of the <span class="key observed"></span> observed cells and of the draws of '
         'the <span class="key imputed"></span> missing ones. They need not be alike: cells that '
-        "are missing for what else is known of their row may differ.</p>",
+        "are missing for what else is known of their row may differ. Percentages are those of the "
+        "draws.</p>",
         '<div class="plots">',
         *figures,
         "</div>",
@@ -281,6 +288,11 @@ def _picture(words: str, height: int, parts: Sequence[str]) -> str:
     )
 
 
+def _wide(words: str) -> str:
+    """Opens what is scrolled sideways where it is too wide, by keys too."""
+    return f'<div class="wide" role="region" aria-label="{words}" tabindex="0">'
+
+
 def _label(value: Any) -> str:
     """A cell, in few letters."""
     if isinstance(value, float):
@@ -311,7 +323,7 @@ def _patterns(described: Sequence[Column], missing: np.ndarray) -> list[str]:
         "<h2>Which cells are missing together</h2>",
         f"<p>{which}{of} patterns; a square for each column, in the order of the table above, "
         '<span class="key missing"></span> where it is missing.</p>',
-        '<div class="wide"><table><thead><tr><th scope="col" class="number">rows</th>'
+        f'{_wide("Patterns")}<table><thead><tr><th scope="col" class="number">rows</th>'
         '<th scope="col" class="number">share</th><th scope="col">pattern</th>'
         '<th scope="col">missing</th></tr></thead><tbody>',
     ]
