@@ -10,7 +10,7 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
-from metamf_jax import cli
+from metamf_jax import MetaMFImputer, cli
 from metamf_jax.imputation import impute_typed
 
 
@@ -78,7 +78,7 @@ def test_imputations_and_a_report(table, survey, tmp_path, capsys):
     page = Page(text)
     assert page.tags["figure"] == 5
     assert page.tags["tr"] == 6 + 1 + text.count('<tr><td class="number">')
-    assert text.count("aria-label") == 5
+    assert text.count("aria-label") == 5 + 2
     assert "&lt;Bonn&gt;" in text or "&lt;Bo" in text
     assert "http" not in text
 
@@ -166,3 +166,13 @@ def test_files_of_other_kinds(survey, tmp_path, capsys):
     broken.write_bytes(gzip.compress(b"a,b\n1,2\n3\n"))
     assert cli.main(["impute", str(broken), "--types", "auto", "--output", "x.csv"]) == 1
     assert "broken.csv.gz" in capsys.readouterr().err
+
+
+def test_a_fit_with_bounds_is_not_for_the_command(tmp_path, capsys):
+    X = np.random.default_rng(0).random((12, 3))
+    X[2, 1] = np.nan
+    np.savetxt(tmp_path / "x.csv", X, delimiter=",", header="a,b,c", comments="")
+    MetaMFImputer(bounds=(0, 1)).fit(X).save(tmp_path / "fit.safetensors")
+    arguments = ["--output", str(tmp_path / "y.csv"), "--fitted", str(tmp_path / "fit.safetensors")]
+    assert cli.main(["impute", str(tmp_path / "x.csv"), *arguments]) == 1
+    assert "has declared bounds, which this command does not keep" in capsys.readouterr().err
