@@ -306,7 +306,8 @@ def _representable(column: Column, type_: Any, bound: float, up: bool) -> float:
     if pa.types.is_floating(type_) and np.isfinite(bound):
         dtype = type_.to_pandas_dtype()
         near = dtype(bound)
-        if (near < bound) if up else (near > bound):
+        # As Python's floats: NumPy would round the bound, too, before it compares.
+        if float(near) < bound if up else float(near) > bound:
             near = np.nextafter(near, dtype(np.inf if up else -np.inf))
         return float(near)
     return bound

@@ -179,12 +179,12 @@ def from_classes(margin: Classes, latent: np.ndarray, rng: np.random.Generator) 
 def moments(
     margin: Straight | Scores, mean: np.ndarray, deviation: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and mean square of cells, less `center`, of normal latent numbers."""
+    """Mean and mean square of cells, less `center`, by `unit`, of normal latent numbers."""
     if isinstance(margin, Straight):
-        ends = (end - margin.center for end in margin.range)
-        return _clipped_moments(margin.scale * mean, margin.scale * deviation, *ends)
+        ends = ((end - margin.center) / margin.scale for end in margin.range)
+        return _clipped_moments(mean, deviation, *ends)
     latent = mean[..., None] + deviation[..., None] * _NODES
-    cells = from_latent(margin, latent) - center(margin)
+    cells = (from_latent(margin, latent) - center(margin)) / unit(margin)
     return cells @ _NODE_WEIGHTS, cells**2 @ _NODE_WEIGHTS
 
 
@@ -193,6 +193,13 @@ def center(margin: Straight | Scores) -> float:
     if isinstance(margin, Straight):
         return margin.center
     return float(margin.values[len(margin.values) // 2])
+
+
+def unit(margin: Straight | Scores) -> float:
+    """A size of the cells, in which squares neither overflow nor vanish."""
+    if isinstance(margin, Straight):
+        return margin.scale
+    return float(np.abs(margin.values).max())
 
 
 def chances(margin: Scores, mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:

@@ -269,7 +269,8 @@ class _Sums:
 
     Attributes:
       rows: [R], where cells are missing.
-      first: [R] or [R, L], sums of means, or of chances of values or classes.
+      first: [R] or [R, L], sums of means, or of chances of values or classes; means and squares in
+        units of `margins.unit`.
       second: [R], of mean squares.
     """
 
@@ -310,9 +311,10 @@ class _Sums:
                 return margin.value, 0, None
             assert not isinstance(margin, Classes)
             mean = self.first / count
-            errors = np.sqrt(np.maximum(self.second / count - mean**2, 0))
+            unit = margins.unit(margin)
+            errors = unit * np.sqrt(np.maximum(self.second / count - mean**2, 0))
             # Rounding may leave the mean of numbers at a bound beyond it.
-            found = np.clip(margins.center(margin) + mean, column.low, column.high)
+            found = np.clip(margins.center(margin) + unit * mean, column.low, column.high)
             return np.rint(found) if column.type == "integer" else found, errors, None
         chances = np.zeros((len(self.rows), len(column.levels)))
         if isinstance(margin, Constant):
