@@ -314,7 +314,7 @@ def _impute(flags: argparse.Namespace) -> None:
     from metamf_jax.runs import compilation_cache
 
     _require_consistent(flags)
-    if flags.types or flags.report:
+    if flags.types or flags.report or _is_fit_of_types(flags):
         _impute_typed(flags)
         return
     started = time.monotonic()
@@ -358,9 +358,28 @@ def _impute_typed(flags: argparse.Namespace) -> None:
     if several:
         outputs = [_beside(flags.output, f"-{n + 1}") for n in range(flags.imputations)]
     told = impute_typed.impute(
-        flags.input, outputs, flags.types or "auto", flags.seed, several, flags.report
+        flags.input,
+        outputs,
+        types=flags.types or "auto",
+        seed=flags.seed,
+        several=several,
+        report_path=flags.report,
+        save=flags.save,
+        fitted=flags.fitted,
     )
     print("\n".join(told))
+
+
+def _is_fit_of_types(flags: argparse.Namespace) -> bool:
+    """Whether a fit of typed columns is to answer; then what these have not is refused."""
+    if not flags.fitted:
+        return False
+    from metamf_jax.imputation import fit_file
+
+    typed = fit_file.is_typed(flags.fitted)
+    if typed:
+        _require_typed(flags, f"{flags.fitted} is a fit of typed columns, which excludes")
+    return typed
 
 
 def _require_consistent(flags: argparse.Namespace) -> None:
@@ -378,14 +397,21 @@ def _require_consistent(flags: argparse.Namespace) -> None:
             "--std, --quantiles and --plot"
         )
     if flags.types or flags.report:
-        names = "pairs", "top", "std", "quantiles", "plot", "save", "fitted", "layout"
-        others = [f"--{name}" for name in names if getattr(flags, name)]
-        if others:
-            raise ValueError(f"--types and --report exclude {', '.join(others)}")
-        if flags.imputations is not None and not 1 <= flags.imputations <= 100:
-            raise ValueError(f"expected 1 to 100 imputations, got {flags.imputations}")
+        _require_typed(flags, "--types and --report exclude")
+    if flags.types and flags.fitted:
+        raise ValueError("--types are those of a fit, and --fitted has its own: give one of them")
     if flags.fitted and flags.save:
         raise ValueError("--save writes a fit and --fitted reads one instead: give one of them")
+
+
+def _require_typed(flags: argparse.Namespace, why: str) -> None:
+    """Refuses what there is of matrices alone."""
+    names = "pairs", "top", "std", "quantiles", "plot", "layout"
+    others = [f"--{name}" for name in names if getattr(flags, name)]
+    if others:
+        raise ValueError(f"{why} {', '.join(others)}")
+    if flags.imputations is not None and not 1 <= flags.imputations <= 100:
+        raise ValueError(f"expected 1 to 100 imputations, got {flags.imputations}")
 
 
 def _read(flags: argparse.Namespace) -> tuple[Input, tuple[np.ndarray, np.ndarray] | None]:
@@ -464,16 +490,24 @@ def _by_fitted(path: str, given: Input) -> tuple[Input, Answers]:
 
     Raises:
       ValueError: the table has a column that was not fitted, or too many cells; or the file holds
-        no fit.
+        no fit, or one with declared bounds.
     """
     import numpy as np
 
     from metamf_jax.data import tables
     from metamf_jax.imputation import answers, fit_file
+    from metamf_jax.imputation.completion import Completion
     from metamf_jax.types import Entries
 
     named, (_, found, table) = fit_file.load(path), given
-    fitted = named.completion.entries
+    completion = named.completion
+    assert isinstance(completion, Completion)
+    if named.options.get("bounds") is not None:
+        raise ValueError(
+            f"{path} has declared bounds, which this command does not keep: answer by "
+            "MetaMFImputer.load"
+        )
+    fitted = completion.entries
     ids = named.column_ids if named.column_ids is not None else np.arange(fitted.shape[1])
     columns = tables.positions(table.column_ids, ids)
     unknown = np.flatnonzero(columns < 0)
@@ -507,7 +541,7 @@ def _by_fitted(path: str, given: Input) -> tuple[Input, Answers]:
         entries = Entries(rows, columns, known[rows, columns], shape)
         table = table._replace(entries=entries, column_ids=ids)
         columns = np.arange(shape[1])
-    return given._replace(table=table), answers.of_further_rows(named.completion, known, columns)
+    return given._replace(table=table), answers.of_further_rows(completion, known, columns)
 
 
 def _tell(completed: Completion, table: Table, weights: str) -> None:
@@ -611,7 +645,9 @@ def _parser() -> argparse.ArgumentParser:
         "--types",
         metavar="FILE.json",
         help='columns of numbers, whole numbers, levels and categories: a file such as {"age": '
-        '"integer"} (numeric, integer, binary, ordinal or nominal; the rest is found out), or auto',
+        '{"type": "integer", "low": 0, "high": 120}, "grade": {"type": "ordinal", "levels": '
+        '["low", "high"]}, "town": "nominal"} (numeric, integer, binary, ordinal or nominal; what '
+        "is not said is found out), or auto",
     )
     impute.add_argument(
         "--report",

@@ -1,5 +1,6 @@
 """The estimator is one of scikit-learn's, by scikit-learn's own checks, and answers bad input."""
 
+import copy
 import subprocess
 import sys
 
@@ -236,3 +237,31 @@ def test_an_indicator_comes_back_from_a_file(fitted, tmp_path):
     np.testing.assert_array_equal(loaded.transform(holes), imputer.transform(holes))
     assert loaded.transform(holes).shape == (20, 12)
     assert list(loaded.get_feature_names_out()) == list(imputer.get_feature_names_out())
+
+
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        (3, r"expected \(low, high\), got 3"),
+        ((1, 0), "a low that is not above high"),
+        ({7: (0, 1)}, "column 7, but the columns are 0 to 3"),
+        ({"a": (0, 1)}, "column 'a', but the columns are 0 to 3"),
+        ({1: (None, 0.5)}, "column 1, row 2 .*: 0.75 is not within the declared bounds -inf and"),
+    ],
+)
+def test_bounds_that_cannot_be(bounds, message):
+    X = np.zeros((6, 4))
+    X[2, 1] = 0.75
+    with pytest.raises(ValueError, match=message):
+        MetaMFImputer(bounds=bounds).fit(X)
+
+
+def test_bounds_hold_for_further_rows_and_columns(fitted):
+    imputer = copy.copy(fitted[0]).set_params(bounds=(-100, 100))
+    X = np.full((1, 6), np.nan)
+    X[0, 0] = 101
+    with pytest.raises(ValueError, match=r"101\.0 is not within the declared bounds -100 and 100"):
+        imputer.transform(X)
+    imputer.set_params(bounds=(0.25, 0.5))
+    found = imputer.predict([0, 10**6], [10**6, 10**6])
+    assert ((found >= 0.25) & (found <= 0.5)).all()

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from metamf_jax.imputation import columns, frames
+from metamf_jax.imputation.declared import Declared
 
 N = 24
 LEVELS = ["low", "middle", "high"]
@@ -153,6 +154,48 @@ def test_types_are_overridden():
     assert described["answer"].levels is None
 
 
+def test_bounds_and_levels_are_declared():
+    frame = pd.DataFrame(
+        {
+            "stars": [1, 2, None, 2] * 4,
+            "size": [0.5, None, 0.25, 1.0] * 4,
+            "grade": ["low", None, "high", "low"] * 4,
+        }
+    )
+    types = {
+        "stars": {"low": 0.5, "high": 5},
+        "size": {"low": 0},
+        "grade": {"type": "ordinal", "levels": ["low", "middle", "high"]},
+    }
+    stars, size, grade = frames.describe(frame, types)
+    # Of two whole numbers, but bounds are those of numbers.
+    assert (stars.type, stars.low, stars.high) == ("integer", 1, 5)
+    assert (size.type, size.low, size.high) == ("numeric", 0, np.inf)
+    assert (grade.type, grade.levels.to_pylist()) == ("ordinal", ["low", "middle", "high"])
+    levels = frames.describe(frame, {"stars": {"levels": [1, 2, 3]}})[0]
+    assert (levels.type, levels.levels.to_pylist()) == ("ordinal", [1, 2, 3])
+    with pytest.raises(ValueError, match=r"row 3 .*: 7 is above the declared high 5;"):
+        frames.encode(frame.assign(stars=[1, 2, 7, 2] * 4), (stars, size, grade))
+
+
+@pytest.mark.parametrize(
+    ("type_", "declared", "expected"),
+    [
+        (pa.float32(), (0.1, 0.7), (0.1, 0.7)),
+        (pa.decimal128(9, 2), (0.125, 0.875), (0.13, 0.87)),
+        (pa.int8(), (0.1, 2.9), (1, 2)),
+    ],
+)
+def test_bounds_are_numbers_that_cells_can_hold(type_, declared, expected):
+    array = pa.array([None, None], type_)
+    low, high = declared
+    found = columns.describe("a", array, Declared("numeric", low, high))
+    assert low <= found.low <= found.high <= high
+    np.testing.assert_allclose((found.low, found.high), expected, rtol=1e-6)
+    filled = columns.decode(found, np.array([found.low, found.high]), array)
+    assert all(low <= float(x) <= high for x in filled.to_pylist())
+
+
 def test_whole_numbers_stay_whole_and_within_their_type():
     frame = pd.DataFrame(
         {"a": pd.array([1, None, 250] * 5, dtype="UInt8"), "b": [0.0, None, 30] * 5}
@@ -190,6 +233,30 @@ def test_categories_may_be_others_in_new_frames():
         ({"a": [1, 2, 3]}, {"a": "binary"}, "'a' is binary, but has 3 levels: 1, 2, 3"),
         ({"a": [{}, {}]}, None, "expected numbers, text, categories"),
         ({"a": [1, "x"]}, None, "'a' of dtype object is not of one kind"),
+        ({"a": [1.0]}, ["a"], "expected types by column"),
+        ({"a": [1.0]}, {"a": {"lo": 0}}, "expected a type, or some of type, low, high, levels"),
+        ({"a": [1.0]}, {"a": 3}, "expected a type, or some of"),
+        ({"a": [1, 200]}, {"a": {"high": 120}}, "row 2 .*: 200 is above the declared high 120"),
+        ({"a": [3, -1]}, {"a": {"low": 0}}, "row 2 .*: -1 is below the declared low 0"),
+        ({"a": [1.0]}, {"a": {"low": 2, "high": 1}}, "no integer cell of type double lies"),
+        ({"a": [1]}, {"a": {"low": 0.2, "high": 0.8}}, "no integer cell of type int64 lies"),
+        ({"a": [1.0]}, {"a": {"low": "0"}}, "expected a number as bound, got '0'"),
+        ({"a": ["x"]}, {"a": {"low": 0}}, "'a' is bounded, but its cells are of type"),
+        ({"a": ["x"]}, {"a": {"type": "nominal", "low": 0}}, "low and high are those of numbers"),
+        ({"a": [1.5]}, {"a": "integer"}, "'a' is integer, but row 1 .* holds 1.5"),
+        ({"a": [1]}, {"a": {"type": "numeric", "levels": [1]}}, "numeric, but levels are declared"),
+        ({"a": [1]}, {"a": {"levels": []}}, "levels that are there once each"),
+        ({"a": [1]}, {"a": {"levels": [1, 1]}}, "levels that are there once each"),
+        ({"a": [1]}, {"a": {"levels": "123"}}, "expected a list of levels"),
+        ({"a": [1]}, {"a": {"levels": ["x"]}}, "levels that cells of type int64 can hold"),
+        ({"a": [None, "z"]}, {"a": {"levels": ["x", "y"]}}, "row 2 .*: 'z' is none of the dec"),
+        ({"a": pd.Categorical(["x"])}, {"a": {"levels": ["x", "y"]}}, "lack some of the declared"),
+        (
+            {"a": pd.to_datetime(["2026-01-01", "2026-03-01"])},
+            {"a": {"high": "2026-02-01"}},
+            "row 2 .*: 2026-03-01 00:00:00 is above the declared high 2026-02-01 00:00:00",
+        ),
+        ({"a": pd.to_datetime(["2026-01-01"])}, {"a": {"low": "x"}}, "expected a bound that cells"),
     ],
 )
 def test_bad_columns(frame, types, message):

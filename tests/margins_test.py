@@ -61,9 +61,22 @@ def test_means_of_numbers_over_their_latent_numbers():
     mean, deviation = np.array([-0.5, 0.8]), np.array([0.3, 0.6])
     found, square = margins.moments(margin, mean, deviation)
     latent = mean + deviation * rng.normal(size=(200_000, 2))
-    drawn = margins.from_latent(margin, latent) - margins.center(margin)
-    np.testing.assert_allclose(found, drawn.mean(axis=0), atol=0.02)
+    drawn = (margins.from_latent(margin, latent) - margins.center(margin)) / margins.unit(margin)
+    np.testing.assert_allclose(found, drawn.mean(axis=0), atol=0.02 / margins.unit(margin))
     np.testing.assert_allclose(square, (drawn**2).mean(axis=0), rtol=0.03)
+
+
+@pytest.mark.parametrize("ends", [(-0.3, 1.0), (-np.inf, 0.4), (2.0, np.inf), (-40.0, 40.0)])
+def test_means_of_numbers_within_bounds(ends):
+    margin = Straight(5.0, 2.0, (5 + 2 * ends[0], 5 + 2 * ends[1]))
+    mean, deviation = np.array([-0.5, 0.2, 3.0]), np.array([0.4, 1.0, 1e-3])
+    found = margins.moments(margin, mean, deviation)
+    # Many points of equal chance.
+    points = scipy.stats.norm.ppf((np.arange(200_000) + 0.5) / 200_000)
+    cells = margins.from_latent(margin, mean[:, None] + deviation[:, None] * points) - 5
+    cells /= margins.unit(margin)
+    np.testing.assert_allclose(found[0], cells.mean(axis=1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found[1], (cells**2).mean(axis=1), rtol=1e-3, atol=1e-5)
 
 
 def test_chances_of_levels():

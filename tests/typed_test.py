@@ -12,6 +12,7 @@ from sklearn.pipeline import make_pipeline
 from metamf_jax import MetaMFImputer
 from metamf_jax.imputation import mixed
 from metamf_jax.imputation.mixed import MixedConfig
+from metamf_jax.types import Entries
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -147,11 +148,75 @@ def test_a_matrix_may_be_fitted_after_a_frame(survey):
     assert not hasattr(imputer, "mixed_")
 
 
-def test_what_is_of_matrices_alone_is_refused(survey, fitted, tmp_path):
+def test_a_loaded_fit_answers_to_the_last_bit(survey, tmp_path):
+    types = {
+        "since": {"low": pd.Timestamp("2025-01-01")},
+        "town": {"levels": ["Bonn", "Jena", "Rom", "Ulm"]},
+        "age": {"type": "integer", "low": np.int64(18)},
+    }
+    imputer = MetaMFImputer(types=types, add_indicator=True, random_state=4).fit(survey)
+    imputer.save(tmp_path / "fit.safetensors")
+    loaded = MetaMFImputer.load(tmp_path / "fit.safetensors")
+    assert list(loaded.get_feature_names_out()) == list(imputer.get_feature_names_out())
+    assert loaded.types["since"] == {"low": "2025-01-01 00:00:00"}
+    for one, other in zip(imputer.mixed_.columns, loaded.mixed_.columns, strict=True):
+        assert one == other
+    np.testing.assert_array_equal(
+        loaded.transform(survey, return_std=True)[1], imputer.transform(survey, return_std=True)[1]
+    )
+    for one, other in zip(imputer.sample(survey, 2), loaded.sample(survey, 2), strict=True):
+        pd.testing.assert_frame_equal(one, other)
+    grown, again = (x.partial_fit(survey.head(9)) for x in (imputer, loaded))
+    pd.testing.assert_frame_equal(grown.transform(survey), again.transform(survey))
+
+
+def test_further_rows_may_have_further_levels_and_other_numbers():
+    rng = np.random.default_rng(2)
+    frame = pd.DataFrame(
+        {
+            "town": rng.choice(["Ulm", "Bonn"], 60),
+            "stars": rng.integers(2, 5, 60),
+            "count": rng.integers(0, 90, 60),
+        }
+    )
+    further = pd.DataFrame({"town": ["Rom", None], "stars": [1.0, np.nan], "count": [2.5, np.nan]})
+    grown = MetaMFImputer(types="auto").fit(frame).partial_fit(further)
+    columns = {column.name: column for column in grown.mixed_.columns}
+    assert {name: column.type for name, column in columns.items()} == {
+        "town": "nominal",
+        "stars": "ordinal",
+        "count": "numeric",
+    }
+    assert columns["town"].levels.to_pylist() == ["Bonn", "Ulm", "Rom"]
+    assert columns["stars"].levels.to_pylist() == [1, 2, 3, 4]
+    places = [["Bonn", "Ulm"].index(town) for town in frame["town"]]
+    np.testing.assert_array_equal(grown.mixed_.values[:, 0], [*places, 2, np.nan])
+    np.testing.assert_array_equal(grown.mixed_.values[:60, 1], frame["stars"] - 1)
+    assert grown.transform(further).notna().all(axis=None)
+
+
+@pytest.mark.parametrize(
+    ("types", "further", "message"),
+    [
+        ({"grade": {"levels": ["low", "high"]}}, "middle", "middle is none of low, high"),
+        ({"grade": "ordinal"}, "middle", "middle has no known place among the levels high, low"),
+        ({"grade": "binary"}, "middle", "middle is none of high, low"),
+        ({"size": "integer"}, 2.5, "'size' is integer, but row 1 .* holds 2.5"),
+        ({"size": {"high": 30}}, 31, "row 1 .*: 31 is above the declared high 30"),
+    ],
+)
+def test_further_rows_keep_to_what_was_declared(types, further, message):
+    frame = pd.DataFrame({"grade": ["low", "high", None] * 5, "size": np.arange(15)})
+    imputer = MetaMFImputer(types=types).fit(frame)
+    row = {"grade": "low", "size": 3, next(iter(types)): further}
+    with pytest.raises(ValueError, match=message):
+        imputer.partial_fit(pd.DataFrame([row]))
+
+
+def test_what_is_of_matrices_alone_is_refused(survey, fitted):
     for ask in (
         lambda: fitted.predict([0], [1]),
-        lambda: fitted.partial_fit(survey),
-        lambda: fitted.save(tmp_path / "fit.safetensors"),
+        lambda: fitted.update(Entries(np.zeros(1, int), np.zeros(1, int), np.ones(1), (120, 6))),
     ):
         with pytest.raises(ValueError, match="a frame of typed columns was fitted"):
             ask()
@@ -160,6 +225,8 @@ def test_what_is_of_matrices_alone_is_refused(survey, fitted, tmp_path):
         MetaMFImputer().fit(numbers).predict_chances(numbers)
     with pytest.raises(ValueError, match="expected one of pandas or polars"):
         MetaMFImputer(types="auto").fit(numbers)
+    with pytest.raises(ValueError, match="bounds are those of a matrix; of a frame"):
+        MetaMFImputer(bounds=(0, 1)).fit(survey)
     with pytest.raises(ValueError, match="or auto, got 'all'"):
         MetaMFImputer(types="all").fit(survey)
     with pytest.raises(ValueError, match="missing: town, since, empty"):

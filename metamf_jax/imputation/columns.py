@@ -10,15 +10,15 @@ A number stays what it is; a level becomes its place among the column's levels, 
 missing, NaN, or a level that was not there when the column was described, becomes NaN.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from pyarrow.compute import SetLookupOptions, call_function
 
-TYPES = ("numeric", "integer", "binary", "ordinal", "nominal")
-NUMBERS, LEVELS = TYPES[:2], TYPES[2:]
+from metamf_jax.imputation import declared as declarations
+from metamf_jax.imputation.declared import NOTHING, NUMBERS, Declared, Types
 
 # So few whole numbers are taken to be levels, if each is there so many times in the mean: answers
 # of a questionnaire, rooms of a house.
@@ -32,16 +32,19 @@ class Column(NamedTuple):
 
     Attributes:
       name: as in the table.
-      type: one of `TYPES`.
-      levels: of one of `LEVELS`, in their order; None of numbers.
+      type: one of `declared.TYPES`.
+      levels: of one of `declared.LEVELS`, in their order; None of numbers.
+      low, high: within these lies every number, both included, as far as that was declared.
     """
 
     name: str
     type: str
     levels: pa.Array | None = None
+    low: float = -np.inf
+    high: float = np.inf
 
 
-def describe(name: str, array: pa.Array, type_: str | None = None) -> Column:
+def describe(name: str, array: pa.Array, declared: Declared = NOTHING) -> Column:
     """Finds out what a column is.
 
     Categories are nominal, ordered ones ordinal, text nominal, yes and no binary. Numbers are
@@ -50,19 +53,20 @@ def describe(name: str, array: pa.Array, type_: str | None = None) -> Column:
     Args:
       name: of the column.
       array: its cells; NaN is missing.
-      type_: one of `TYPES`, if it is known.
+      declared: what is known of it.
 
     Raises:
-      ValueError: an unknown type, or one that such cells cannot be of.
+      ValueError: a type, bounds or levels that such cells cannot be of.
     """
-    if type_ is not None and type_ not in TYPES:
+    type_ = declared.type
+    if _is_number(array.type) and declared.levels is None:
+        return _describe_numbers(name, array, declared)
+    if type_ in NUMBERS or declared.low is not None or declared.high is not None:
         raise ValueError(
-            f"column {name!r}: expected a type among {', '.join(TYPES)}, got {type_!r}"
+            f"column {name!r} is {type_ or 'bounded'}, but its cells are of type {array.type}"
         )
-    if _is_number(array.type):
-        return _describe_numbers(name, array, type_)
-    if type_ in NUMBERS:
-        raise ValueError(f"column {name!r} is {type_}, but its cells are of type {array.type}")
+    if declared.levels is not None:
+        return _of_declared_levels(name, array, declared)
     if pa.types.is_dictionary(array.type):
         levels = array.dictionary
         found = "ordinal" if array.type.ordered else "nominal"
@@ -84,11 +88,11 @@ def encode(column: Column, array: pa.Array) -> np.ndarray:
     """The cells as float64 [N]: numbers, or places among the column's levels; NaN where missing.
 
     Raises:
-      ValueError: an infinite number, or cells of another kind than those that were described.
+      ValueError: an infinite number, one beyond declared bounds, or cells of another kind than
+        those that were described.
     """
     if column.levels is not None:
-        if pa.types.is_dictionary(array.type):
-            array = array.cast(array.type.value_type)
+        array = _decoded(array)
         if pa.types.is_null(array.type):
             return np.full(len(array), np.nan)
         try:
@@ -108,6 +112,7 @@ def encode(column: Column, array: pa.Array) -> np.ndarray:
         raise ValueError(
             f"column {column.name!r} holds an infinite number: leave the cell empty instead"
         )
+    _require_within(column, values, array)
     return values
 
 
@@ -147,6 +152,54 @@ def decode(column: Column, values: np.ndarray, like: pa.Array) -> pa.Array:
     return pa.array(whole, inner).cast(like.type)
 
 
+def extend(column: Column, array: pa.Array, declared: Declared = NOTHING) -> Column:
+    """What a column is with further cells: levels that were not there before are added.
+
+    Of two levels a third makes several, of whole numbers a broken one makes numbers, unless they
+    were declared.
+
+    Raises:
+      ValueError: a level that was not declared, one whose place among ordered categories is not
+        known, a number beyond declared bounds, or cells of another kind.
+    """
+    if column.levels is None:
+        if column.type == "integer" and declared.type is None:
+            values = encode(column._replace(type="numeric"), array)
+            if (values[~np.isnan(values)] % 1 != 0).any():
+                return column._replace(type="numeric")
+        elif column.type == "integer":
+            return describe(column.name, array, declared)
+        return column
+    cells = _decoded(array)
+    known = ~is_missing(cells)
+    unknown = known & np.isnan(encode(column, array))
+    if not unknown.any():
+        return column
+    new = cells.filter(pa.array(unknown)).unique().cast(column.levels.type)
+    shown = f"column {column.name!r}, row {np.flatnonzero(unknown)[0] + 1} of the further ones"
+    if declared.levels is not None or declared.type == "binary":
+        raise ValueError(f"{shown}: {new[0]} is none of {', '.join(map(str, column.levels))}")
+    ordered = _is_number(column.levels.type) and column.type != "nominal"
+    if column.type == "ordinal" and not ordered:
+        raise ValueError(
+            f"{shown}: {new[0]} has no known place among the levels "
+            f"{', '.join(map(str, column.levels))}: fit anew with all of them, in their order"
+        )
+    levels = pa.concat_arrays([column.levels, new])
+    if ordered:
+        return column._replace(type="ordinal", levels=levels.sort())
+    return column._replace(type="nominal", levels=levels)
+
+
+def moved(before: Column, after: Column, values: np.ndarray) -> np.ndarray:
+    """Places [N] among the levels of ``before`` as those among the levels of ``after``."""
+    if before.levels is None or after.levels is None or before.levels.equals(after.levels):
+        return values
+    at = np.asarray(_places(before.levels, after.levels), np.float64)
+    missing = np.isnan(values)
+    return np.where(missing, np.nan, at[np.where(missing, 0, values).astype(int)])
+
+
 def is_missing(array: pa.Array) -> np.ndarray:
     """Which cells are null or NaN; bool [N]."""
     return np.asarray(array.is_null(nan_is_null=True))
@@ -158,23 +211,8 @@ def has_levels(array: pa.Array) -> bool:
     return _is_text(type_) or pa.types.is_dictionary(type_) or pa.types.is_temporal(type_)
 
 
-def require_known(types: Mapping[str, str] | None, names: list[str]) -> Mapping[str, str]:
-    """The declared types, of columns that are there.
-
-    Raises:
-      ValueError: a type of a column that is not.
-    """
-    unknown = [name for name in types or {} if name not in names]
-    if unknown:
-        raise ValueError(
-            f"types are given for {', '.join(map(repr, unknown))}, but the columns are "
-            f"{', '.join(map(str, names[:20]))}{', ..' if len(names) > 20 else ''}"
-        )
-    return types or {}
-
-
 def of_matrix(
-    values: np.ndarray, names: list[str] | None = None, types: Mapping[str, str] | None = None
+    values: np.ndarray, names: list[str] | None = None, types: Types | None = None
 ) -> tuple[np.ndarray, tuple[Column, ...]]:
     """Describes and encodes a matrix of numbers [N, M], NaN where missing.
 
@@ -184,11 +222,9 @@ def of_matrix(
       types: those that are known.
     """
     names = [f"x{m}" for m in range(values.shape[1])] if names is None else names
-    known = require_known(types, names)
     arrays = [pa.array(column, from_pandas=True) for column in np.asarray(values).T]
-    columns = tuple(
-        describe(name, array, known.get(name)) for name, array in zip(names, arrays, strict=True)
-    )
+    known = declarations.of_columns(types, names)
+    columns = tuple(map(describe, names, arrays, known))
     found = [encode(column, array) for column, array in zip(columns, arrays, strict=True)]
     return np.column_stack(found), columns
 
@@ -204,14 +240,126 @@ def to_matrix(described: Sequence[Column], values: np.ndarray) -> np.ndarray:
     return found
 
 
-def _describe_numbers(name: str, array: pa.Array, type_: str | None) -> Column:
-    values = _numbers(array)
-    values = values[np.isfinite(values)]
+def _describe_numbers(name: str, array: pa.Array, declared: Declared) -> Column:
+    type_, values = declared.type, _numbers(array)
+    finite = values[np.isfinite(values)]
+    bounded = declared.low is not None or declared.high is not None
     if type_ is None:
-        type_ = "numeric" if pa.types.is_temporal(array.type) else _type_of_numbers(values)
-    if type_ in NUMBERS:
-        return Column(name, type_)
-    return _of_levels(name, type_, _distinct(array))
+        type_ = "numeric" if pa.types.is_temporal(array.type) else _type_of_numbers(finite)
+        if bounded and type_ not in NUMBERS:
+            type_ = "integer" if (finite == np.rint(finite)).all() else "numeric"
+    elif type_ == "integer":
+        broken = np.flatnonzero(np.isfinite(values) & (values != np.rint(values)))
+        if len(broken):
+            raise ValueError(
+                f"column {name!r} is integer, but row {broken[0] + 1} (the first is 1) holds "
+                f"{array[int(broken[0])].as_py()}"
+            )
+    if type_ not in NUMBERS:
+        return _of_levels(name, type_, _distinct(array))
+    column = Column(name, type_)
+    if bounded:
+        column = _with_bounds(column, array.type, declared)
+    _require_within(column, values, array)
+    return column
+
+
+def _with_bounds(column: Column, type_: Any, declared: Declared) -> Column:
+    """The column with the innermost numbers that its cells can hold within the declared bounds."""
+    low, high = -np.inf, np.inf
+    if declared.low is not None:
+        low = _representable(column, type_, _bound(column.name, type_, declared.low), up=True)
+    if declared.high is not None:
+        high = _representable(column, type_, _bound(column.name, type_, declared.high), up=False)
+    if low > high:
+        raise ValueError(
+            f"column {column.name!r}: no {column.type} cell of type {type_} lies between the "
+            f"declared low {declared.low} and high {declared.high}"
+        )
+    return column._replace(low=low, high=high)
+
+
+def _bound(name: str, type_: Any, given: Any) -> float:
+    """A declared bound as the number that `encode` would make of such a cell."""
+    try:
+        if pa.types.is_temporal(type_):
+            return float(_numbers(pa.array([given]).cast(type_))[0])
+        found = np.nan if isinstance(given, bool | str) else float(given)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise ValueError(
+            f"column {name!r}: expected a bound that cells of type {type_} can hold, got {given!r}"
+        ) from error
+    if np.isnan(found):
+        raise ValueError(f"column {name!r}: expected a number as bound, got {given!r}")
+    return found
+
+
+def _representable(column: Column, type_: Any, bound: float, up: bool) -> float:
+    """The next number, upward or downward, that a cell can hold."""
+    whole = np.ceil if up else np.floor
+    of_whole = pa.types.is_integer(type_) or pa.types.is_temporal(type_)
+    if column.type == "integer" or of_whole:
+        return float(whole(bound))
+    if pa.types.is_decimal(type_):
+        unit = 10.0**type_.scale
+        return float(whole(bound * unit) / unit)
+    if pa.types.is_floating(type_) and np.isfinite(bound):
+        dtype = type_.to_pandas_dtype()
+        near = dtype(bound)
+        # As Python's floats: NumPy would round the bound, too, before it compares.
+        if float(near) < bound if up else float(near) > bound:
+            near = np.nextafter(near, dtype(np.inf if up else -np.inf))
+        return float(near)
+    return bound
+
+
+def _require_within(column: Column, values: np.ndarray, array: pa.Array) -> None:
+    """Refuses numbers beyond declared bounds."""
+    for bound, beyond, side in (
+        (column.low, values < column.low, "below the declared low"),
+        (column.high, values > column.high, "above the declared high"),
+    ):
+        rows = np.flatnonzero(beyond)
+        if len(rows):
+            shown: Any = f"{bound:.15g}"
+            if pa.types.is_temporal(array.type):
+                shown = decode(column, np.array([bound]), array[:0])[0].as_py()
+            raise ValueError(
+                f"column {column.name!r}, row {rows[0] + 1} (the first is 1): "
+                f"{array[int(rows[0])].as_py()} is {side} {shown}; {len(rows)} cells are. Correct "
+                "them, leave them empty, or declare other bounds"
+            )
+
+
+def _of_declared_levels(name: str, array: pa.Array, declared: Declared) -> Column:
+    """A column whose levels are said, and hold all that was observed."""
+    coded, cells = pa.types.is_dictionary(array.type), _decoded(array)
+    of_cells = cells.type
+    try:
+        levels = pa.array(declared.levels)
+        if not pa.types.is_null(of_cells):
+            levels = levels.cast(of_cells)
+    except (pa.ArrowException, TypeError) as error:
+        raise ValueError(
+            f"column {name!r}: expected levels that cells of type {of_cells} can hold, got "
+            f"{list(declared.levels or ())}"
+        ) from error
+    unknown = np.flatnonzero(~is_missing(array) & np.asarray(_places(cells, levels).is_null()))
+    if len(unknown):
+        raise ValueError(
+            f"column {name!r}, row {unknown[0] + 1} (the first is 1): "
+            f"{cells[int(unknown[0])].as_py()!r} is none of the declared levels "
+            f"{', '.join(map(str, declared.levels or ()))}; {len(unknown)} cells are none. Correct "
+            "them, leave them empty, or declare these levels too"
+        )
+    if coded and _places(levels, array.dictionary).null_count:
+        raise ValueError(
+            f"column {name!r} has the categories {', '.join(map(str, array.dictionary))}, which "
+            "lack some of the declared levels: add them to the categories"
+        )
+    ordered = array.type.ordered if coded else _is_number(of_cells)
+    found = "binary" if len(levels) == 2 else "ordinal" if ordered else "nominal"
+    return _of_levels(name, declared.type or found, levels)
 
 
 def _type_of_numbers(values: np.ndarray) -> str:
@@ -238,6 +386,11 @@ def _of_levels(name: str, type_: str, levels: pa.Array) -> Column:
 def _distinct(array: pa.Array) -> pa.Array:
     """The different cells, ascending."""
     return array.filter(pa.array(~is_missing(array))).unique().sort()
+
+
+def _decoded(array: pa.Array) -> pa.Array:
+    """Categories as the levels that they stand for."""
+    return array.cast(array.type.value_type) if pa.types.is_dictionary(array.type) else array
 
 
 def _places(array: pa.Array, levels: pa.Array) -> pa.Array:

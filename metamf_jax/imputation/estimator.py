@@ -2,7 +2,7 @@
 
 import numbers
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from sklearn.impute import MissingIndicator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from metamf_jax.imputation import bounds as bounds_of_values
 from metamf_jax.imputation import (
     completion,
     fit_file,
@@ -24,9 +25,11 @@ from metamf_jax.imputation import (
 )
 from metamf_jax.imputation import quantiles as of_quantiles
 from metamf_jax.imputation.completion import Completion
+from metamf_jax.imputation.declared import Types
 from metamf_jax.imputation.fit_file import NamedCompletion
+from metamf_jax.imputation.mixed import Mixed
 from metamf_jax.imputation.prior import load_prior
-from metamf_jax.imputation.scaling import STANDARDIZATIONS
+from metamf_jax.imputation.scaling import STANDARDIZATIONS, Bounds
 from metamf_jax.types import Entries
 
 # A dense answer of more cells would fill the memory: 10^8 take 0.8 GB.
@@ -92,8 +95,12 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
       keep_empty_features: whether `transform` keeps columns without any cell in `fit`, by what the
         others say of them; else they are left out.
       types: of the columns of a data frame, by their names: numeric, integer, binary, ordinal or
-        nominal (`metamf_jax.imputation.columns`); those that are not named are found out. ``auto``
-        finds out all; so does None where a frame holds more than numbers.
+        nominal (`metamf_jax.imputation.columns`), or with more that is known of them, such as
+        ``{"type": "integer", "low": 0, "high": 120}`` and ``{"type": "ordinal", "levels": ["low",
+        "high"]}`` (`metamf_jax.imputation.declared`); what is not said is found out. ``auto`` finds
+        out all; so does None where a frame holds more than numbers.
+      bounds: of the values of a matrix, a pair (low, high), or such pairs by the numbers or names
+        of columns (`metamf_jax.imputation.bounds`): all answers are within.
       copy: whether `transform` leaves a dense array as it is; else it may fill that in.
       random_state: seed of the held-out check on observed cells, which weights the candidates
         and scales the error bars; an integer, None (0), or a ``numpy.random.RandomState``.
@@ -116,7 +123,8 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         random_state: Any = None,
         add_indicator: bool = False,
         keep_empty_features: bool = False,
-        types: Mapping[str, str] | str | None = None,
+        types: Types | str | None = None,
+        bounds: bounds_of_values.Declared | None = None,
         copy: bool = True,
     ):
         self.weights = weights
@@ -127,6 +135,7 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         self.add_indicator = add_indicator
         self.keep_empty_features = keep_empty_features
         self.types = types
+        self.bounds = bounds
         self.copy = copy
 
     def fit(self, X: Any, y: Any = None) -> "MetaMFImputer":
@@ -144,7 +153,12 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         for fitted in ("completion_", "mixed_", "check_", "feature_names_in_"):
             vars(self).pop(fitted, None)
         if typed.suits(X, self.types):
-            return self._fit_typed(X)
+            if self.bounds is not None:
+                raise ValueError(
+                    "bounds are those of a matrix; of a frame of typed columns give them by types, "
+                    'such as {"age": {"low": 0, "high": 120}}'
+                )
+            return self._take_typed(typed.fit(X, self.types, self._seed()))
         if self.standardize not in ("auto", *STANDARDIZATIONS):
             raise ValueError(
                 f"standardize must be auto, {', '.join(STANDARDIZATIONS[:-1])} or "
@@ -154,34 +168,28 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             raise ValueError(
                 f"missing must be {' or '.join(pipeline.MISSING)}, got {self.missing!r}"
             )
-        prior = load_prior(self.weights)
-        return self._take(pipeline.complete(prior, self._entries(X), **self._options()))
-
-    def _fit_typed(self, frame: Any) -> "MetaMFImputer":
-        self.mixed_ = typed.fit(frame, self.types, self._seed())
-        names = [column.name for column in self.mixed_.columns]
-        self.n_features_in_ = len(names)
-        if all(isinstance(name, str) for name in names):
-            vars(self)["feature_names_in_"] = np.array(names, object)
-        missing = np.isnan(frames.encode(frame, self.mixed_.columns))
-        self._fit_indicator(missing)
-        return self
+        prior, entries = load_prior(self.weights), self._entries(X)
+        bounds_of_values.require_within(self._limits, entries)
+        return self._take(pipeline.complete(prior, entries, **self._options()))
 
     def partial_fit(self, X: Any, y: Any = None) -> "MetaMFImputer":
         """Appends the rows of X to the fitted matrix, as its rows N, N + 1 and so on; see `update`.
 
-        Where nothing was fitted, as `fit`.
+        Where nothing was fitted, as `fit`. A frame of typed columns is fitted anew with its former
+        rows, which the fit keeps. There a further level of a category, or of numbers, is one more,
+        unless levels were declared.
 
         Args:
           X: as for `fit`, with the same columns.
           y: not used.
 
         Raises:
-          ValueError: X has other columns, or an infinite cell.
+          ValueError: X has other columns, an infinite cell, or one that was not declared.
         """
         if not (hasattr(self, "completion_") or self._is_typed):
             return self.fit(X)
-        self._require_matrix("partial_fit")
+        if self._is_typed:
+            return self._take_typed(typed.grow(self.mixed_, X, self.types, self._seed()))
         further, shape = self._entries(X, reset=False), self.completion_.shape
         rows = further.rows + np.int32(shape[0])
         both = shape[0] + further.shape[0], shape[1]
@@ -203,9 +211,11 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
           feature_names: of the further columns, where the fitted ones have names.
 
         Raises:
-          ValueError: a smaller shape, a cell twice or not finite, or another number of names.
+          ValueError: a smaller shape, a cell twice or not finite, another number of names, or a
+            frame of typed columns was fitted, whose cells are not all numbers: its further rows are
+            for `partial_fit`.
         """
-        self._require_matrix("update")
+        self._require_matrix("update", ": give whole rows to partial_fit, or fit the frame anew")
         names = getattr(self, "feature_names_in_", None)
         more = entries.shape[1] - self.completion_.shape[1]
         if len(feature_names) != (0 if names is None else max(more, 0)):
@@ -220,6 +230,7 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         return self
 
     def _update(self, entries: Entries) -> "MetaMFImputer":
+        bounds_of_values.require_within(self._limits, entries)
         return self._take(update.update(self.completion_, entries, **self._options()))
 
     def _take(self, completed: Completion) -> "MetaMFImputer":
@@ -232,6 +243,16 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             missing = np.ones(entries.shape, bool)
             missing[entries.rows, entries.columns] = False
         self._fit_indicator(missing)
+        return self
+
+    def _take_typed(self, fitted: Mixed) -> "MetaMFImputer":
+        """What is fitted, of a frame."""
+        self.mixed_ = fitted
+        names = [column.name for column in fitted.columns]
+        self.n_features_in_ = len(names)
+        if all(isinstance(name, str) for name in names):
+            vars(self)["feature_names_in_"] = np.array(names, object)
+        self._fit_indicator(np.isnan(fitted.values))
         return self
 
     def _fit_indicator(self, missing: np.ndarray | None) -> None:
@@ -258,7 +279,8 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             return self._transform_typed(X, return_std)
         values, observed = self._checked(X, self.copy)
         fitted, errors = fold_in.fold_in_rows(self.completion_, values, observed)
-        np.copyto(values, fitted, where=~observed, casting="same_kind")
+        fitted = bounds_of_values.clip(fitted.astype(values.dtype), self._limits)
+        np.copyto(values, fitted, where=~observed)
         completed = values if self._kept.all() else values[:, self._kept]
         if self.indicator_ is not None:
             shown = self.indicator_.transform(np.where(observed, 0, np.nan))
@@ -314,15 +336,22 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         return kept
 
     @property
+    def _limits(self) -> Bounds:
+        """Of the columns of a matrix, as they were declared."""
+        names = getattr(self, "feature_names_in_", None)
+        return bounds_of_values.of_columns(self.bounds, self.n_features_in_, names)
+
+    @property
     def _is_typed(self) -> bool:
         """Whether a frame of typed columns was fitted."""
         return hasattr(self, "mixed_")
 
-    def _require_matrix(self, asked: str) -> None:
+    def _require_matrix(self, asked: str, instead: str = "") -> None:
         check_is_fitted(self)
         if self._is_typed:
             raise ValueError(
                 f"{asked} is of matrices of numbers, but a frame of typed columns was fitted"
+                f"{instead}"
             )
 
     def predict(self, rows: Any, columns: Any = None, return_std: bool = False) -> Any:
@@ -339,13 +368,17 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         """
         self._require_matrix("predict")
         if columns is not None:
-            found = completion.predict(self.completion_, np.asarray(rows), np.asarray(columns))
-            return found if return_std else found[0]
+            found, errors = completion.predict(
+                self.completion_, np.asarray(rows), np.asarray(columns)
+            )
+            found = bounds_of_values.clip(found, self._limits, np.asarray(columns))
+            return (found, errors) if return_std else found
         if scipy.sparse.issparse(rows):
             raise ValueError(_DENSE.format(method="predict"))
         values, observed = self._checked(rows)
         fitted, errors = fold_in.fold_in_rows(self.completion_, values, observed)
         fitted, errors = fitted.astype(values.dtype), errors.astype(values.dtype)
+        fitted = bounds_of_values.clip(fitted, self._limits)
         return (fitted, errors) if return_std else fitted
 
     def predict_quantiles(
@@ -373,12 +406,13 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             return typed.quantiles(self.mixed_, rows, quantiles)
         if columns is not None:
             at = np.asarray(rows), np.asarray(columns)
-            return of_quantiles.of_cells(self.completion_, *at, quantiles)
+            found = of_quantiles.of_cells(self.completion_, *at, quantiles)
+            return bounds_of_values.clip(found, self._limits, at[1])
         if scipy.sparse.issparse(rows):
             raise ValueError(_DENSE.format(method="predict_quantiles"))
         values, observed = self._checked(rows)
         found = of_quantiles.of_rows(self.completion_, values, observed, quantiles)
-        return found.astype(values.dtype)
+        return bounds_of_values.clip(found.astype(values.dtype), self._limits)
 
     def sample(self, X: Any, imputations: int = 5) -> list[Any]:
         """Completes X several times, for multiple imputation (Rubin 1987).
@@ -407,7 +441,8 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             several = typed.impute(self.mixed_, X, imputations)
             return [frames.select(each, self._kept) for each in several]
         values, observed = self._checked(X)
-        return fold_in.impute(self.completion_, values, observed, imputations, self._seed())
+        several = fold_in.impute(self.completion_, values, observed, imputations, self._seed())
+        return [bounds_of_values.clip(each, self._limits) for each in several]
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the fitted imputer as one safetensors file, aside and renamed.
@@ -416,7 +451,7 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
           ValueError: ``random_state`` is neither an integer nor None, or there is no such folder.
           OSError: the file cannot be written.
         """
-        self._require_matrix("save")
+        check_is_fitted(self)
         options = self.get_params() | {"weights": os.fspath(self.weights)}
         if _is_none(self.missing_values):
             options["missing_values"] = None
@@ -427,8 +462,9 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
                     f"{self.random_state!r}"
                 )
             options["random_state"] = int(self.random_state)
-        names = getattr(self, "feature_names_in_", None)
-        fit_file.save(path, NamedCompletion(self.completion_, None, names, options))
+        names = None if self._is_typed else getattr(self, "feature_names_in_", None)
+        fitted = self.mixed_ if self._is_typed else self.completion_
+        fit_file.save(path, NamedCompletion(fitted, None, names, options))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "MetaMFImputer":
@@ -439,6 +475,8 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         """
         held = fit_file.load(path)
         imputer = cls(**held.options)
+        if isinstance(held.completion, Mixed):
+            return imputer._take_typed(held.completion)
         imputer._take(held.completion)
         imputer.n_features_in_ = held.completion.shape[1]
         if held.column_ids is not None and held.column_ids.dtype == object:
@@ -524,9 +562,14 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             )
         X = self._validated(X, False, copy)
         _require_few_cells(X.shape)
-        if not scipy.sparse.issparse(X):
-            return X, ~np.isnan(X)
-        listed = scipy.sparse.coo_array(X)
-        values = np.full(X.shape, np.nan, X.dtype)
-        values[listed.coords] = listed.data
-        return values, ~np.isnan(values)
+        values = X
+        if scipy.sparse.issparse(X):
+            listed = scipy.sparse.coo_array(X)
+            values = np.full(X.shape, np.nan, X.dtype)
+            values[listed.coords] = listed.data
+        observed = ~np.isnan(values)
+        if self.bounds is not None:
+            rows, columns = np.nonzero(observed)
+            entries = Entries(rows, columns, values[rows, columns], (len(values), X.shape[1]))
+            bounds_of_values.require_within(self._limits, entries)
+        return values, observed

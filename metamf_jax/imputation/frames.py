@@ -4,14 +4,15 @@ A filled frame is of the same kind, with the same index, names, order and types 
 that were observed are not touched. The libraries are imported by whoever made the frame.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from metamf_jax.imputation import columns
+from metamf_jax.imputation import columns, declared
 from metamf_jax.imputation.columns import Column
+from metamf_jax.imputation.declared import Types
 
 
 def is_frame(table: Any) -> bool:
@@ -25,23 +26,35 @@ def has_levels(frame: Any) -> bool:
     return any(columns.has_levels(array) for array in _arrays(frame))
 
 
-def describe(frame: Any, types: Mapping[str, str] | None = None) -> tuple[Column, ...]:
+def describe(frame: Any, types: Types | None = None) -> tuple[Column, ...]:
     """Finds out what the columns of a frame are.
 
     Args:
       frame: of N rows and M columns.
-      types: of columns by their names, where they are known: `columns.TYPES`.
+      types: types, bounds and levels of columns by their names, where they are known
+        (`metamf_jax.imputation.declared`).
 
     Raises:
-      ValueError: a type that is unknown or does not fit, of a column that is not there, or cells
-        that are no numbers, levels or times.
+      ValueError: a type that is unknown or does not fit, of a column that is not there, a cell
+        beyond declared bounds or levels, or cells that are no numbers, levels or times.
     """
     names = _names(frame)
-    known = columns.require_known(types, names)
-    return tuple(
-        columns.describe(name, array, known.get(name))
-        for name, array in zip(names, _arrays(frame), strict=True)
-    )
+    return tuple(map(columns.describe, names, _arrays(frame), declared.of_columns(types, names)))
+
+
+def extend(
+    frame: Any, described: Sequence[Column], types: Types | None = None
+) -> tuple[Column, ...]:
+    """What the columns are with the rows of a further frame; see `columns.extend`.
+
+    Args:
+      frame: with the columns that were described, in their order.
+      described: what they were.
+      types: that were declared.
+    """
+    _require_names(frame, described)
+    known = declared.of_columns(types, _names(frame))
+    return tuple(map(columns.extend, described, _arrays(frame), known))
 
 
 def encode(frame: Any, described: Sequence[Column]) -> np.ndarray:
@@ -80,8 +93,10 @@ def decode(frame: Any, described: Sequence[Column], values: np.ndarray) -> Any:
     fills = []
     for m, (column, array) in enumerate(zip(described, arrays, strict=True)):
         rows = np.flatnonzero(columns.is_missing(array) & ~np.isnan(values[:, m]))
-        # Nothing is known of the type of a column without cells.
-        of_type = pa.array([], pa.float64()) if pa.types.is_null(array.type) else array
+        of_type = array
+        if pa.types.is_null(array.type):
+            # Nothing is known of the type of a column without cells.
+            of_type = pa.array([], pa.float64()) if column.levels is None else column.levels
         fills.append((rows, columns.decode(column, values[rows, m], of_type)))
     if _library(frame) == "pandas":
         return _filled_pandas(frame, fills)

@@ -38,10 +38,11 @@ class Constant(NamedTuple):
 
 
 class Straight(NamedTuple):
-    """Numbers as they are: ``value = center + scale * latent``."""
+    """Numbers as they are: ``value = center + scale * latent``, no further than ``range``."""
 
     center: float
     scale: float
+    range: tuple[float, float] = (-np.inf, np.inf)
 
 
 class Scores(NamedTuple):
@@ -53,7 +54,8 @@ class Scores(NamedTuple):
       low, high: [L], where their latent numbers are; equal for a number that is there once.
       unscaled: whether there are but two, of which nothing fixes the scale of the latent number.
       levels: whether no other value is possible.
-      range: least and largest value possible: not beyond zero where no value is.
+      range: least and largest value possible: not beyond zero where no value is, nor beyond
+        declared bounds.
     """
 
     values: np.ndarray
@@ -102,8 +104,9 @@ def fit(column: Column, values: np.ndarray, most_classes: int) -> Margin:
         # In units of the largest value squares do not overflow.
         unit = np.abs(distinct).max()
         scaled = values / unit
-        return Straight(float(scaled.mean() * unit), float(scaled.std(ddof=1) * unit))
-    return _scores(distinct, counts, column.levels is not None)
+        bounds = column.low, column.high
+        return Straight(float(scaled.mean() * unit), float(scaled.std(ddof=1) * unit), bounds)
+    return _scores(distinct, counts, column)
 
 
 def near_normal(values: np.ndarray, ties: bool) -> bool:
@@ -149,7 +152,7 @@ def to_classes(margin: Classes, values: np.ndarray) -> np.ndarray:
 def from_latent(margin: Straight | Scores, latent: np.ndarray) -> np.ndarray:
     """Cells of latent numbers."""
     if isinstance(margin, Straight):
-        return margin.center + margin.scale * latent
+        return np.clip(margin.center + margin.scale * latent, *margin.range)
     if margin.levels:
         return margin.values[np.searchsorted(margin.high[:-1], latent)]
     knots, at = _knots(margin)
@@ -176,12 +179,12 @@ def from_classes(margin: Classes, latent: np.ndarray, rng: np.random.Generator) 
 def moments(
     margin: Straight | Scores, mean: np.ndarray, deviation: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and mean square of cells, less `center`, of normal latent numbers."""
+    """Mean and mean square of cells, less `center`, by `unit`, of normal latent numbers."""
     if isinstance(margin, Straight):
-        found = margin.scale * mean
-        return found, found**2 + (margin.scale * deviation) ** 2
+        ends = ((end - margin.center) / margin.scale for end in margin.range)
+        return _clipped_moments(mean, deviation, *ends)
     latent = mean[..., None] + deviation[..., None] * _NODES
-    cells = from_latent(margin, latent) - center(margin)
+    cells = (from_latent(margin, latent) - center(margin)) / unit(margin)
     return cells @ _NODE_WEIGHTS, cells**2 @ _NODE_WEIGHTS
 
 
@@ -190,6 +193,13 @@ def center(margin: Straight | Scores) -> float:
     if isinstance(margin, Straight):
         return margin.center
     return float(margin.values[len(margin.values) // 2])
+
+
+def unit(margin: Straight | Scores) -> float:
+    """A size of the cells, in which squares neither overflow nor vanish."""
+    if isinstance(margin, Straight):
+        return margin.scale
+    return float(np.abs(margin.values).max())
 
 
 def chances(margin: Scores, mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
@@ -212,7 +222,29 @@ def shares(margin: Margin, levels: Sized) -> np.ndarray:
     return found / max(found.sum(), 1)
 
 
-def _scores(distinct: np.ndarray, counts: np.ndarray, levels: bool) -> Scores:
+def _clipped_moments(
+    mean: np.ndarray, deviation: np.ndarray, low: float, high: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and mean square of normal numbers, of which those beyond an end lie at it."""
+    if np.isinf(low) and np.isinf(high):
+        return mean, mean**2 + deviation**2
+    # With a = (low - mean) / deviation, b likewise and Z normal: what lies between the ends is
+    # E[Z; a < Z < b] = phi(a) - phi(b),  E[Z^2; a < Z < b] = P(a < Z < b) + a phi(a) - b phi(b).
+    a, b = (low - mean) / deviation, (high - mean) / deviation
+    below, above = scipy.special.ndtr(a), scipy.special.ndtr(-b)
+    inside = 1 - below - above
+    of_a, of_b = (np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi) for x in (a, b))
+    first = of_a - of_b
+    second = inside + np.where(of_a > 0, a, 0) * of_a - np.where(of_b > 0, b, 0) * of_b
+    # An infinite end has no share.
+    low, high = (end if np.isfinite(end) else 0.0 for end in (low, high))
+    clipped = low * below + mean * inside + deviation * first + high * above
+    square = mean**2 * inside + 2 * mean * deviation * first + deviation**2 * second
+    return clipped, low**2 * below + square + high**2 * above
+
+
+def _scores(distinct: np.ndarray, counts: np.ndarray, column: Column) -> Scores:
+    levels = column.levels is not None
     upto = np.cumsum(counts)
     total = upto[-1]
     low = scipy.special.ndtri(np.append(0, upto[:-1]) / total)
@@ -222,7 +254,10 @@ def _scores(distinct: np.ndarray, counts: np.ndarray, levels: bool) -> Scores:
     elif not levels:
         middle = scipy.special.ndtri((upto - counts / 2) / total)
         low, high = (np.where(counts == 1, middle, end) for end in (low, high))
-    range_ = 0.0 if distinct[0] >= 0 else -np.inf, 0.0 if distinct[-1] <= 0 else np.inf
+    range_ = (
+        max(column.low, 0.0 if distinct[0] >= 0 else -np.inf),
+        min(column.high, 0.0 if distinct[-1] <= 0 else np.inf),
+    )
     return Scores(distinct, counts, low, high, len(distinct) == 2, levels, range_)
 
 

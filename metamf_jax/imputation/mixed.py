@@ -7,6 +7,7 @@ proper multiple imputation in Rubin's sense; by means and chances of levels; by 
 """
 
 import dataclasses
+import functools
 from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ import numpy as np
 import threadpoolctl
 
 from metamf_jax.imputation import margins
-from metamf_jax.imputation.columns import Column
+from metamf_jax.imputation.columns import Column, moved
 from metamf_jax.imputation.margins import Classes, Constant, Margin, Scores
 from metamf_jax.posterior import copula
 from metamf_jax.posterior.copula import Choice, CopulaConfig, Data, Parameters, Predicted
@@ -69,6 +70,7 @@ class Mixed(NamedTuple):
       trust: [M], how much the chances of levels are the model's; for the rest those of the column
         alone, since a column that nothing predicts had better be answered by its commonest level.
       seed: of the draws.
+      values: [N, M], what was fitted, for `grow`.
     """
 
     columns: tuple[Column, ...]
@@ -76,6 +78,7 @@ class Mixed(NamedTuple):
     parameters: Parameters
     trust: np.ndarray
     seed: int
+    values: np.ndarray
 
 
 class Answers(NamedTuple):
@@ -123,18 +126,17 @@ def fit(
     if not any(map(margins.width, found)):
         nothing = Parameters(np.zeros(0), np.zeros((0, 0)), np.zeros(0), 1.0)
         parameters = _stack([nothing] * config.num_draws)
-        return Mixed(tuple(columns), found, parameters, np.ones(len(columns)), config.seed)
+        return Mixed(tuple(columns), found, parameters, np.ones(len(columns)), config.seed, values)
     parameters = _draw_parameters(values, found, config)
     trust = _trust(values, tuple(columns), found, config)
-    return Mixed(tuple(columns), found, parameters, trust, config.seed)
+    return Mixed(tuple(columns), found, parameters, trust, config.seed, values)
 
 
 def _draw_parameters(
     values: np.ndarray, found: Sequence[Margin], config: MixedConfig
 ) -> Parameters:
     data, key, kept = _prepare(values, found), jax.random.key(config.seed), []
-    # Threads of BLAS gain nothing on such small matrices.
-    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+    with _one_thread():
         state = copula.init(key, data, config.copula)
         for i in range(config.burn_in + config.num_draws):
             state, _ = copula.sweep(jax.random.fold_in(key, i), state, data, config.copula)
@@ -157,7 +159,7 @@ def _trust(
     left = np.where(held, np.nan, values)
     short = dataclasses.replace(config, burn_in=_SHORT[0], num_draws=_SHORT[1])
     parameters = _draw_parameters(left, found, short)
-    chances = answer(Mixed(columns, found, parameters, trust, config.seed), left).chances
+    chances = answer(Mixed(columns, found, parameters, trust, config.seed, left), left).chances
     asked, said = np.flatnonzero(held.any(axis=0)), []
     for m in asked:
         rows = held[:, m]
@@ -178,6 +180,21 @@ def _weight(first: np.ndarray, second: np.ndarray, prior: float, strength: float
         of_first = weight * first / (weight * first + (1 - weight) * second)
         weight = (of_first.sum() + strength * prior) / (len(first) + strength)
     return float(weight)
+
+
+def grow(mixed: Mixed, values: np.ndarray, columns: Sequence[Column], config: MixedConfig) -> Mixed:
+    """The table with further rows, fitted anew.
+
+    Args:
+      mixed: the fitted table.
+      values: [N', M], further rows, as of ``columns``.
+      columns: what the columns are with these rows; levels may be more than there were.
+      config: how to draw.
+    """
+    before = mixed.values.copy()
+    for m, (old, new) in enumerate(zip(mixed.columns, columns, strict=True)):
+        before[:, m] = moved(old, new, before[:, m])
+    return fit(np.concatenate([before, values]), columns, config)
 
 
 def impute(mixed: Mixed, values: np.ndarray, imputations: int) -> list[np.ndarray]:
@@ -216,11 +233,13 @@ def answer(mixed: Mixed, values: np.ndarray, quantiles: Sequence[float] = ()) ->
     at = np.arange(count) if quantiles else np.arange(0, count, 2)
     sums = [_Sums.start(margin, values[:, m]) for m, margin in enumerate(mixed.margins)]
     first, rng, drawn = _first_of_each(mixed.margins), np.random.default_rng(mixed.seed), []
+    numbers = np.isnan(values) & [column.levels is None for column in mixed.columns]
     for latent, predicted in _latent_numbers(mixed, values, at):
         for m, margin in enumerate(mixed.margins):
             sums[m].add(margin, latent, predicted, first[m])
         if quantiles:
-            drawn.append(_complete(mixed, values, latent, rng))
+            # All cells of all draws would be gigabytes.
+            drawn.append(_complete(mixed, values, latent, rng)[numbers])
     found, errors, chances = values.copy(), np.zeros(values.shape), {}
     for m, (column, margin) in enumerate(zip(mixed.columns, mixed.margins, strict=True)):
         rows = sums[m].rows
@@ -232,7 +251,11 @@ def answer(mixed: Mixed, values: np.ndarray, quantiles: Sequence[float] = ()) ->
             chances[m][rows] = of_levels
             known = np.flatnonzero(~np.isnan(values[:, m]))
             chances[m][known, values[known, m].astype(int)] = 1
-    return Answers(found, errors, chances, _quantiles(mixed, drawn, found, quantiles))
+    between = np.repeat(found[None], len(quantiles), axis=0)
+    if quantiles:
+        # By this rule an interval holds what it says however few the draws are.
+        between[:, numbers] = np.quantile(np.stack(drawn), quantiles, axis=0, method="weibull")
+    return Answers(found, errors, chances, between)
 
 
 def is_empty(margin: Margin) -> bool:
@@ -246,7 +269,8 @@ class _Sums:
 
     Attributes:
       rows: [R], where cells are missing.
-      first: [R] or [R, L], sums of means, or of chances of values or classes.
+      first: [R] or [R, L], sums of means, or of chances of values or classes; means and squares in
+        units of `margins.unit`.
       second: [R], of mean squares.
     """
 
@@ -287,8 +311,10 @@ class _Sums:
                 return margin.value, 0, None
             assert not isinstance(margin, Classes)
             mean = self.first / count
-            errors = np.sqrt(np.maximum(self.second / count - mean**2, 0))
-            found = margins.center(margin) + mean
+            unit = margins.unit(margin)
+            errors = unit * np.sqrt(np.maximum(self.second / count - mean**2, 0))
+            # Rounding may leave the mean of numbers at a bound beyond it.
+            found = np.clip(margins.center(margin) + unit * mean, column.low, column.high)
             return np.rint(found) if column.type == "integer" else found, errors, None
         chances = np.zeros((len(self.rows), len(column.levels)))
         if isinstance(margin, Constant):
@@ -306,6 +332,17 @@ class _Sums:
         if not isinstance(margin, Constant):
             chances = trust * chances + (1 - trust) * margins.shares(margin, column.levels)
         return chances.argmax(axis=1), 1 - chances.max(axis=1), chances
+
+
+@functools.cache
+def _threads() -> threadpoolctl.ThreadpoolController:
+    """The libraries that have threads; to look for them takes 8 ms."""
+    return threadpoolctl.ThreadpoolController()
+
+
+def _one_thread():
+    """Threads of BLAS gain nothing on such small matrices."""
+    return _threads().limit(limits=1, user_api="blas")
 
 
 def _stack(draws: list[Parameters]) -> Parameters:
@@ -346,7 +383,7 @@ def _latent_numbers(
     for s in at:
         parameters = jax.tree.map(lambda leaf, s=s: leaf[s], mixed.parameters)
         predicted = None
-        with threadpoolctl.threadpool_limits(1, user_api="blas"):
+        with _one_thread():
             for _ in range(_BETWEEN if number else _WARM):
                 of_sweep = jax.random.fold_in(jax.random.fold_in(key, _REST), number)
                 latent, predicted = copula.draw_latent(of_sweep, latent, parameters, data)
@@ -371,14 +408,3 @@ def _complete(
             drawn = margins.from_latent(margin, latent[rows, p])
             found[rows, m] = np.rint(drawn) if column.type == "integer" else drawn
     return found
-
-
-def _quantiles(
-    mixed: Mixed, drawn: list[np.ndarray], found: np.ndarray, quantiles: Sequence[float]
-) -> np.ndarray:
-    if not quantiles:
-        return np.zeros((0, *found.shape))
-    with_levels = [column.levels is not None for column in mixed.columns]
-    # By this rule an interval holds what it says however few the draws are.
-    of_draws = np.quantile(np.stack(drawn), quantiles, axis=0, method="weibull")
-    return np.where(with_levels, found, of_draws)

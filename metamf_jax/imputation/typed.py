@@ -3,16 +3,17 @@
 `frames` makes numbers of a frame and a frame of numbers, `mixed` completes the numbers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from metamf_jax.imputation import frames, mixed
+from metamf_jax.imputation.declared import Types
 from metamf_jax.imputation.mixed import Mixed, MixedConfig
 
 
-def suits(table: Any, types: Mapping[str, str] | str | None) -> bool:
+def suits(table: Any, types: Types | str | None) -> bool:
     """Whether a table is to be taken as a frame of typed columns.
 
     Args:
@@ -33,17 +34,31 @@ def suits(table: Any, types: Mapping[str, str] | str | None) -> bool:
     return False
 
 
-def fit(frame: Any, types: Mapping[str, str] | str | None, seed: int) -> Mixed:
+def fit(frame: Any, types: Types | str | None, seed: int) -> Mixed:
     """Finds out what the columns are, and draws from their posterior.
 
     Raises:
       ValueError: see `frames.describe`, `frames.encode` and `mixed.fit`.
     """
+    described = frames.describe(frame, _declared(types))
+    return mixed.fit(frames.encode(frame, described), described, MixedConfig(seed=seed))
+
+
+def grow(fitted: Mixed, frame: Any, types: Types | str | None, seed: int) -> Mixed:
+    """The fitted frame with the rows of a further one, fitted anew.
+
+    Raises:
+      ValueError: other columns, or cells that the columns cannot hold; see `columns.extend`.
+    """
+    described = frames.extend(frame, fitted.columns, _declared(types))
+    values = frames.encode(frame, described)
+    return mixed.grow(fitted, values, described, MixedConfig(seed=seed))
+
+
+def _declared(types: Types | str | None) -> Types | None:
     if isinstance(types, str) and types != "auto":
         raise ValueError(f"expected types by column, or auto, got {types!r}")
-    known = None if isinstance(types, str) else types
-    described = frames.describe(frame, known)
-    return mixed.fit(frames.encode(frame, described), described, MixedConfig(seed=seed))
+    return None if isinstance(types, str) else types
 
 
 def complete(fitted: Mixed, frame: Any) -> tuple[Any, np.ndarray]:
