@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from metamf_jax.data.tables.format import TableFormat
     from metamf_jax.imputation.answers import Answers
     from metamf_jax.imputation.completion import Completion
-    from metamf_jax.types import Entries, Table
+    from metamf_jax.imputation.feature_tables import Features, SideTable
+    from metamf_jax.imputation.fit_file import NamedCompletion
+    from metamf_jax.types import Entries, FeatureTable, Table
 
 # Above it the answer would fill the memory: 10^8 cells take 2 GB as three columns.
 MOST_CELLS = 10**8
@@ -39,6 +41,8 @@ examples:
       the ten highest predicted items of each user, with error bars
   metamf impute ratings.csv --output asked.csv --pairs wanted.csv
       only the pairs that wanted.csv lists, in its order
+  metamf impute ratings.csv --output best.csv --top 10 --row_features users.csv
+      what is known of the users beside their ratings; those without any are answered too
   metamf impute survey.csv --output drawn.csv --types auto --imputations 20 --report report.html
       numbers, levels and categories as they are; twenty completed tables, and a page on them
   metamf impute survey.csv --output filled.csv --save fit.safetensors
@@ -63,11 +67,13 @@ class Input(NamedTuple):
       path: its file; a matrix's is written again with its blanks filled.
       found: how it was laid out.
       table: in float64.
+      told: tables of features of its rows and of its columns.
     """
 
     path: str
     found: TableFormat
     table: Table
+    told: tuple[FeatureTable | None, FeatureTable | None] = (None, None)
 
 
 def describe(path: str, found: TableFormat, table: Table) -> str:
@@ -251,7 +257,7 @@ def _write_pairs(
     """A line for each cell, under the names of the input's columns."""
     from metamf_jax.data.tables import digits, fill, write
 
-    path, found, table = given
+    path, found, table, _ = given
     header = found.header if not found.dense else None
     row, column, value = (
         (header[role] for role in found.roles[:3]) if header else ("row", "column", "value")
@@ -275,7 +281,7 @@ def _write_pairs(
 
 
 def with_unknown(table: Table, pairs: tuple[np.ndarray, np.ndarray]) -> Table:
-    """The table with the rows and columns that only the pairs name, without an observed cell."""
+    """The table with the rows and columns that only these ids name, without an observed cell."""
     import numpy as np
 
     from metamf_jax.data import tables
@@ -379,6 +385,7 @@ def _require_consistent(flags: argparse.Namespace) -> None:
         )
     if flags.types or flags.report:
         names = "pairs", "top", "std", "quantiles", "plot", "save", "fitted", "layout"
+        names = *names, "row_features", "column_features"
         others = [f"--{name}" for name in names if getattr(flags, name)]
         if others:
             raise ValueError(f"--types and --report exclude {', '.join(others)}")
@@ -386,20 +393,35 @@ def _require_consistent(flags: argparse.Namespace) -> None:
             raise ValueError(f"expected 1 to 100 imputations, got {flags.imputations}")
     if flags.fitted and flags.save:
         raise ValueError("--save writes a fit and --fitted reads one instead: give one of them")
+    if flags.fitted and flags.column_features:
+        raise ValueError(
+            "--fitted answers for the columns that it was fitted with, and knows their features:"
+            " leave --column_features out, or fit anew with --save"
+        )
 
 
 def _read(flags: argparse.Namespace) -> tuple[Input, tuple[np.ndarray, np.ndarray] | None]:
-    """The table, with the rows and columns that pairs name besides, and the pairs."""
+    """The table and the pairs; with the rows and columns that pairs name besides.
+
+    So has a list without pairs those that only the tables of features name.
+    """
     import numpy as np
 
     from metamf_jax.data import tables
+    from metamf_jax.data.tables.features import read_features
 
     found = tables.detect(flags.input, layout=flags.layout)
     table = tables.read_table(flags.input, layout=flags.layout, dtype=np.float64)
     print(describe(flags.input, found, table), flush=True)
+    told = (
+        read_features(flags.row_features, "row") if flags.row_features else None,
+        read_features(flags.column_features, "column") if flags.column_features else None,
+    )
     if not flags.pairs:
+        if not found.dense:
+            table = _with_told(table, told)
         require_few_cells(flags.input, table)
-        return Input(flags.input, found, table), None
+        return Input(flags.input, found, table, told), None
     pairs = tables.read_pairs(flags.pairs)
     known = table.entries.shape
     table = with_unknown(table, pairs)
@@ -409,12 +431,44 @@ def _read(flags: argparse.Namespace) -> tuple[Input, tuple[np.ndarray, np.ndarra
             f"{flags.pairs} names {new[0]} rows and {new[1]} columns without an observed cell:"
             " answered from the others"
         )
-    return Input(flags.input, found, table), pairs
+    return Input(flags.input, found, table, told), pairs
+
+
+def _with_told(table: Table, told: tuple[FeatureTable | None, FeatureTable | None]) -> Table:
+    """The table with the rows and columns of which only features tell."""
+    import numpy as np
+
+    known, sides = table.entries.shape, (table.row_ids, table.column_ids)
+    named = [
+        ids[:0] if of_side is None else of_side.ids
+        for of_side, ids in zip(told, sides, strict=True)
+    ]
+    table = with_unknown(table, (named[0], named[1]))
+    for of_side, side, new in zip(
+        told, ("row", "column"), np.subtract(table.entries.shape, known), strict=True
+    ):
+        if of_side is not None and new:
+            print(f"{of_side.path} tells of {new} {side}s without an observed cell: answered too")
+    return table
+
+
+def _side_tables(given: Input) -> tuple[SideTable | None, SideTable | None]:
+    """Where the rows and columns of the input stand in the tables of features."""
+    from metamf_jax.data import tables
+    from metamf_jax.imputation.feature_tables import SideTable
+
+    rows, columns = (
+        None if table is None else SideTable(table, tables.positions(ids, table.ids))
+        for table, ids in zip(
+            given.told, (given.table.row_ids, given.table.column_ids), strict=True
+        )
+    )
+    return rows, columns
 
 
 def _fitted(flags: argparse.Namespace, given: Input, started: float) -> Answers:
     """The table, completed and saved where that is asked for."""
-    from metamf_jax.imputation import pipeline
+    from metamf_jax.imputation import feature_tables, pipeline
     from metamf_jax.imputation.answers import OfFitted
     from metamf_jax.imputation.prior import load_prior
 
@@ -431,6 +485,7 @@ def _fitted(flags: argparse.Namespace, given: Input, started: float) -> Answers:
         missing=flags.missing,
         seed=flags.seed,
         progress=progress,
+        given=feature_tables.coded(*_side_tables(given), table.entries.shape),
     )
     _tell(completed, table, flags.weights)
     if flags.save:
@@ -472,7 +527,7 @@ def _by_fitted(path: str, given: Input) -> tuple[Input, Answers]:
     from metamf_jax.imputation import answers, fit_file
     from metamf_jax.types import Entries
 
-    named, (_, found, table) = fit_file.load(path), given
+    named, found, table = fit_file.load(path), given.found, given.table
     fitted = named.completion.entries
     ids = named.column_ids if named.column_ids is not None else np.arange(fitted.shape[1])
     columns = tables.positions(table.column_ids, ids)
@@ -489,25 +544,52 @@ def _by_fitted(path: str, given: Input) -> tuple[Input, Answers]:
             f"{MOST_CELLS} cells. Split the rows"
         )
     known = np.full(shape, np.nan)
-    again = 0
+    numbers = np.full(shape[0], -1)
     if named.row_ids is not None and _names_rows(found):
         numbers = tables.positions(table.row_ids, named.row_ids)
         places = np.full(fitted.shape[0], -1)
         places[numbers[numbers >= 0]] = np.flatnonzero(numbers >= 0)
         at = places[fitted.rows]
         known[at[at >= 0], fitted.columns[at >= 0]] = fitted.values[at >= 0]
-        again = int((numbers >= 0).sum())
     known[table.entries.rows, columns[table.entries.columns]] = table.entries.values
     print(
         f"answered by {path}, fitted to {fitted.shape[0]} rows and {fitted.shape[1]} columns; "
-        f"{again} of the {shape[0]} rows are among these"
+        f"{int((numbers >= 0).sum())} of the {shape[0]} rows are among these"
     )
     if not found.dense:
         rows, columns = np.nonzero(~np.isnan(known))
         entries = Entries(rows, columns, known[rows, columns], shape)
         table = table._replace(entries=entries, column_ids=ids)
         columns = np.arange(shape[1])
-    return given._replace(table=table), answers.of_further_rows(named.completion, known, columns)
+    features = _features_by_fitted(named, given, numbers)
+    answered = answers.of_further_rows(named.completion, known, columns, features)
+    return given._replace(table=table), answered
+
+
+def _features_by_fitted(
+    named: NamedCompletion, given: Input, numbers: np.ndarray
+) -> np.ndarray | None:
+    """Features [N, F] of rows: what the input's table tells, else those that were fitted.
+
+    Args:
+      named: the fit.
+      given: the input.
+      numbers: [N], which of the fitted rows they are; -1 for none.
+    """
+    import numpy as np
+
+    from metamf_jax.imputation import feature_tables
+
+    told = _side_tables(given)[0]
+    features = feature_tables.of_further(named.completion.features, 0, told)
+    drawn = named.completion.sampled
+    if drawn is None or drawn.given is None:
+        return None
+    fitted = drawn.given[0].features
+    of_fitted = np.where((numbers >= 0)[:, None], fitted[np.maximum(numbers, 0)], np.float32(0))
+    if told is None or features is None:
+        return of_fitted
+    return np.where((told.lines >= 0)[:, None], features, of_fitted)
 
 
 def _tell(completed: Completion, table: Table, weights: str) -> None:
@@ -540,6 +622,24 @@ def _tell(completed: Completion, table: Table, weights: str) -> None:
         "rows": "each row in its own unit",
     }
     print(f"standardised with {unit[by]}; weights {weights}")
+    if completed.features is not None:
+        _tell_of_features(completed.features)
+
+
+def _tell_of_features(features: Features) -> None:
+    """Prints how many there are, and what they are worth."""
+    counts = [of_side.features.shape for of_side in features.given]
+    told = [int(of_side.features.any(axis=1).sum()) for of_side in features.given]
+    sides = [
+        f"{width} of {known} of {size} {side}s"
+        for side, known, (size, width) in zip(("row", "column"), told, counts, strict=True)
+        if width
+    ]
+    ending = "" if features.used else ": they are not used"
+    print(
+        f"features: {', '.join(sides)}; held-out error of draws {features.rmse:.4g} with them, "
+        f"{features.rmse_without:.4g} without{ending}"
+    )
 
 
 def _probabilities(text: str) -> tuple[float, ...]:
@@ -617,6 +717,15 @@ def _parser() -> argparse.ArgumentParser:
         "--report",
         metavar="FILE.html",
         help="write a page on the columns, their errors and what was imputed; implies --types auto",
+    )
+    impute.add_argument(
+        "--row_features",
+        metavar="FILE",
+        help="what is known of rows, beside ratings: a table with a header and a line for each id; "
+        "numbers, categories, labels between |; what a column holds may end its name: zip:category",
+    )
+    impute.add_argument(
+        "--column_features", metavar="FILE", help="the same of columns, such as films"
     )
     impute.add_argument("--plot", metavar="FILE.png", help="draw the table, before and after")
     impute.add_argument(

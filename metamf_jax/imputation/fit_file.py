@@ -21,6 +21,7 @@ from metamf_jax.bias_model import Effects
 from metamf_jax.factorization.factor_file import decode_ids, encode_ids
 from metamf_jax.imputation.candidates import Cells, ColumnState
 from metamf_jax.imputation.completion import Completion
+from metamf_jax.imputation.feature_tables import Features
 from metamf_jax.imputation.forest import Forest
 from metamf_jax.imputation.held_out import Check
 from metamf_jax.imputation.normal_scores import Marginals
@@ -39,6 +40,7 @@ from metamf_jax.meta_learning.meta_loss import MetaParams, ModelConfig
 from metamf_jax.posterior.chains import Draws
 from metamf_jax.posterior.entry_effects import EntryEffects
 from metamf_jax.posterior.gibbs import GibbsConfig
+from metamf_jax.posterior.given import Coding, GivenFeatures
 from metamf_jax.posterior.hyperprior import Hyperprior
 from metamf_jax.posterior.learned_hyperprior import LearnedHyperprior
 from metamf_jax.posterior.pattern import SideFeatures
@@ -59,6 +61,7 @@ _RECORDS = {
         *(TrainedOn, Standardization),
         *(Sampled, GibbsConfig, LearnedHyperprior),
         *(SideFeatures, Draws, Hyperprior, EntryEffects),
+        *(Features, GivenFeatures, Coding),
     )
 }
 
