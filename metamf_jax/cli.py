@@ -447,6 +447,11 @@ def _with_told(table: Table, told: tuple[FeatureTable | None, FeatureTable | Non
     for of_side, side, new in zip(
         told, ("row", "column"), np.subtract(table.entries.shape, known), strict=True
     ):
+        if of_side is not None and new == len(of_side.ids):
+            raise ValueError(
+                f"{of_side.path}: none of its {new} ids, such as {of_side.ids.tolist()[0]!r},"
+                " stands in the input; write ids as they are written there"
+            )
         if of_side is not None and new:
             print(f"{of_side.path} tells of {new} {side}s without an observed cell: answered too")
     return table
