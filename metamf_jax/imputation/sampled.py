@@ -362,29 +362,37 @@ def _empty_rows(sampled: Sampled, side: int, of_table: np.ndarray) -> Factors:
     Each is a row to come, whose pattern is not known yet, rather than one that is never observed,
     as the chains take it: its features of the pattern are what the given ones tell of them, by
     ridge regression over the fitted rows, and in each draw what one of these has beyond that. Where
-    nothing is told, all features are those of one of these. All rows have the same noise.
+    nothing is told, all features are those of one of these. They count by their cells, since a cell
+    that is to be observed stands the likelier in a row that has many. All rows have the same noise.
     """
     at = (sampled.places.rows, sampled.places.columns)[side]
     prior = (sampled.draws.row_prior, sampled.draws.column_prior)[side]
     count, num_draws = sampled.places.occupied[side], len(sampled.draws.alpha)
-    of_fitted, of_pattern = _given(sampled, side)[at < count], sampled.features[side].features
-    of_pattern = of_pattern[:count]
+    of_fitted, of_pattern = _given(sampled, side)[at < count], sampled.features[side]
+    every = np.column_stack([of_pattern.features[:count], of_fitted])
+    num_pattern, width = of_pattern.features.shape[1], of_fitted.shape[1]
+    shares = pattern.counts(of_pattern)[:count]
+    shares = shares / shares.sum()
+    means = shares @ every
+    about = every - means
     # As if half of their variance were told; of unrelated features little remains.
-    ridge = of_fitted.shape[1] * np.eye(of_fitted.shape[1], dtype=np.float32)
-    slopes = np.linalg.solve(of_fitted.T @ of_fitted + ridge, of_fitted.T @ of_pattern)
-    features = np.column_stack([of_table @ slopes, of_table])
+    weighted = (count * shares)[:, None] * about[:, num_pattern:]
+    gram = weighted.T @ about[:, num_pattern:] + width * np.eye(width)
+    slopes = np.linalg.solve(gram, weighted.T @ about[:, :num_pattern])
+    left = np.pad(about[:, :num_pattern] - about[:, num_pattern:] @ slopes, ((0, 0), (0, width)))
+    told = of_table.any(axis=1)[:, None]
+    expected = means[:num_pattern] + (of_table - means[num_pattern:]) @ slopes
+    features = np.where(told, np.column_stack([expected, of_table]), means)
     _, drawn = fold_in.without_entries(prior, features, _noise(sampled, side)[:, None])
-    some = np.random.default_rng([side, 0x9A77]).integers(count, size=(num_draws + 1) // 2)
+    rng = np.random.default_rng([side, 0x9A77])
+    some = rng.choice(count, size=(num_draws + 1) // 2, p=shares)
 
     def of_some(beyond: np.ndarray) -> np.ndarray:
         # [S, 1, F] x [S, F, L]
         return _in_pairs(beyond[some], num_draws)[:, None] @ prior.coefficients[:, 1:]
 
-    left = np.column_stack([of_pattern - of_fitted @ slopes, np.zeros_like(of_fitted)])
-    told, every = of_table.any(axis=1)[:, None], np.column_stack([of_pattern, of_fitted])
-    drawn += np.where(told, of_some(left), of_some(every))
-    shares = np.repeat(_shares(sampled, side)[:, None], len(of_table), axis=1)
-    return Factors(drawn, shares)
+    drawn += np.where(told, of_some(left), of_some(about))
+    return Factors(drawn, np.repeat(_shares(sampled, side)[:, None], len(of_table), axis=1))
 
 
 def _noise(sampled: Sampled, side: int) -> np.ndarray:
