@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from experiments import imputation_tasks
-from experiments.benchmarks import factorize, imputer, meta_step, posterior, tables
+from experiments.benchmarks import cold_start, factorize, imputer, meta_step, posterior, tables
 from metamf_jax.meta_learning.encoder import EncoderConfig
 from metamf_jax.meta_learning.map_estimation import MapConfig
 from metamf_jax.meta_learning.meta_loss import ModelConfig
@@ -285,3 +285,13 @@ def test_mistakes_of_tables(folder_of_tables, tmp_path):
     assert "holds no file that ends in .txt or .txt.gz" in message(sets=("grape",))
     (folder_of_tables / "tables" / "mixed" / "one.two.csv").write_text("a,b\n1,2\n,3\n")
     assert "expected columns without gaps" in message(sets=("mixed",))
+
+
+def test_cold_start(tmp_path):
+    config = cold_start.Config("synthetic", ("without", "noise"), None, None, 1, 2)
+    means = cold_start.run(config, tmp_path)["means"]
+    assert list(means) == ["column means", "without", "noise"]
+    assert all(set(of_method) == set(cold_start.PARTS) for of_method in means.values())
+    assert means["without"]["cells"] < means["column means"]["cells"]
+    with pytest.raises(ValueError, match="unknown methods"):
+        cold_start.run(dataclasses.replace(config, methods=("features", "lies")))
