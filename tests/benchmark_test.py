@@ -288,10 +288,16 @@ def test_mistakes_of_tables(folder_of_tables, tmp_path):
 
 
 def test_cold_start(tmp_path):
-    config = cold_start.Config("synthetic", ("without", "noise"), None, None, 1, 2)
-    means = cold_start.run(config, tmp_path)["means"]
-    assert list(means) == ["column means", "without", "noise"]
+    rng = np.random.default_rng(0)
+    cells = np.argwhere(rng.random((40, 30)) < 0.4)
+    effects = rng.normal(size=40)[cells[:, 0]] + rng.normal(size=30)[cells[:, 1]]
+    lines = [f"{n},{m},{x:.2f}" for (n, m), x in zip(cells, effects, strict=True)]
+    (tmp_path / "ratings.csv").write_text("\n".join(["user,item,rating", *lines]))
+    dataset = str(tmp_path / "ratings.csv")
+    config = cold_start.Config(dataset, ("noise",), None, None, 1, 2)
+    means = cold_start.run(config, tmp_path / "run")["means"]
+    assert list(means) == ["column means", "noise"]
     assert all(set(of_method) == set(cold_start.PARTS) for of_method in means.values())
-    assert means["without"]["cells"] < means["column means"]["cells"]
-    with pytest.raises(ValueError, match="unknown methods"):
+    assert means["noise"]["cells"] < 0.8 * means["column means"]["cells"]
+    with pytest.raises(ValueError, match=r"unknown methods \['lies'\]"):
         cold_start.run(dataclasses.replace(config, methods=("features", "lies")))
