@@ -335,7 +335,7 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             _require_no_features(row_features)
             return self._transform_typed(X, return_std)
         values, observed = self._checked(X, self.copy)
-        features = self._features_of(X, row_features)
+        features = self._features_of(X, len(values), row_features)
         fitted, errors = fold_in.fold_in_rows(self.completion_, values, observed, features)
         np.copyto(values, fitted, where=~observed, casting="same_kind")
         completed = values if self._kept.all() else values[:, self._kept]
@@ -404,10 +404,9 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
                 f"{asked} is of matrices of numbers, but a frame of typed columns was fitted"
             )
 
-    def _features_of(self, X: Any, row_features: Any) -> np.ndarray | None:
-        """Features [N', F] of the rows of X; None without."""
-        shape = X.shape if hasattr(X, "shape") else np.shape(X)
-        told = feature_tables.read(row_features, _row_names(X, shape[0]), "row")
+    def _features_of(self, X: Any, count: int, row_features: Any) -> np.ndarray | None:
+        """Features [N', F] of the rows of X, so many; None without."""
+        told = feature_tables.read(row_features, _row_names(X, count), "row")
         return feature_tables.of_further(self.completion_.features, 0, told)
 
     def predict(
@@ -433,7 +432,7 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         if scipy.sparse.issparse(rows):
             raise ValueError(_DENSE.format(method="predict"))
         values, observed = self._checked(rows)
-        features = self._features_of(rows, row_features)
+        features = self._features_of(rows, len(values), row_features)
         fitted, errors = fold_in.fold_in_rows(self.completion_, values, observed, features)
         fitted, errors = fitted.astype(values.dtype), errors.astype(values.dtype)
         return (fitted, errors) if return_std else fitted
@@ -473,7 +472,7 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         if scipy.sparse.issparse(rows):
             raise ValueError(_DENSE.format(method="predict_quantiles"))
         values, observed = self._checked(rows)
-        features = self._features_of(rows, row_features)
+        features = self._features_of(rows, len(values), row_features)
         found = of_quantiles.of_rows(self.completion_, values, observed, quantiles, features)
         return found.astype(values.dtype)
 
@@ -506,7 +505,7 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             several = typed.impute(self.mixed_, X, imputations)
             return [frames.select(each, self._kept) for each in several]
         values, observed = self._checked(X)
-        features, seed = self._features_of(X, row_features), self._seed()
+        features, seed = self._features_of(X, len(values), row_features), self._seed()
         return fold_in.impute(self.completion_, values, observed, imputations, seed, features)
 
     def save(self, path: str | os.PathLike) -> None:
