@@ -51,6 +51,12 @@ def methods() -> flags.FlagHolder[list[str]]:
 
 
 @functools.cache
+def random_splits() -> flags.FlagHolder[int]:
+    """Of the binaries that judge by several splits."""
+    return flags.DEFINE_integer("random_splits", 1, "How many of them.", lower_bound=1)
+
+
+@functools.cache
 def peers_python() -> flags.FlagHolder[str | None]:
     """Of the benchmarks beside other packages."""
     return flags.DEFINE_string("peers_python", None, "A Python that may have other packages.")

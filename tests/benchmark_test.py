@@ -14,7 +14,15 @@ import pytest
 
 from experiments import factorize as factorize_binary
 from experiments import imputation_tasks
-from experiments.benchmarks import factorize, imputer, langevin, meta_step, posterior, tables
+from experiments.benchmarks import (
+    cold_start,
+    factorize,
+    imputer,
+    langevin,
+    meta_step,
+    posterior,
+    tables,
+)
 from metamf_jax.meta_learning.encoder import EncoderConfig
 from metamf_jax.meta_learning.map_estimation import MapConfig
 from metamf_jax.meta_learning.meta_loss import ModelConfig
@@ -318,3 +326,19 @@ def test_mistakes_of_tables(folder_of_tables, tmp_path):
     assert "holds no file that ends in .txt or .txt.gz" in message(sets=("grape",))
     (folder_of_tables / "tables" / "mixed" / "one.two.csv").write_text("a,b\n1,2\n,3\n")
     assert "expected columns without gaps" in message(sets=("mixed",))
+
+
+def test_cold_start(tmp_path):
+    rng = np.random.default_rng(0)
+    cells = np.argwhere(rng.random((40, 30)) < 0.4)
+    effects = rng.normal(size=40)[cells[:, 0]] + rng.normal(size=30)[cells[:, 1]]
+    lines = [f"{n},{m},{x:.2f}" for (n, m), x in zip(cells, effects, strict=True)]
+    (tmp_path / "ratings.csv").write_text("\n".join(["user,item,rating", *lines]))
+    dataset = str(tmp_path / "ratings.csv")
+    config = cold_start.Config(dataset, ("noise",), None, None, 1, 2)
+    means = cold_start.run(config, tmp_path / "run")["means"]
+    assert list(means) == ["column means", "noise"]
+    assert all(set(of_method) == set(cold_start.PARTS) for of_method in means.values())
+    assert means["noise"]["cells"] < 0.8 * means["column means"]["cells"]
+    with pytest.raises(ValueError, match=r"unknown methods \['lies'\]"):
+        cold_start.run(dataclasses.replace(config, methods=("features", "lies")))

@@ -259,3 +259,43 @@ def test_several_imputations_of_a_matrix(tmp_path):
     for given, drawn in zip(cells, one[1:], strict=True):
         assert all(x in ("", y) for x, y in zip(given, drawn, strict=True))
         assert all(drawn)
+
+
+def test_features_answer_for_rows_and_columns_without_cells(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    levels, numbers = np.arange(40) % 3, rng.normal(size=30)
+    truth = 3 + 0.8 * (levels[:, None] - 1) + 0.8 * numbers
+    shown = rng.random(truth.shape) < 0.35
+    shown[:4], shown[:, :3] = False, False
+    noisy = np.clip(np.round(2 * truth + 0.6 * rng.normal(size=truth.shape)) / 2, 0, 6)
+    lines = [f"u{n},i{m},{noisy[n, m]}" for n, m in np.argwhere(shown)]
+    ratings, users, items = (tmp_path / name for name in ("r.csv", "users.csv", "items.csv"))
+    output, fit = tmp_path / "out.csv", tmp_path / "fit.safetensors"
+    ratings.write_text("\n".join(["user,item,rating", *lines]))
+    users.write_text("\n".join(["user,level", *(f"u{n},l{x}" for n, x in enumerate(levels))]))
+    items.write_text("\n".join(["item,number", *(f"i{m},{x}" for m, x in enumerate(numbers))]))
+    arguments = ["impute", str(ratings), f"--output={output}"]
+    tables = [f"--row_features={users}", f"--column_features={items}"]
+    assert cli.main([*arguments, *tables, f"--save={fit}"]) == 0
+    out = capsys.readouterr().out
+    assert "users.csv tells of 4 rows without an observed cell: answered too" in out
+    assert "features: 3 of 40 of 40 rows, 1 of 30 of 30 columns; held-out error" in out
+    found = {tuple(line[:2]): float(line[2]) for line in read(output)[1:]}
+    assert len(found) == 40 * 30 - shown.sum()
+    new = np.array([[found[f"u{n}", f"i{m}"] for m in range(30)] for n in range(4)])
+    assert np.sqrt(((new - truth[:4]) ** 2).mean()) < 0.4 * truth.std()
+    # By the fit a new user has those of a fitted one of the same level; a fitted one its own.
+    (tmp_path / "new.csv").write_text("user,item,rating\nu7,i5,3\n")
+    (tmp_path / "more.csv").write_text("user,level\nu7,l1\nu90,l1\n")
+    asked = ["impute", str(tmp_path / "new.csv"), f"--output={output}", f"--fitted={fit}"]
+    assert cli.main([*asked, f"--row_features={tmp_path / 'more.csv'}"]) == 0
+    again = {tuple(line[:2]): float(line[2]) for line in read(output)[1:]}
+    np.testing.assert_allclose([again["u90", f"i{m}"] for m in range(30)], new[1], atol=0.02)
+    capsys.readouterr()
+    for wrong, message in (
+        (["--fitted=fit", tables[1]], "--fitted answers for the columns that it was fitted with"),
+        (["--types=auto", *tables], "exclude --row_features, --column_features"),
+        ([f"--column_features={users}"], "none of its 40 ids, such as 'u0', stands in the input"),
+    ):
+        assert cli.main([*arguments, *wrong]) == 1
+        assert message in capsys.readouterr().err

@@ -40,7 +40,7 @@ from metamf_jax.types import Entries
 _DATASET = shared_flags.dataset()
 _METHODS = shared_flags.methods()
 _FOLDS = flags.DEFINE_list("folds", [], "Official folds of ml100k: u1 .. u5; else random splits.")
-_RANDOM_SPLITS = flags.DEFINE_integer("random_splits", 1, "How many of them.", lower_bound=1)
+_RANDOM_SPLITS = shared_flags.random_splits()
 _TEST_FRACTION = shared_flags.test_fraction()
 _PEERS_PYTHON = shared_flags.peers_python()
 

@@ -51,7 +51,11 @@ class OfFitted:
         cells = self.completion.entries
         values = np.full(cells.shape, np.nan)
         values[cells.rows, cells.columns] = cells.values
-        return fold_in.impute(self.completion, values, ~np.isnan(values), imputations, seed)
+        features, drawn = None, self.completion.sampled
+        if drawn is not None and drawn.given is not None:
+            features = drawn.given[0].features
+        observed = ~np.isnan(values)
+        return fold_in.impute(self.completion, values, observed, imputations, seed, features)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +68,7 @@ class OfFurtherRows:
       columns: [M], which of the fitted ones the table has.
       values: [N, M'], those known among them.
       errors: [N, M'], zero at these.
+      features: [N, F] of the rows, where such are used.
     """
 
     completion: Completion
@@ -71,6 +76,7 @@ class OfFurtherRows:
     columns: np.ndarray
     values: np.ndarray
     errors: np.ndarray
+    features: np.ndarray | None
 
     def cells(self, rows, columns):
         at = rows, self.columns[columns]
@@ -83,17 +89,25 @@ class OfFurtherRows:
     def quantiles(self, rows, columns, probabilities):
         asked, places = np.unique(rows, return_inverse=True)
         known, columns = self.known[asked], self.columns[columns]
-        found = quantiles.of_rows(self.completion, known, ~np.isnan(known), probabilities)
+        features = None if self.features is None else self.features[asked]
+        found = quantiles.of_rows(self.completion, known, ~np.isnan(known), probabilities, features)
         own = known[places, columns]
         return np.where(np.isnan(own), found[:, places, columns], own)
 
     def impute(self, imputations, seed):
         observed = ~np.isnan(self.known)
-        several = fold_in.impute(self.completion, self.known, observed, imputations, seed)
+        several = fold_in.impute(
+            self.completion, self.known, observed, imputations, seed, self.features
+        )
         return [each[:, self.columns] for each in several]
 
 
-def of_further_rows(completed: Completion, known: np.ndarray, columns: np.ndarray) -> OfFurtherRows:
+def of_further_rows(
+    completed: Completion,
+    known: np.ndarray,
+    columns: np.ndarray,
+    features: np.ndarray | None = None,
+) -> OfFurtherRows:
     """Folds rows into a fitted matrix.
 
     Args:
@@ -101,9 +115,15 @@ def of_further_rows(completed: Completion, known: np.ndarray, columns: np.ndarra
       known: [N, M'] float64, NaN at missing cells; a row with the cells of a fitted one is answered
         as that.
       columns: [M], which of the fitted columns are asked for.
+      features: [N, F] of the rows; see `fold_in.fold_in_rows`.
     """
     observed = ~np.isnan(known)
-    values, errors = fold_in.fold_in_rows(completed, known, observed)
+    values, errors = fold_in.fold_in_rows(completed, known, observed, features)
     return OfFurtherRows(
-        completed, known, columns, np.where(observed, known, values), np.where(observed, 0, errors)
+        completed,
+        known,
+        columns,
+        np.where(observed, known, values),
+        np.where(observed, 0, errors),
+        features,
     )

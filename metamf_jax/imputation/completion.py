@@ -6,6 +6,7 @@ import numpy as np
 
 from metamf_jax.imputation import sampled
 from metamf_jax.imputation.candidates import Cells, ColumnState, RowHalf
+from metamf_jax.imputation.feature_tables import Features
 from metamf_jax.imputation.held_out import Check
 from metamf_jax.imputation.places import Places, find_places
 from metamf_jax.imputation.prior import LearnedPrior
@@ -46,6 +47,7 @@ class Completion:
       check: what was found on held-out cells.
       sampled: draws of the matrix's posterior, where these answer too; and error bars are theirs.
       draws_share: of these in the answer, which is the candidates' for the rest.
+      features: of rows and columns, where a user's tables gave them.
     """
 
     prior: LearnedPrior
@@ -69,6 +71,7 @@ class Completion:
     check: Check
     sampled: Sampled | None = None
     draws_share: float = 0.0
+    features: Features | None = None
 
 
 def predict(
@@ -86,7 +89,12 @@ def predict(
     if completion.sampled is None:
         m = np.minimum(columns, len(completion.settled))
         return settle(np.append(completion.settled, np.nan)[m], *found)
-    return with_draws(completion, found, sampled.predict(completion.sampled, rows, columns))
+    by_draws = sampled.predict(completion.sampled, rows, columns)
+    of_rows, of_columns = completion.sampled.told_alone
+    # Of unknown rows and columns no table tells.
+    n, m = np.minimum(rows, len(of_rows)), np.minimum(columns, len(of_columns))
+    alone = np.append(of_rows, False)[n] | np.append(of_columns, False)[m]
+    return with_draws(completion, found, by_draws, alone)
 
 
 def settle(
@@ -100,9 +108,16 @@ def with_draws(
     completion: Completion,
     by_candidates: tuple[np.ndarray, np.ndarray],
     by_draws: tuple[np.ndarray, np.ndarray],
+    alone: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Values, those of both weighted, and errors, the draws', of the same cells."""
-    share = completion.draws_share
+    """Values, those of both weighted, and errors, the draws', of the same cells.
+
+    Args:
+      completion: of the matrix.
+      by_candidates, by_draws: values and errors.
+      alone: where nothing but given features is known of the row or column, so that draws answer.
+    """
+    share = np.where(alone, 1.0, completion.draws_share)
     return share * by_draws[0] + (1 - share) * by_candidates[0], by_draws[1]
 
 
@@ -135,7 +150,9 @@ def predict_each_row(completion: Completion, rows: np.ndarray) -> tuple[np.ndarr
     found = _rows_by_candidates(completion, rows)
     if completion.sampled is None:
         return settle(completion.settled, *found)
-    return with_draws(completion, found, sampled.predict_each_row(completion.sampled, rows))
+    by_draws = sampled.predict_each_row(completion.sampled, rows)
+    of_rows, of_columns = completion.sampled.told_alone
+    return with_draws(completion, found, by_draws, of_rows[rows, None] | of_columns)
 
 
 def _rows_by_candidates(completion: Completion, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from metamf_jax.imputation import bounds as bounds_of_values
 from metamf_jax.imputation import (
     completion,
+    feature_tables,
     fit_file,
     fold_in,
     frames,
@@ -26,6 +27,7 @@ from metamf_jax.imputation import (
 from metamf_jax.imputation import quantiles as of_quantiles
 from metamf_jax.imputation.completion import Completion
 from metamf_jax.imputation.declared import Types
+from metamf_jax.imputation.feature_tables import Names, SideTable
 from metamf_jax.imputation.fit_file import NamedCompletion
 from metamf_jax.imputation.mixed import Mixed
 from metamf_jax.imputation.prior import load_prior
@@ -36,6 +38,11 @@ from metamf_jax.types import Entries
 _MOST_CELLS = 10**8
 _DENSE = "{method} of a sparse matrix would be dense: use transform or {method}(rows, columns)"
 
+_AS_COLUMNS = (
+    "a frame of typed columns was given; what is known of its rows can be further columns of it"
+)
+_AS_ROWS = "cells were asked for by number; give the rows that the features are of as X"
+
 
 def _require_few_cells(shape: tuple[int, int]) -> None:
     if shape[0] * shape[1] > _MOST_CELLS:
@@ -43,6 +50,17 @@ def _require_few_cells(shape: tuple[int, int]) -> None:
             f"the completed matrix {shape[0]} x {shape[1]} would have more than {_MOST_CELLS} "
             "cells; ask for those that you need: predict(rows, columns)"
         )
+
+
+def _row_names(X: Any, count: int) -> Names:
+    """What the rows of a matrix are called: as a frame of pandas has it, else by number."""
+    index = frames.index(X) if frames.is_frame(X) else None
+    return Names(range(count), False) if index is None else Names(index, True)
+
+
+def _require_no_features(*given: Any, remedy: str = _AS_COLUMNS) -> None:
+    if any(each is not None for each in given):
+        raise ValueError(f"features of rows and columns are not used here: {remedy}")
 
 
 def _is_none(value: Any) -> bool:
@@ -73,6 +91,17 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     scikit-learn; a further one is folded in, without a fit, by
     `metamf_jax.imputation.fold_in.fold_in_columns`. To `predict`, row and column numbers beyond
     those of `fit` stand for rows and columns of which nothing is known.
+
+    What is known of rows and columns beside a sparse matrix of one unit, such as ratings, goes in
+    as tables of numbers, categories and labels (`metamf_jax.imputation.feature_tables`), and
+    answers for rows and columns without any cell:
+
+        imputer = MetaMFImputer().fit(ratings, row_features=users, column_features=films)
+        completed = imputer.transform(new_users_ratings, row_features=new_users)
+
+    They are arguments of `fit`, not of the constructor, since they belong to the data as sample
+    weights do: ``row_features`` go where X goes, by ``set_fit_request`` and
+    ``set_transform_request`` through pipelines.
 
     Error bars are measured on held-out observed cells, so they hold for cells that are missing for
     reasons that have nothing to do with their own values.
@@ -138,17 +167,25 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         self.bounds = bounds
         self.copy = copy
 
-    def fit(self, X: Any, y: Any = None) -> "MetaMFImputer":
+    def fit(
+        self, X: Any, y: Any = None, row_features: Any = None, column_features: Any = None
+    ) -> "MetaMFImputer":
         """Completes the matrix X.
 
         Args:
           X: [N, M] array or data frame with missing values, a scipy.sparse matrix whose stored
             entries are the observed ones, or `metamf_jax.types.Entries`.
           y: not used.
+          row_features: what is known of rows: a data frame of pandas, polars or pyarrow with a line
+            for each id, those of X's index, else row numbers, in the frame's index or its column
+            ``id``; or without ids, or an array of numbers, a line for each row. See
+            `metamf_jax.imputation.feature_tables`.
+          column_features: the same of columns, whose ids are their names, else their numbers.
 
         Raises:
           ValueError: X has no observed cell or an infinite one; an array has text; or see
-            `metamf_jax.imputation.typed.fit`.
+            `metamf_jax.imputation.typed.fit`. Features of a frame of typed columns, or of a matrix
+            that is not answered by draws; and what they lack.
         """
         for fitted in ("completion_", "mixed_", "check_", "feature_names_in_"):
             vars(self).pop(fitted, None)
@@ -158,6 +195,7 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
                     "bounds are those of a matrix; of a frame of typed columns give them by types, "
                     'such as {"age": {"low": 0, "high": 120}}'
                 )
+            _require_no_features(row_features, column_features)
             return self._take_typed(typed.fit(X, self.types, self._seed()))
         if self.standardize not in ("auto", *STANDARDIZATIONS):
             raise ValueError(
@@ -170,9 +208,27 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             )
         prior, entries = load_prior(self.weights), self._entries(X)
         bounds_of_values.require_within(self._limits, entries)
-        return self._take(pipeline.complete(prior, entries, **self._options()))
+        given = feature_tables.coded(
+            feature_tables.read(row_features, _row_names(X, entries.shape[0]), "row"),
+            feature_tables.read(column_features, self._column_names(), "column"),
+            entries.shape,
+        )
+        return self._take(pipeline.complete(prior, entries, given=given, **self._options()))
 
-    def partial_fit(self, X: Any, y: Any = None) -> "MetaMFImputer":
+    def fit_transform(
+        self, X: Any, y: Any = None, row_features: Any = None, column_features: Any = None
+    ) -> Any:
+        """`fit`, then `transform` with the same features of rows."""
+        fitted = self.fit(X, y, row_features=row_features, column_features=column_features)
+        return fitted.transform(X, row_features=row_features)
+
+    def _column_names(self) -> Names:
+        names = getattr(self, "feature_names_in_", None)
+        if names is None:
+            return Names(range(self.n_features_in_), False)
+        return Names(names, True)
+
+    def partial_fit(self, X: Any, y: Any = None, row_features: Any = None) -> "MetaMFImputer":
         """Appends the rows of X to the fitted matrix, as its rows N, N + 1 and so on; see `update`.
 
         Where nothing was fitted, as `fit`. A frame of typed columns is fitted anew with its former
@@ -182,20 +238,30 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         Args:
           X: as for `fit`, with the same columns.
           y: not used.
+          row_features: of the rows of X, as for `fit`, if that had such.
 
         Raises:
           ValueError: X has other columns, an infinite cell, or one that was not declared.
         """
         if not (hasattr(self, "completion_") or self._is_typed):
-            return self.fit(X)
+            return self.fit(X, row_features=row_features)
         if self._is_typed:
+            _require_no_features(row_features)
             return self._take_typed(typed.grow(self.mixed_, X, self.types, self._seed()))
         further, shape = self._entries(X, reset=False), self.completion_.shape
         rows = further.rows + np.int32(shape[0])
         both = shape[0] + further.shape[0], shape[1]
-        return self._update(Entries(rows, further.columns, further.values, both))
+        told = feature_tables.read(row_features, _row_names(X, further.shape[0]), "row")
+        cells = Entries(rows, further.columns, further.values, both)
+        return self._update(cells, (told, None))
 
-    def update(self, entries: Entries, feature_names: Sequence[str] = ()) -> "MetaMFImputer":
+    def update(
+        self,
+        entries: Entries,
+        feature_names: Sequence[str] = (),
+        row_features: Any = None,
+        column_features: Any = None,
+    ) -> "MetaMFImputer":
         """Adds cells to the fitted matrix, in rows and columns that it has and in further ones.
 
         Where draws of the posterior answer too (``completion_.sampled`` is not None), their chains
@@ -223,15 +289,25 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
                 f"expected names of {0 if names is None else more} further columns, got "
                 f"{len(feature_names)}"
             )
-        self._update(entries)
+        fitted = self.completion_.shape
+        rows = Names(range(fitted[0], entries.shape[0]), True)
+        columns = Names(feature_names or range(fitted[1], entries.shape[1]), True)
+        told = (
+            feature_tables.read(row_features, rows, "row"),
+            feature_tables.read(column_features, columns, "column"),
+        )
+        self._update(entries, told)
         self.n_features_in_ = entries.shape[1]
         if names is not None:
             vars(self)["feature_names_in_"] = np.append(names, np.array(feature_names, object))
         return self
 
-    def _update(self, entries: Entries) -> "MetaMFImputer":
+    def _update(
+        self, entries: Entries, tables: tuple[SideTable | None, SideTable | None]
+    ) -> "MetaMFImputer":
         bounds_of_values.require_within(self._limits, entries)
-        return self._take(update.update(self.completion_, entries, **self._options()))
+        options = self._options()
+        return self._take(update.update(self.completion_, entries, tables=tables, **options))
 
     def _take(self, completed: Completion) -> "MetaMFImputer":
         """What is fitted."""
@@ -261,7 +337,7 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             shown = np.where(missing, np.nan, 0)
             self.indicator_ = MissingIndicator(error_on_new=False).fit(shown)
 
-    def transform(self, X: Any, return_std: bool = False) -> Any:
+    def transform(self, X: Any, return_std: bool = False, row_features: Any = None) -> Any:
         """X with its missing cells imputed; observed cells come back as they are.
 
         Each row is folded in by itself, given what was fitted of the columns.
@@ -270,15 +346,19 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
           X: as for `fit`, with the same columns; its rows may be others.
           return_std: whether to give standard errors too, zero at observed cells: an imputed value
             lies within 1.645 of them in nine of ten cases.
+          row_features: of the rows of X, as for `fit`. Without them a row that has no cells is
+            answered as one of which nothing is known, also if it was fitted.
 
         Returns:
           The completed matrix [N', M], of X's floating dtype, less empty columns and with those of
           the indicator; or (matrix, standard errors [N', M] less empty columns).
         """
         if self._is_typed:
+            _require_no_features(row_features)
             return self._transform_typed(X, return_std)
         values, observed = self._checked(X, self.copy)
-        fitted, errors = fold_in.fold_in_rows(self.completion_, values, observed)
+        features = self._features_of(X, len(values), row_features)
+        fitted, errors = fold_in.fold_in_rows(self.completion_, values, observed, features)
         fitted = bounds_of_values.clip(fitted.astype(values.dtype), self._limits)
         np.copyto(values, fitted, where=~observed)
         completed = values if self._kept.all() else values[:, self._kept]
@@ -354,7 +434,14 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
                 f"{instead}"
             )
 
-    def predict(self, rows: Any, columns: Any = None, return_std: bool = False) -> Any:
+    def _features_of(self, X: Any, count: int, row_features: Any) -> np.ndarray | None:
+        """Features [N', F] of the rows of X, so many; None without."""
+        told = feature_tables.read(row_features, _row_names(X, count), "row")
+        return feature_tables.of_further(self.completion_.features, 0, told)
+
+    def predict(
+        self, rows: Any, columns: Any = None, return_std: bool = False, row_features: Any = None
+    ) -> Any:
         """Values at cells of the fitted matrix, observed or not, and of unknown rows and columns.
 
         Args:
@@ -362,12 +449,14 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             which every cell is answered by the model's value, observed ones too.
           columns: [P] column numbers.
           return_std: whether to give standard errors too.
+          row_features: of the rows of X, as for `transform`; not with ``columns``.
 
         Returns:
           [P] values, or [N', M]; or (values, standard errors).
         """
         self._require_matrix("predict")
         if columns is not None:
+            _require_no_features(row_features, remedy=_AS_ROWS)
             found, errors = completion.predict(
                 self.completion_, np.asarray(rows), np.asarray(columns)
             )
@@ -376,13 +465,18 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         if scipy.sparse.issparse(rows):
             raise ValueError(_DENSE.format(method="predict"))
         values, observed = self._checked(rows)
-        fitted, errors = fold_in.fold_in_rows(self.completion_, values, observed)
+        features = self._features_of(rows, len(values), row_features)
+        fitted, errors = fold_in.fold_in_rows(self.completion_, values, observed, features)
         fitted, errors = fitted.astype(values.dtype), errors.astype(values.dtype)
         fitted = bounds_of_values.clip(fitted, self._limits)
         return (fitted, errors) if return_std else fitted
 
     def predict_quantiles(
-        self, rows: Any, columns: Any = None, quantiles: Sequence[float] = (0.05, 0.95)
+        self,
+        rows: Any,
+        columns: Any = None,
+        quantiles: Sequence[float] = (0.05, 0.95),
+        row_features: Any = None,
     ) -> np.ndarray:
         """Quantiles of the values of cells; a method of its own since they answer without a mean.
 
@@ -391,7 +485,7 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         the range that `predict` keeps to, and as wide as held-out cells demand.
 
         Args:
-          rows, columns: as for `predict`.
+          rows, columns, row_features: as for `predict`.
           quantiles: Q probabilities between 0 and 1.
 
         Returns:
@@ -403,18 +497,21 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         if self._is_typed:
+            _require_no_features(row_features)
             return typed.quantiles(self.mixed_, rows, quantiles)
         if columns is not None:
+            _require_no_features(row_features, remedy=_AS_ROWS)
             at = np.asarray(rows), np.asarray(columns)
             found = of_quantiles.of_cells(self.completion_, *at, quantiles)
             return bounds_of_values.clip(found, self._limits, at[1])
         if scipy.sparse.issparse(rows):
             raise ValueError(_DENSE.format(method="predict_quantiles"))
         values, observed = self._checked(rows)
-        found = of_quantiles.of_rows(self.completion_, values, observed, quantiles)
+        features = self._features_of(rows, len(values), row_features)
+        found = of_quantiles.of_rows(self.completion_, values, observed, quantiles, features)
         return bounds_of_values.clip(found.astype(values.dtype), self._limits)
 
-    def sample(self, X: Any, imputations: int = 5) -> list[Any]:
+    def sample(self, X: Any, imputations: int = 5, row_features: Any = None) -> list[Any]:
         """Completes X several times, for multiple imputation (Rubin 1987).
 
         Missing cells are drawn from the posterior predictive distribution of one joint model
@@ -429,6 +526,7 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         Args:
           X: as for `transform`.
           imputations: how many, at most 100.
+          row_features: of the rows of X, as for `transform`.
 
         Returns:
           So many completed matrices [N', M], of X's floating dtype; observed cells as they are.
@@ -438,10 +536,12 @@ class MetaMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         if self._is_typed:
+            _require_no_features(row_features)
             several = typed.impute(self.mixed_, X, imputations)
             return [frames.select(each, self._kept) for each in several]
         values, observed = self._checked(X)
-        several = fold_in.impute(self.completion_, values, observed, imputations, self._seed())
+        features, seed = self._features_of(X, len(values), row_features), self._seed()
+        several = fold_in.impute(self.completion_, values, observed, imputations, seed, features)
         return [bounds_of_values.clip(each, self._limits) for each in several]
 
     def save(self, path: str | os.PathLike) -> None:

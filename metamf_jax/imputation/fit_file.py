@@ -27,6 +27,7 @@ from metamf_jax.imputation import margins
 from metamf_jax.imputation.candidates import Cells, ColumnState
 from metamf_jax.imputation.columns import Column
 from metamf_jax.imputation.completion import Completion
+from metamf_jax.imputation.feature_tables import Features
 from metamf_jax.imputation.forest import Forest
 from metamf_jax.imputation.held_out import Check
 from metamf_jax.imputation.mixed import Mixed
@@ -47,6 +48,7 @@ from metamf_jax.posterior.chains import Draws
 from metamf_jax.posterior.copula import Parameters
 from metamf_jax.posterior.entry_effects import EntryEffects
 from metamf_jax.posterior.gibbs import GibbsConfig
+from metamf_jax.posterior.given import Coding, GivenFeatures
 from metamf_jax.posterior.hyperprior import Hyperprior
 from metamf_jax.posterior.learned_hyperprior import LearnedHyperprior
 from metamf_jax.posterior.pattern import SideFeatures
@@ -69,6 +71,7 @@ _RECORDS = {
         *(SideFeatures, Draws, Hyperprior, EntryEffects),
         *(Mixed, Column, Parameters),
         *(margins.Constant, margins.Straight, margins.Scores, margins.Classes),
+        *(Features, GivenFeatures, Coding),
     )
 }
 

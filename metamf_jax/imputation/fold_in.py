@@ -43,7 +43,10 @@ _BLOCK_CELLS = 2**17
 
 
 def fold_in_rows(
-    completion: Completion, values: np.ndarray, observed: np.ndarray
+    completion: Completion,
+    values: np.ndarray,
+    observed: np.ndarray,
+    features: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Values and standard errors of every cell of further rows over the same columns.
 
@@ -56,23 +59,34 @@ def fold_in_rows(
       completion: of the fitted matrix.
       values: [N', M], whatever the unobserved cells hold.
       observed: [N', M] bool. Cells in columns that had none in the fitted matrix are not used.
+      features: [N', F] of the rows, from `feature_tables.of_further`; a row of which nothing else
+        is known is answered from these by draws.
 
     Returns:
       float64 [N', M], twice.
     """
     if completion.fitted_rows is None:
-        return _further_rows(completion, values, observed)
-    numbers = row_index.find(completion.fitted_rows, values, observed)
+        return _further_rows(completion, values, observed, None)
+    if completion.sampled is not None:
+        numbers = sampled.find_rows(completion.sampled, values, observed, features)
+    else:
+        numbers = row_index.find(completion.fitted_rows, values, observed)
     known = numbers >= 0
     found, errors = np.empty(values.shape), np.empty(values.shape)
     found[known], errors[known] = predict_each_row(completion, numbers[known])
     if not known.all():
-        others = _further_rows(completion, values[~known], observed[~known])
+        of_others = None if features is None else features[~known]
+        others = _further_rows(completion, values[~known], observed[~known], of_others)
         found[~known], errors[~known] = others
     return found, errors
 
 
-def _further_rows(completion: Completion, values: np.ndarray, observed: np.ndarray):
+def _further_rows(
+    completion: Completion,
+    values: np.ndarray,
+    observed: np.ndarray,
+    features: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray]:
     """Values and errors of rows that were not fitted, where it matters."""
     if completion.transposed:
         used = observed & (completion.places.rows < len(completion.cells.u) - 1)
@@ -81,8 +95,11 @@ def _further_rows(completion: Completion, values: np.ndarray, observed: np.ndarr
         found, errors = _over_fitted_columns(completion, values, observed)
     if completion.sampled is None:
         return settle(completion.settled, found, errors)
-    by_draws = sampled.fold_in_rows(completion.sampled, values, observed)
-    return with_draws(completion, (found, errors), by_draws)
+    by_draws = sampled.fold_in_rows(completion.sampled, values, observed, features)
+    _, alone = completion.sampled.told_alone
+    told = np.zeros(len(values), bool) if features is None else features.any(axis=1)
+    alone = alone | (told & ~(observed & ~alone).any(axis=1))[:, None]
+    return with_draws(completion, (found, errors), by_draws, alone)
 
 
 def bounds_of_rows(completion: Completion, values: np.ndarray, observed: np.ndarray) -> Bounds:
@@ -137,13 +154,19 @@ def fold_in_columns(
     if completion.sampled is None:
         return found, errors
     by_draws = sampled.fold_in_columns(completion.sampled, values, observed)
-    return with_draws(completion, (found, errors), by_draws)
+    alone, _ = completion.sampled.told_alone
+    return with_draws(completion, (found, errors), by_draws, alone[:, None])
 
 
 def impute(
-    completion: Completion, values: np.ndarray, observed: np.ndarray, imputations: int, seed: int
+    completion: Completion,
+    values: np.ndarray,
+    observed: np.ndarray,
+    imputations: int,
+    seed: int,
+    features: np.ndarray | None = None,
 ) -> list[np.ndarray]:
-    """Completes rows several times, by draws.
+    """Completes rows several times, by draws; with features [N', F] as of `fold_in_rows`.
 
     Where the matrix was answered by draws, they are these (`sampled.impute`). Otherwise they are of
     the posterior of these rows alone: of the means and covariance of a narrow table's columns, with
@@ -154,7 +177,7 @@ def impute(
       ValueError: fewer than one imputation or more than 100, or no observed cell.
     """
     if completion.sampled is not None:
-        return sampled.impute(completion.sampled, values, observed, imputations, seed)
+        return sampled.impute(completion.sampled, values, observed, imputations, seed, features)
     turned = completion.standardized_by == "rows"
     if not turned and _narrow(values.shape):
         return _impute_columns(completion, values, observed, imputations, seed)

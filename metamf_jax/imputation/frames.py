@@ -134,6 +134,30 @@ def append(frame: Any, names: Sequence[str], values: np.ndarray) -> Any:
     return frame.with_columns(pl.Series(name, column) for name, column in further.items())
 
 
+def named_arrays(frame: Any) -> list[tuple[Any, pa.Array]]:
+    """The columns of a frame, by their names.
+
+    Raises:
+      ValueError: two have one name, or a column is not of one kind of cells.
+    """
+    return list(zip(_names(frame), _arrays(frame), strict=True))
+
+
+def index(frame: Any) -> list[Any] | None:
+    """What the rows of a frame are called: None where that is not said, or numbers from 0.
+
+    Raises:
+      ValueError: an index of several levels.
+    """
+    if _library(frame) != "pandas":
+        return None
+    found = frame.index
+    if found.nlevels > 1:
+        raise ValueError(f"expected an index of one level, got {found.nlevels}: reset_index")
+    numbered = type(found).__name__ == "RangeIndex" and (found.start, found.step) == (0, 1)
+    return None if numbered and found.name is None else found.tolist()
+
+
 def _library(table: Any) -> str:
     return type(table).__module__.partition(".")[0] if hasattr(table, "columns") else ""
 

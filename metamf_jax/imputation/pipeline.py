@@ -19,7 +19,10 @@
    out, and error bars are those of such cells.
 6. A large sparse matrix with one unit for all cells is answered by draws of its posterior too
    (`sampled`): these and the weighted candidates are averaged, by what short chains make of the
-   held-out cells (`held_out.draws_share`).
+   held-out cells (`held_out.draws_share`). Draws alone know what a user's tables tell of rows and
+   columns: with such a matrix of one unit is answered by draws in any case, with these features
+   unless held-out cells are answered better without, and rows and columns of which nothing else is
+   known by draws alone.
 
 No gradient step is taken: but for trees and draws all of it is closed-form, and it is deterministic
 in the seed.
@@ -44,12 +47,14 @@ from metamf_jax.imputation import (
 )
 from metamf_jax.imputation.candidates import CANDIDATES, OF_FACTORS
 from metamf_jax.imputation.completion import Completion
+from metamf_jax.imputation.feature_tables import Features
 from metamf_jax.imputation.fitting import Fit
 from metamf_jax.imputation.held_out import Check, HeldOut
-from metamf_jax.imputation.places import require_valid, set_aside
+from metamf_jax.imputation.places import Places, require_valid, set_aside
 from metamf_jax.imputation.prior import LearnedPrior
 from metamf_jax.imputation.sampled import Sampled
 from metamf_jax.imputation.scaling import STANDARDIZATIONS, Scaling
+from metamf_jax.posterior.given import GivenFeatures
 from metamf_jax.posterior.learned_hyperprior import LearnedHyperprior
 from metamf_jax.types import Entries
 
@@ -63,6 +68,38 @@ HYPERPRIOR = "hyperprior"
 _PARTS_BY_DRAWS = 2
 # Narrow tables with more rows are fitted on so many, and at least so many cells of each column.
 _MOST_FITTED_ROWS, _FEWEST_FITTED_CELLS = 2**15, 2**10
+
+
+Given = tuple[GivenFeatures, GivenFeatures]
+
+
+class _Job(NamedTuple):
+    """A matrix to be drawn.
+
+    Attributes:
+      entries: of it, with empty rows and columns.
+      places: where these and the others stand.
+      learned: what its hyperparameters are expected to be, if that is known.
+      given: features of its rows and columns, if any.
+      seed: of the choice of held-out cells.
+      progress: told of each stage as it begins.
+    """
+
+    entries: Entries
+    places: Places
+    learned: LearnedHyperprior | None
+    given: Given | None
+    seed: int
+    progress: Callable[[str], None]
+
+
+class _Drawn(NamedTuple):
+    """A matrix by draws, if these have a share; what that is; and what held-out cells said."""
+
+    sampled: Sampled | None
+    share: float
+    check: Check
+    features: Features | None
 
 
 class _Trial(NamedTuple):
@@ -88,6 +125,7 @@ def complete(
     allowed: Collection[str] = (*CANDIDATES, DRAWS, HYPERPRIOR),
     seed: int = 0,
     progress: Callable[[str], None] = lambda stage: None,
+    given: Given | None = None,
 ) -> Completion:
     """Completes a matrix from its observed cells.
 
@@ -102,16 +140,22 @@ def complete(
         and whether theirs may be under the learned hyperprior; to see what each is worth.
       seed: of the choice of held-out cells.
       progress: told of each stage as it begins.
+      given: features of all rows and columns, from `feature_tables.coded`.
 
     Raises:
-      ValueError: no cell, a cell outside of the matrix or twice, a value that is not finite, or an
-        unknown option.
+      ValueError: no cell, a cell outside of the matrix or twice, a value that is not finite, an
+        unknown option, or features of a matrix that draws do not answer.
     """
     _require_known(standardize, missing, allowed)
     require_valid(entries)
     dense, places = set_aside(entries)
+    if given is not None:
+        # Before all the work, what can be known by then.
+        allowed_by = DRAWS in allowed and standardize in (None, "matrix")
+        _require_draws(dense, entries.shape, allowed_by, missing)
     every, learned = dense, sampled.hyperprior_for(dense) if HYPERPRIOR in allowed else None
-    by_draws = DRAWS in allowed and missing == "at_random" and sampled.suits(dense, learned)
+    by_draws = DRAWS in allowed and missing == "at_random"
+    by_draws = by_draws and (given is not None or sampled.suits(dense, learned))
     trials = _trials(dense, standardize)
     of_sample = not any(trial.transposed or by_draws for trial in trials)
     of_sample = of_sample and _narrow(dense) and dense.shape[0] > _MOST_FITTED_ROWS
@@ -125,10 +169,13 @@ def complete(
     best = int(np.argmin(_errors(fits, trials, dense)))
     trial, fit = trials[best], fits[best]
     _require_finite(fit, entries)
-    drawn, share, check = None, 0.0, fit.check
-    if by_draws and trial.by == "matrix":
-        drawn, share, check = _by_draws(
-            fit, dense, trial.transposed, entries, learned, seed, progress
+    by_draws = by_draws and trial.by == "matrix"
+    if given is not None:
+        _require_draws(dense, entries.shape, by_draws, missing)
+    drawn = _Drawn(None, 0.0, fit.check, None)
+    if by_draws:
+        drawn = _by_draws(
+            fit, dense, trial.transposed, _Job(entries, places, learned, given, seed, progress)
         )
     if trial.transposed:
         dense, places = turned, places.turned
@@ -155,11 +202,12 @@ def complete(
         missing=1 - np.bincount(every.columns, minlength=padded) / every.shape[0],
         cells=candidates.cells(fit.weights, fit.fitted.rows, fit.fitted.columns),
         columns=fit.fitted.columns,
-        fitted_rows=row_index.build(entries) if trial.transposed or drawn is not None else None,
+        fitted_rows=row_index.build(entries) if trial.transposed or drawn.sampled else None,
         settled=scaling.settled(entries),
-        check=_of_all_columns(check, places.columns),
-        sampled=drawn,
-        draws_share=share,
+        check=_of_all_columns(drawn.check, places.columns),
+        sampled=drawn.sampled,
+        draws_share=drawn.share,
+        features=drawn.features,
     )
     return fold_in.with_rows(completion, every) if of_sample else completion
 
@@ -252,41 +300,93 @@ def _require_finite(fit: Fit, entries: Entries) -> None:
         )
 
 
-def _by_draws(
-    fit: Fit,
-    dense: Entries,
-    transposed: bool,
-    entries: Entries,
-    learned: LearnedHyperprior | None,
-    seed: int,
-    progress: Callable[[str], None],
-) -> tuple[Sampled | None, float, Check]:
-    """The matrix by draws, or None where these have no share; their share; and the check."""
+def _require_draws(dense: Entries, shape: tuple[int, int], by_draws: bool, missing: str) -> None:
+    """Refuses features where draws, which alone know them, do not answer."""
+    count = len(dense.rows)
+    if missing != "at_random":
+        found = f"got cells missing {missing}"
+    elif not by_draws:
+        found = (
+            "here each column, or row, has a unit of its own (if they have one, say so:"
+            ' standardize="matrix")'
+        )
+    elif not sampled.suits_with_features(dense, shape):
+        found = f"got {count} cells of {shape[0]} rows and {shape[1]} columns"
+    else:
+        return
+    raise ValueError(
+        "features of rows and columns are used by draws of the posterior, which answer a matrix of"
+        f" one unit with {sampled.FEWEST_WITH_FEATURES} to {sampled.MOST_CELLS} cells and room in"
+        f" memory; {found}; leave the features out, or give those of rows as further columns of"
+        " the table"
+    )
+
+
+def _by_draws(fit: Fit, dense: Entries, transposed: bool, job: _Job) -> _Drawn:
+    """Draws, and what they are worth on held-out cells, with features and without.
+
+    Args:
+      fit: the candidates.
+      dense: the matrix without empty rows and columns.
+      transposed: whether the transpose was fitted.
+      job: the matrix.
+    """
     assert fit.held_out is not None
-    found = []
-    for numbers in held_out.folds(len(dense.rows), seed)[:_PARTS_BY_DRAWS]:
-        progress("drawing from the posterior without held-out cells")
-        kept = fitting.without(dense, numbers)
-        part = sampled.fit(kept, "matrix", sampled.SHORT_LENGTHS, learned)
-        rows, columns = (np.asarray(x)[numbers] for x in (dense.rows, dense.columns))
-        found.append(sampled.predict(part, rows, columns))
-    drawn, bars = (np.concatenate(x) for x in zip(*found, strict=True))
-    compared = slice(len(drawn))
+    given = None if job.given is None else sampled.select(job.given, job.places)
+    drawn, bars = _held_out_draws(dense, given, job)
+    compared, features = slice(len(drawn)), None
     cells = HeldOut(*(x[compared] for x in fit.held_out))
+    if job.given is not None:
+        other = _held_out_draws(dense, None, job)
+        features = _compared(job.given, cells.values, drawn, other[0])
+        if not features.used:
+            drawn, bars = other
     unit = fit.scaling.scales[0]
     share = held_out.draws_share(
         (cells.values - drawn) / unit, (cells.values - cells.predicted) / unit
     )
-    if share == 0:
-        return None, share, fit.check
+    used = job.given if features is not None and features.used else None
+    # Where they have no share, draws still answer for rows and columns known by features alone.
+    if share == 0 and used is None:
+        return _Drawn(None, share, fit.check, features)
     cells = cells._replace(predicted=share * drawn + (1 - share) * cells.predicted, bars=bars)
     inflation, coverage = held_out.inflation(np.abs(cells.values - cells.predicted) / bars)
     matrix = scaling.transpose(dense) if transposed else dense
     units = scaling.fit_scaling(matrix, "columns").scales
     check = held_out.check(cells, fit.of_bias[compared], fit.of_means[compared], coverage, units)
-    progress("drawing from the posterior")
-    drawn = sampled.fit(entries, "matrix", learned=learned)
-    return drawn._replace(inflation=inflation), share, check
+    job.progress("drawing from the posterior")
+    found = sampled.fit(job.entries, "matrix", learned=job.learned, given=used)
+    return _Drawn(found._replace(inflation=inflation), share, check, features)
+
+
+def _held_out_draws(
+    dense: Entries, given: Given | None, job: _Job
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values and errors of held-out cells by short chains that do not know them."""
+    found = []
+    for numbers in held_out.folds(len(dense.rows), job.seed)[:_PARTS_BY_DRAWS]:
+        job.progress("drawing from the posterior without held-out cells")
+        kept = fitting.without(dense, numbers)
+        part = sampled.fit(kept, "matrix", sampled.SHORT_LENGTHS, job.learned, given)
+        rows, columns = (np.asarray(x)[numbers] for x in (dense.rows, dense.columns))
+        found.append(sampled.predict(part, rows, columns))
+    values, bars = (np.concatenate(x) for x in zip(*found, strict=True))
+    return values, bars
+
+
+def _compared(
+    given: Given, values: np.ndarray, with_them: np.ndarray, without: np.ndarray
+) -> Features:
+    """Features, which are used unless draws without are better by more than a standard error.
+
+    Cells of rows with cells say little of what they are worth to rows without; and features that
+    tell nothing are given next to no weight by the draws themselves.
+    """
+    squares = (values - with_them) ** 2, (values - without) ** 2
+    worse = squares[0] - squares[1]
+    used = bool(worse.mean() <= worse.std() / np.sqrt(len(worse)))
+    rmse, rmse_without = (float(np.sqrt(x.mean())) for x in squares)
+    return Features(given, rmse, rmse_without, used)
 
 
 def _padded(fit: Fit, dense: Entries, padded: int) -> Scaling:

@@ -44,7 +44,11 @@ def of_cells(
 
 
 def of_rows(
-    completed: Completion, values: np.ndarray, observed: np.ndarray, probabilities: Sequence[float]
+    completed: Completion,
+    values: np.ndarray,
+    observed: np.ndarray,
+    probabilities: Sequence[float],
+    features: np.ndarray | None = None,
 ) -> np.ndarray:
     """Quantiles of every cell of rows [N', M], as of `fold_in.fold_in_rows`; float64 [Q, N', M].
 
@@ -52,10 +56,10 @@ def of_rows(
       ValueError: a probability is not between 0 and 1.
     """
     require_probabilities(probabilities)
-    found, errors = fold_in.fold_in_rows(completed, values, observed)
+    found, errors = fold_in.fold_in_rows(completed, values, observed, features)
     if completed.sampled is not None:
         drawn = completed.sampled
-        return sampled.quantiles_of_rows(drawn, values, observed, found, probabilities)
+        return sampled.quantiles_of_rows(drawn, values, observed, found, probabilities, features)
     bounds = fold_in.bounds_of_rows(completed, values, observed)
     return _gaussian(found, errors, bounds, probabilities)
 

@@ -4,7 +4,8 @@ The draws are those of `metamf_jax.posterior`: of factors, effects, their hyperp
 noise, by Gibbs sampling, with features of which cells are observed. A cell's value is the mean over
 draws of what each makes of it, clipped to the range of the observed values; its error is the spread
 of the draws and their noise. One row and one column without cells are drawn with the others, from
-the prior: they answer for whatever is empty or unknown.
+the prior. What answers for rows without cells, of the matrix or unknown to it, are draws of their
+factors given what the user's tables tell of them, if anything, about those of a row of usual cells.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse
+import scipy.special
 
 from metamf_jax.imputation import row_index, scaling
 from metamf_jax.imputation.places import Places, find_places, set_aside
@@ -23,8 +25,9 @@ from metamf_jax.imputation.scaling import Bounds, Scaling
 from metamf_jax.posterior import chains, fold_in, gibbs, learned_hyperprior, pattern, predictive
 from metamf_jax.posterior.chains import ChainsConfig, Draws
 from metamf_jax.posterior.draws_file import size_in_bytes
-from metamf_jax.posterior.fit import num_pattern_vectors
+from metamf_jax.posterior.fit import joined, num_pattern_vectors
 from metamf_jax.posterior.gibbs import Data, GibbsConfig, Side, State
+from metamf_jax.posterior.given import GivenFeatures, none_given
 from metamf_jax.posterior.hyperprior import Hyperprior
 from metamf_jax.posterior.learned_hyperprior import LearnedHyperprior
 from metamf_jax.posterior.pattern import SideFeatures
@@ -49,10 +52,13 @@ _FEWEST_LEARNED, _MOST_LEARNED, _MOST_LEVELS = 100, 10_000, 20
 _LEARNED = pathlib.Path(__file__).parent / "weights" / "ratings.json"
 # With fewer cells a row (or column) draws are mostly of the prior, and many.
 _FEWEST_A_ROW = 3.5
+# Where features are given fewer cells will do: nothing else knows them, and the held-out check sees
+# what draws are worth.
+FEWEST_WITH_FEATURES = 100
 # Of all draws.
 _MOST_BYTES = 10**9
 # With a million cells a sweep of two chains takes some 0.15 s on two cores; more were not tried.
-_MOST = 3_000_000
+MOST_CELLS = 3_000_000
 # On cuts of 100 x 100 and 200 x 200 of two rating sets a rank of an eighth of the shorter side was
 # best, of a quarter 0.4% worse.
 _RANK_SHARE, _MOST_RANK = 8, 32
@@ -82,7 +88,8 @@ class Sampled(NamedTuple):
 
     Attributes:
       shape: (N, M).
-      places: where each row and column stands among the drawn ones.
+      places: where each row and column stands among the drawn ones; those without cells of which
+        given features tell stand after the place of other rows without cells.
       scaling: of the drawn columns.
       bounds: of their values, standardised.
       config: of the sampler.
@@ -91,6 +98,7 @@ class Sampled(NamedTuple):
       fitted_rows: the rows by their cells.
       inflation: by what error bars are multiplied.
       one_unit: whether all cells are standardised alike.
+      given: features of all rows and columns, which the draws have; None without.
     """
 
     shape: tuple[int, int]
@@ -103,16 +111,23 @@ class Sampled(NamedTuple):
     fitted_rows: RowIndex
     inflation: float
     one_unit: bool
+    given: tuple[GivenFeatures, GivenFeatures] | None = None
 
     @property
     def rows(self) -> Factors:
-        """The drawn rows, the last one without cells."""
+        """The drawn rows, then those without cells: the usual one, and what tables tell of."""
         return Factors(self.draws.rows, self.draws.row_shares)
 
     @property
     def columns(self) -> Factors:
-        """The drawn columns, the last one without cells."""
+        """The drawn columns, likewise."""
         return Factors(self.draws.columns, self.draws.column_shares)
+
+    @property
+    def told_alone(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of which rows [N] and columns [M] nothing but their given features is known."""
+        rows, columns = self.places.occupied
+        return self.places.rows > rows, self.places.columns > columns
 
 
 def hyperprior_for(entries: Entries) -> LearnedHyperprior | None:
@@ -140,8 +155,23 @@ def suits(entries: Entries, learned: LearnedHyperprior | None = None) -> bool:
     count, fewest = len(entries.rows), _FEWEST if learned is None else _FEWEST_LEARNED
     sparse = count < _MOST_OBSERVED * np.prod(entries.shape, dtype=float)
     told = count >= _FEWEST_A_ROW * max(entries.shape)
-    size = size_in_bytes(entries.shape, _sizes(entries)[0], LENGTHS.num_draws)
-    return fewest <= count <= _MOST and sparse and told and size <= _MOST_BYTES
+    return fewest <= count and sparse and told and has_room(entries, entries.shape)
+
+
+def suits_with_features(entries: Entries, shape: tuple[int, int]) -> bool:
+    """Whether a matrix can be answered by draws, which alone know features.
+
+    Args:
+      entries: without empty rows or columns.
+      shape: with these.
+    """
+    return len(entries.rows) >= FEWEST_WITH_FEATURES and has_room(entries, shape)
+
+
+def has_room(entries: Entries, shape: tuple[int, int]) -> bool:
+    """Whether draws of all rows and columns take neither too long nor too much memory."""
+    size = size_in_bytes(shape, _sizes(entries)[0], LENGTHS.num_draws)
+    return len(entries.rows) <= MOST_CELLS and size <= _MOST_BYTES
 
 
 def fit(
@@ -149,6 +179,7 @@ def fit(
     by: str,
     lengths: ChainsConfig = LENGTHS,
     learned: LearnedHyperprior | None = None,
+    given: tuple[GivenFeatures, GivenFeatures] | None = None,
 ) -> Sampled:
     """Draws from the posterior of a matrix.
 
@@ -157,13 +188,14 @@ def fit(
       by: the standardisation, one of `scaling.SCALINGS`.
       lengths: of the chains.
       learned: what its hyperparameters are expected to be; None where that is not known.
+      given: features of all its rows and columns; None without.
     """
     dense, places = _beside_an_empty_one(entries)
     matrix = _standardised(dense, scaling.fit_scaling(dense, by), by)
     rank, vectors = _sizes(dense)
     config = GibbsConfig(rank) if learned is None else gibbs.with_learned(rank, learned)
-    features, data = _prepare(matrix.entries, config, vectors)
-    return Sampled(
+    features, data = _prepare(matrix.entries, config, vectors, _of_drawn(given, places))
+    found = Sampled(
         shape=entries.shape,
         places=places,
         scaling=matrix.scaling,
@@ -174,10 +206,17 @@ def fit(
         fitted_rows=row_index.build(entries),
         inflation=1.0,
         one_unit=by == "matrix",
+        given=given,
     )
+    return _with_empty_rows(found)
 
 
-def go_on(sampled: Sampled, entries: Entries, lengths: ChainsConfig = FURTHER_LENGTHS) -> Sampled:
+def go_on(
+    sampled: Sampled,
+    entries: Entries,
+    lengths: ChainsConfig = FURTHER_LENGTHS,
+    given: tuple[GivenFeatures, GivenFeatures] | None = None,
+) -> Sampled:
     """Draws from the posterior of a matrix that has grown, from where the chains of `fit` ended.
 
     Unit, rank and inflation stay, draws are all new.
@@ -186,19 +225,20 @@ def go_on(sampled: Sampled, entries: Entries, lengths: ChainsConfig = FURTHER_LE
       sampled: the matrix before, of one unit for all cells.
       entries: [E] of the matrix now; rows and columns have the numbers that they had.
       lengths: of the chains, as many as those were.
+      given: features of all its rows and columns, if those before had such.
     """
     dense, places = _beside_an_empty_one(entries)
     unit = Scaling(*(np.full(dense.shape[1], part[-1]) for part in sampled.scaling))
     matrix = _standardised(dense, unit, "matrix")
     _, vectors = _sizes(dense)
-    features, data = _prepare(matrix.entries, sampled.config, vectors)
+    features, data = _prepare(matrix.entries, sampled.config, vectors, _of_drawn(given, places))
     # Not the random numbers that were drawn before.
     lengths = dataclasses.replace(lengths, seed=len(entries.rows))
     start, kept = _last_states(sampled, places, lengths.num_chains), []
     for sweep, states in chains.sweeps(start, data, sampled.config, lengths):
         if lengths.keeps(sweep):
             kept += states
-    return sampled._replace(
+    found = sampled._replace(
         shape=entries.shape,
         places=places,
         scaling=unit,
@@ -206,7 +246,9 @@ def go_on(sampled: Sampled, entries: Entries, lengths: ChainsConfig = FURTHER_LE
         features=features,
         draws=chains.stack(kept),
         fitted_rows=row_index.build(entries),
+        given=given,
     )
+    return _with_empty_rows(found)
 
 
 class _Standardised(NamedTuple):
@@ -235,19 +277,144 @@ def _standardised(dense: Entries, scales: Scaling, by: str) -> _Standardised:
 
 
 def _prepare(
-    entries: Entries, config: GibbsConfig, vectors: int
+    entries: Entries,
+    config: GibbsConfig,
+    vectors: int,
+    given: tuple[GivenFeatures, GivenFeatures] | None,
 ) -> tuple[tuple[SideFeatures, SideFeatures], Data]:
     """Features of the pattern, with so many singular vectors, and the matrix to be swept."""
     features = pattern.pattern_features(
         np.asarray(entries.rows), np.asarray(entries.columns), entries.shape, vectors
     )
-    data = gibbs.prepare(
-        entries,
-        (features[0].features, features[1].features),
-        (features[0].groups, features[1].groups),
-        config,
+    of_tables = given or (none_given(entries.shape[0]), none_given(entries.shape[1]))
+    return features, gibbs.prepare(entries, *joined(features, of_tables), config)
+
+
+def _of_drawn(
+    given: tuple[GivenFeatures, GivenFeatures] | None, places: Places
+) -> tuple[GivenFeatures, GivenFeatures] | None:
+    """Given features of the rows and columns with cells, and of one of each without."""
+    if given is None:
+        return None
+    sides = zip(given, (places.rows, places.columns), places.occupied, strict=True)
+    rows, columns = (
+        side._replace(features=np.pad(side.features[at < count], ((0, 1), (0, 0))))
+        for side, at, count in sides
     )
-    return features, data
+    return rows, columns
+
+
+def select(
+    given: tuple[GivenFeatures, GivenFeatures], places: Places
+) -> tuple[GivenFeatures, GivenFeatures]:
+    """Given features of the rows and columns with cells."""
+    rows, columns = given
+    return (
+        rows._replace(features=rows.features[places.rows < places.occupied[0]]),
+        columns._replace(features=columns.features[places.columns < places.occupied[1]]),
+    )
+
+
+def _with_empty_rows(sampled: Sampled) -> Sampled:
+    """With draws of rows and columns without cells: a usual one, and those that tables tell of."""
+    (rows, of_rows), (columns, of_columns) = (_side_with_empty(sampled, side) for side in (0, 1))
+    more = columns.shares.shape[1] - len(sampled.scaling.centers)
+    scales, bounds = (
+        type(each)(*(np.append(part, np.full(more, part[-1])) for part in each))
+        for each in (sampled.scaling, sampled.bounds)
+    )
+    return sampled._replace(
+        places=sampled.places._replace(rows=of_rows, columns=of_columns),
+        scaling=scales,
+        bounds=bounds,
+        draws=sampled.draws._replace(
+            rows=rows.numbers,
+            row_shares=rows.shares,
+            columns=columns.numbers,
+            column_shares=columns.shares,
+        ),
+    )
+
+
+def _side_with_empty(sampled: Sampled, side: int) -> tuple[Factors, np.ndarray]:
+    """Draws of the rows (or columns) with cells, then of those without, and all their places."""
+    at = (sampled.places.rows, sampled.places.columns)[side].copy()
+    count, of_table = sampled.places.occupied[side], _given(sampled, side)
+    told = np.flatnonzero((at >= count) & of_table.any(axis=1))
+    at[told] = count + 1 + np.arange(len(told))
+    # The first is the usual one.
+    empty = _empty_rows(sampled, side, np.pad(of_table[told], ((1, 0), (0, 0))))
+    known = (sampled.rows, sampled.columns)[side].at(slice(count))
+    both = zip(known, empty, strict=True)
+    return Factors(*(np.concatenate([x, y.astype(x.dtype)], axis=1) for x, y in both)), at
+
+
+def _given(sampled: Sampled, side: int) -> np.ndarray:
+    """Features of all rows (or columns) that are given, [N, G]."""
+    if sampled.given is None:
+        return np.zeros((sampled.shape[side], 0), np.float32)
+    return sampled.given[side].features
+
+
+def _empty_rows(sampled: Sampled, side: int, of_table: np.ndarray) -> Factors:
+    """Draws of rows (or columns) without cells, given what tables tell of them, [N', G].
+
+    Each is a row to come, whose pattern is not known yet, rather than one that is never observed,
+    as the chains take it: its features of the pattern are what the given ones tell of them, by
+    ridge regression over the fitted rows, and in each draw what one of these has beyond that. Where
+    nothing is told, all features are those of one of these. They count by their cells, since a cell
+    that is to be observed stands the likelier in a row that has many. All rows have the same noise.
+    """
+    at = (sampled.places.rows, sampled.places.columns)[side]
+    prior = (sampled.draws.row_prior, sampled.draws.column_prior)[side]
+    count, num_draws = sampled.places.occupied[side], len(sampled.draws.alpha)
+    of_fitted, of_pattern = _given(sampled, side)[at < count], sampled.features[side]
+    every = np.column_stack([of_pattern.features[:count], of_fitted])
+    num_pattern, width = of_pattern.features.shape[1], of_fitted.shape[1]
+    shares = pattern.counts(of_pattern)[:count]
+    shares = shares / shares.sum()
+    means = shares @ every
+    about = every - means
+    # As if half of their variance were told; of unrelated features little remains.
+    weighted = (count * shares)[:, None] * about[:, num_pattern:]
+    gram = weighted.T @ about[:, num_pattern:] + width * np.eye(width)
+    slopes = np.linalg.solve(gram, weighted.T @ about[:, :num_pattern])
+    left = np.pad(about[:, :num_pattern] - about[:, num_pattern:] @ slopes, ((0, 0), (0, width)))
+    told = of_table.any(axis=1)[:, None]
+    expected = means[:num_pattern] + (of_table - means[num_pattern:]) @ slopes
+    features = np.where(told, np.column_stack([expected, of_table]), means)
+    _, drawn = fold_in.without_entries(prior, features, _noise(sampled, side)[:, None])
+    rng = np.random.default_rng([side, 0x9A77])
+    some = rng.choice(count, size=(num_draws + 1) // 2, p=shares)
+
+    def of_some(beyond: np.ndarray) -> np.ndarray:
+        # [S, 1, F] x [S, F, L]
+        return _in_pairs(beyond[some], num_draws)[:, None] @ prior.coefficients[:, 1:]
+
+    drawn += np.where(told, of_some(left), of_some(about))
+    return Factors(drawn, np.repeat(_shares(sampled, side)[:, None], len(of_table), axis=1))
+
+
+def _noise(sampled: Sampled, side: int) -> np.ndarray:
+    """Standard normal [S, L], the same for all rows."""
+    num_draws, _, width = sampled.draws.rows.shape
+    half = np.random.default_rng([side, 0xF01D]).standard_normal(((num_draws + 1) // 2, width))
+    return _in_pairs(half, num_draws)
+
+
+def _in_pairs(noise: np.ndarray, num_draws: int) -> np.ndarray:
+    """Each once as it is and once negative, so that the mean over draws is nearly without it."""
+    return np.concatenate([noise, -noise])[:num_draws]
+
+
+def _shares(sampled: Sampled, side: int) -> np.ndarray:
+    """Of the noise's precision for a row without cells [S], spread evenly over their prior."""
+    count = len(sampled.draws.alpha)
+    shape = (sampled.config.row_noise, sampled.config.column_noise)[side]
+    if not shape:
+        return np.ones(count)
+    evenly = np.random.default_rng([side, 0x5A4E]).permutation((np.arange(count) + 0.5) / count)
+    return scipy.special.gammaincinv(shape, evenly) / shape
 
 
 def _last_states(sampled: Sampled, places: Places, num_chains: int) -> list[State]:
@@ -330,9 +497,10 @@ def quantiles_of_rows(
     observed: np.ndarray,
     means: np.ndarray,
     probabilities: Sequence[float],
+    features: np.ndarray | None = None,
 ) -> np.ndarray:
     """Quantiles [Q, N', M] of all cells of rows about these means; see `quantiles.of_rows`."""
-    rows, m = further_rows(sampled, values, observed), sampled.places.columns
+    rows, m = further_rows(sampled, values, observed, features), sampled.places.columns
     own, _ = _of_rows(sampled, rows)
     n = np.repeat(np.arange(len(means)), len(m))
     cells = n, np.tile(m, len(means))
@@ -372,27 +540,42 @@ def predict_each_row(sampled: Sampled, rows: np.ndarray) -> tuple[np.ndarray, np
 
 
 def fold_in_rows(
-    sampled: Sampled, values: np.ndarray, observed: np.ndarray
+    sampled: Sampled, values: np.ndarray, observed: np.ndarray, features: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Values and errors of all cells of further rows; see `fold_in.fold_in_rows`.
 
     A row with the cells of a fitted one is answered as that; another one by draws of its factors,
     given each draw of all else, with noise that is the same for all rows.
     """
-    return _of_rows(sampled, further_rows(sampled, values, observed))
+    return _of_rows(sampled, further_rows(sampled, values, observed, features))
 
 
-def further_rows(sampled: Sampled, values: np.ndarray, observed: np.ndarray) -> Factors:
-    """The draws of rows [N', M], fitted or not."""
+def find_rows(
+    sampled: Sampled, values: np.ndarray, observed: np.ndarray, features: np.ndarray | None = None
+) -> np.ndarray:
+    """The numbers of the fitted rows with these cells and given features, -1 for none; [N']."""
     numbers = row_index.find(sampled.fitted_rows, values, observed)
+    if features is None or sampled.given is None:
+        return numbers
+    return np.where((sampled.given[0].features[numbers] == features).all(axis=1), numbers, -1)
+
+
+def further_rows(
+    sampled: Sampled, values: np.ndarray, observed: np.ndarray, features: np.ndarray | None = None
+) -> Factors:
+    """The draws of rows [N', M], fitted or not, with given features [N', F] or none."""
+    numbers = find_rows(sampled, values, observed, features)
     found = sampled.rows.at(sampled.places.rows[np.maximum(numbers, 0)])
     m = sampled.places.columns
     standardised = (values - sampled.scaling.centers[m]) / sampled.scaling.scales[m]
     used = observed & (m < sampled.places.occupied[1])
-    for n in np.flatnonzero(numbers < 0):
-        places = m[used[n]]
+    if features is None:
+        features = np.zeros((len(values), _given(sampled, 0).shape[1]), np.float32)
+    empty = (numbers < 0) & ~used.any(axis=1)
+    found.numbers[:, empty], found.shares[:, empty] = _empty_rows(sampled, 0, features[empty])
+    for n in np.flatnonzero((numbers < 0) & ~empty):
         found.numbers[:, n], found.shares[:, n] = _fold_in(
-            sampled, 0, places, standardised[n, used[n]]
+            sampled, 0, m[used[n]], standardised[n, used[n]], features[n]
         )
     return found
 
@@ -406,17 +589,23 @@ def fold_in_columns(
     # Those of a column without cells.
     center, scale, low, high = (part[-1] for part in (*sampled.scaling, *sampled.bounds))
     standardised = (values - center) / scale
-    columns = sampled.columns.at(np.zeros(values.shape[1], int))
-    for m in range(values.shape[1]):
+    columns = sampled.columns.at(np.full(values.shape[1], sampled.places.occupied[1]))
+    features = np.zeros(_given(sampled, 1).shape[1], np.float32)
+    for m in np.flatnonzero(used.any(axis=0)):
         columns.numbers[:, m], columns.shares[:, m] = _fold_in(
-            sampled, 1, n[used[:, m]], standardised[used[:, m], m]
+            sampled, 1, n[used[:, m]], standardised[used[:, m], m], features
         )
     moments = _moments(sampled.rows.at(n), columns, sampled.draws.alpha, (low, high))
     return _in_units(sampled, moments, center, scale)
 
 
 def impute(
-    sampled: Sampled, values: np.ndarray, observed: np.ndarray, imputations: int, seed: int = 0
+    sampled: Sampled,
+    values: np.ndarray,
+    observed: np.ndarray,
+    imputations: int,
+    seed: int = 0,
+    features: np.ndarray | None = None,
 ) -> list[np.ndarray]:
     """Completes rows several times, each by one draw and its noise.
 
@@ -429,6 +618,7 @@ def impute(
       observed: [N', M] bool; these cells come back as they are.
       imputations: how many, no more than there are draws.
       seed: of the noise.
+      features: [N', F], given ones of the rows.
 
     Returns:
       So many matrices [N', M] of the dtype of ``values``.
@@ -440,7 +630,7 @@ def impute(
     if not 1 <= imputations <= count:
         raise ValueError(f"expected 1 to {count} imputations, got {imputations}")
     m, rng = sampled.places.columns, np.random.default_rng([seed, 0x1247])
-    rows, columns = further_rows(sampled, values, observed), sampled.columns.at(m)
+    rows, columns = further_rows(sampled, values, observed, features), sampled.columns.at(m)
     center, scale = _units(sampled, m)
     found = []
     for s in np.linspace(0, count - 1, imputations).round().astype(int):
@@ -455,26 +645,26 @@ def impute(
 
 
 def _fold_in(
-    sampled: Sampled, side: int, places: np.ndarray, values: np.ndarray
+    sampled: Sampled, side: int, places: np.ndarray, values: np.ndarray, of_table: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draws of the numbers [S, L] and the share [S] of one more row of a side.
+    """Draws of the numbers [S, L] and the share [S] of one more row of a side, which has cells.
 
     Args:
       sampled: the fitted matrix.
       side: 0 for a row, 1 for a column.
       places: where the row's cells stand in the other side.
       values: of these cells, standardised.
+      of_table: [F], its given features.
     """
     shape = (sampled.config.row_noise, sampled.config.column_noise)[side]
     given = fold_in.conditions(sampled.draws, side, shape)
-    pattern_of_row = scipy.sparse.csr_array(
+    of_pattern = sampled.features[side]
+    cells = scipy.sparse.csr_array(
         (np.ones(len(places)), (np.zeros(len(places), int), places)),
-        shape=(1, given.others.shape[1]),
+        shape=(1, len(of_pattern.projection)),
     )
-    features = pattern.of_further_rows(sampled.features[side], pattern_of_row)[0]
-    num_draws, _, width = given.others.shape
-    z = np.random.default_rng([side, 0xF01D]).standard_normal((num_draws, width))
-    found = fold_in.further_row(given, features, places, values, z)
+    features = fold_in.further_features(of_pattern, of_table[None], cells)[0]
+    found = fold_in.further_row(given, features, places, values, _noise(sampled, side))
     return found.drawn, found.share
 
 

@@ -9,10 +9,12 @@ import dataclasses
 
 import numpy as np
 
-from metamf_jax.imputation import pipeline, sampled
+from metamf_jax.imputation import feature_tables, pipeline, sampled
 from metamf_jax.imputation.candidates import CANDIDATES
 from metamf_jax.imputation.completion import Completion
+from metamf_jax.imputation.feature_tables import SideTable
 from metamf_jax.imputation.places import require_valid
+from metamf_jax.posterior.given import GivenFeatures
 from metamf_jax.types import Entries
 
 # As many cells as before, times this, are taken by chains that go on.
@@ -26,6 +28,7 @@ def update(
     standardize: str | None = None,
     missing: str = "at_random",
     seed: int = 0,
+    tables: tuple[SideTable | None, SideTable | None] = (None, None),
 ) -> Completion:
     """The completed matrix with further cells; rows and columns keep their numbers.
 
@@ -33,26 +36,52 @@ def update(
       completed: the matrix [N, M].
       entries: cells, new or given anew, in a shape (N', M') no smaller; perhaps none.
       standardize, missing, seed: as for `pipeline.complete`, where the matrix is completed anew.
+      tables: features of the further rows and of the further columns, if those before had some.
 
     Raises:
       ValueError: a smaller shape, or cells that `pipeline.complete` would refuse.
     """
     merged = merge(completed.entries, entries)
+    given = _given(completed, merged.shape, tables)
     few = len(merged.rows) <= _MOST_GROWTH * len(completed.entries.rows)
     if completed.sampled is None or not few:
         return pipeline.complete(
-            completed.prior, merged, standardize=standardize, missing=missing, seed=seed
+            completed.prior,
+            merged,
+            standardize=standardize,
+            missing=missing,
+            seed=seed,
+            given=given,
         )
     again = pipeline.complete(
         completed.prior, merged, standardize="matrix", allowed=tuple(CANDIDATES), seed=seed
     )
-    drawn = sampled.go_on(completed.sampled, merged)
+    features = completed.features
+    if features is not None and given is not None:
+        features = features._replace(given=given)
+    used = given if features is not None and features.used else None
+    drawn = sampled.go_on(completed.sampled, merged, given=used)
     return dataclasses.replace(
         again,
         sampled=drawn,
         draws_share=completed.draws_share,
         fitted_rows=drawn.fitted_rows,
+        features=features,
     )
+
+
+def _given(
+    completed: Completion,
+    shape: tuple[int, int],
+    tables: tuple[SideTable | None, SideTable | None],
+) -> tuple[GivenFeatures, GivenFeatures] | None:
+    """Features of all rows and columns of the grown matrix."""
+    for side, table in enumerate(tables):
+        feature_tables.of_further(completed.features, side, table)
+    if completed.features is None:
+        return None
+    rows, columns = map(feature_tables.grown, completed.features.given, shape, tables)
+    return rows, columns
 
 
 def merge(entries: Entries, further: Entries) -> Entries:

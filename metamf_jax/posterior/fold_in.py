@@ -146,25 +146,12 @@ def further_rows(
       seed: of their noise.
     """
     given = conditions(draws, side, recipe.noise_shape)
-    observed = entries.copy()
-    observed.data = np.ones_like(entries.data)
     counts = np.diff(entries.indptr)
-    of_pattern = pattern.of_further_rows(recipe.pattern, observed)
-    # A row that has just begun will have more entries: how few there are tells nothing. Of an
-    # eighth of MovieLens-100K's users, by 0, 1, 3 and 10 of their ratings, the error was 1.04,
-    # 1.01, 0.981 and 0.935 without the counts, 1.21, 1.18, 1.034 and 0.943 with them.
-    of_pattern[:, recipe.pattern.groups == pattern.OF_COUNT] = 0
-    of_pattern[counts == 0] = 0
-    features = np.column_stack([of_pattern, of_table])
+    features = further_features(recipe.pattern, of_table, entries)
     num_draws, _, width = given.others.shape
     rng = np.random.default_rng([seed, side, 0xF01D])
     z = rng.standard_normal((num_draws, len(features), width)).astype(np.float32)
-    # Without entries: [N', F + 1] x [S, F + 1, L], and with Lambda = C C^T noise of C^-T z.
-    mean = (
-        np.column_stack([np.ones(len(features), np.float32), features]) @ given.prior.coefficients
-    )
-    root = np.linalg.cholesky(given.prior.precision)
-    drawn = mean + z @ np.linalg.inv(root)
+    mean, drawn = without_entries(given.prior, features, z)
     shares = np.ones(mean.shape[:2])
     for n in np.flatnonzero(counts):
         part = slice(entries.indptr[n], entries.indptr[n + 1])
@@ -175,3 +162,39 @@ def further_rows(
         shape = given.noise_shape + counts / 2
         shares *= rng.gamma(shape, 1 / shape, shares.shape)
     return FurtherRows(*(x.astype(np.float32) for x in (mean, drawn, shares)))
+
+
+def further_features(
+    of_side: SideFeatures, of_table: np.ndarray, entries: scipy.sparse.csr_array
+) -> np.ndarray:
+    """The features [N', F] of further rows: of their pattern, then those given.
+
+    Args:
+      of_side: of the pattern of the sampled rows.
+      of_table: [N', G].
+      entries: [N', M]; where one is stored, it is observed.
+    """
+    observed = entries.copy()
+    observed.data = np.ones_like(entries.data)
+    of_pattern = pattern.of_further_rows(of_side, observed)
+    # A row that has just begun will have more entries: how few there are tells nothing. Of an
+    # eighth of MovieLens-100K's users, by 0, 1, 3 and 10 of their ratings, the error was 1.04,
+    # 1.01, 0.981 and 0.935 without the counts, 1.21, 1.18, 1.034 and 0.943 with them.
+    of_pattern[:, of_side.groups == pattern.OF_COUNT] = 0
+    of_pattern[np.diff(entries.indptr) == 0] = 0
+    return np.column_stack([of_pattern, of_table])
+
+
+def without_entries(
+    prior: Hyperprior, features: np.ndarray, z: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Means and draws [S, N', K + 1] of rows' factors, given what their features tell alone.
+
+    Args:
+      prior: of the side, S draws.
+      features: [N', F].
+      z: [S, N' or 1, K + 1], standard normal.
+    """
+    # [N', F + 1] x [S, F + 1, L], and with Lambda = C C^T noise of C^-T z.
+    mean = np.column_stack([np.ones(len(features), np.float32), features]) @ prior.coefficients
+    return mean, mean + z @ np.linalg.inv(np.linalg.cholesky(prior.precision))

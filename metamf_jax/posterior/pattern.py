@@ -103,6 +103,11 @@ def of_further_rows(side: SideFeatures, observed: scipy.sparse.csr_array) -> np.
     return ((raw - side.centers) / side.scales).astype(np.float32)
 
 
+def counts(side: SideFeatures) -> np.ndarray:
+    """How many entries each row has, [N], to rounding."""
+    return np.expm1(side.features[:, 0] * side.scales[0] + side.centers[0])
+
+
 def _side(counts, vectors, projection) -> SideFeatures:
     raw = np.column_stack([*_of_counts(counts), vectors])
     groups = np.repeat([OF_COUNT, _OF_VECTORS], [2, vectors.shape[1]])
