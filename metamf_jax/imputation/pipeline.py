@@ -49,7 +49,6 @@ from metamf_jax.imputation.places import require_valid, set_aside
 from metamf_jax.imputation.prior import LearnedPrior
 from metamf_jax.imputation.sampled import Sampled
 from metamf_jax.imputation.scaling import STANDARDIZATIONS, Scaling
-from metamf_jax.posterior.learned_hyperprior import LearnedHyperprior
 from metamf_jax.types import Entries
 
 # Why cells are missing: for what else is observed, or for what they would say.
@@ -58,6 +57,9 @@ MISSING = ("at_random", "by_value")
 DRAWS = "draws"
 # For small rating matrices their hyperparameters have a learned prior.
 HYPERPRIOR = "hyperprior"
+# And they know which cells are observed.
+PATTERN = "pattern"
+PARTS = (*CANDIDATES, DRAWS, HYPERPRIOR, PATTERN)
 # Parts held out to compare draws on: each takes chains of its own.
 _PARTS_BY_DRAWS = 2
 
@@ -82,7 +84,7 @@ def complete(
     *,
     standardize: str | None = None,
     missing: str = "at_random",
-    allowed: Collection[str] = (*CANDIDATES, DRAWS, HYPERPRIOR),
+    allowed: Collection[str] = PARTS,
     seed: int = 0,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Completion:
@@ -95,8 +97,9 @@ def complete(
       missing: ``at_random``, for whatever else is observed, or ``by_value``, one of `MISSING`. The
         observed cells cannot tell for sure: imputed values are moved for those who know the latter
         (see `row_gaussian.missing_by_value` for what it costs where they are wrong).
-      allowed: the `candidates.CANDIDATES` that may have a weight, whether draws may have a share,
-        and whether theirs may be under the learned hyperprior; to see what each is worth.
+      allowed: the `PARTS` that may be used: which candidates may have a weight, whether draws may
+        have a share, be under the learned hyperprior and know features of the pattern; to see what
+        each is worth.
       seed: of the choice of held-out cells.
       progress: told of each stage as it begins.
 
@@ -117,16 +120,19 @@ def complete(
     trial, fit = trials[best], fits[best]
     _require_finite(fit, entries)
     drawn, share, check = None, 0.0, fit.check
-    learned = sampled.hyperprior_for(dense) if HYPERPRIOR in allowed else None
+    learned = sampled.hyperprior_for(dense)
     if (
         DRAWS in allowed
         and trial.by == "matrix"
         and missing == "at_random"
         and sampled.suits(dense, learned)
     ):
-        drawn, share, check = _by_draws(
-            fit, dense, trial.transposed, entries, learned, seed, progress
+        draw = functools.partial(
+            sampled.fit,
+            learned=learned if HYPERPRIOR in allowed else None,
+            with_pattern=PATTERN in allowed,
         )
+        drawn, share, check = _by_draws(fit, dense, trial.transposed, entries, draw, seed, progress)
     if trial.transposed:
         dense, places = turned, places.turned
     padded = len(fit.fitted.columns.v)
@@ -165,9 +171,9 @@ def _require_known(standardize: str | None, missing: str, allowed: Collection[st
         raise ValueError(f"expected the standardisation {known}, got {standardize!r}")
     if missing not in MISSING:
         raise ValueError(f"expected cells missing {' or '.join(MISSING)}, got {missing!r}")
-    if not set(allowed) <= {*CANDIDATES, DRAWS, HYPERPRIOR} or not set(allowed) & set(OF_FACTORS):
+    if not set(allowed) <= set(PARTS) or not set(allowed) & set(OF_FACTORS):
         raise ValueError(
-            f"expected candidates among {', '.join((*CANDIDATES, DRAWS, HYPERPRIOR))}, one of the "
+            f"expected candidates among {', '.join(PARTS)}, one of the "
             f"first {len(OF_FACTORS)} at least, got {', '.join(allowed) or 'none'}"
         )
 
@@ -234,7 +240,7 @@ def _by_draws(
     dense: Entries,
     transposed: bool,
     entries: Entries,
-    learned: LearnedHyperprior | None,
+    draw: Callable[..., Sampled],
     seed: int,
     progress: Callable[[str], None],
 ) -> tuple[Sampled | None, float, Check]:
@@ -244,7 +250,7 @@ def _by_draws(
     for numbers in held_out.folds(len(dense.rows), seed)[:_PARTS_BY_DRAWS]:
         progress("drawing from the posterior without held-out cells")
         kept = fitting.without(dense, numbers)
-        part = sampled.fit(kept, "matrix", sampled.SHORT_LENGTHS, learned)
+        part = draw(kept, "matrix", sampled.SHORT_LENGTHS)
         rows, columns = (np.asarray(x)[numbers] for x in (dense.rows, dense.columns))
         found.append(sampled.predict(part, rows, columns))
     drawn, bars = (np.concatenate(x) for x in zip(*found, strict=True))
@@ -262,7 +268,7 @@ def _by_draws(
     units = scaling.fit_scaling(matrix, "columns").scales
     check = held_out.check(cells, fit.of_bias[compared], fit.of_means[compared], coverage, units)
     progress("drawing from the posterior")
-    drawn = sampled.fit(entries, "matrix", learned=learned)
+    drawn = draw(entries, "matrix")
     return drawn._replace(inflation=inflation), share, check
 
 

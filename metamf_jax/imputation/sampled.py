@@ -105,6 +105,11 @@ class Sampled(NamedTuple):
     one_unit: bool
 
     @property
+    def knows_pattern(self) -> bool:
+        """Whether features of which cells are observed are known."""
+        return bool(np.isfinite(self.features[0].scales).any())
+
+    @property
     def rows(self) -> Factors:
         """The drawn rows, the last one without cells."""
         return Factors(self.draws.rows, self.draws.row_shares)
@@ -122,11 +127,12 @@ def hyperprior_for(entries: Entries) -> LearnedHyperprior | None:
       entries: without empty rows or columns.
     """
     ratings = len(np.unique(entries.values)) <= _MOST_LEVELS
-    return _read_learned() if ratings and len(entries.rows) <= _MOST_LEARNED else None
+    return packaged_hyperprior() if ratings and len(entries.rows) <= _MOST_LEARNED else None
 
 
 @functools.cache
-def _read_learned() -> LearnedHyperprior:
+def packaged_hyperprior() -> LearnedHyperprior:
+    """That of small rating matrices, learned from synthetic ones."""
     return learned_hyperprior.load(_LEARNED)
 
 
@@ -149,6 +155,7 @@ def fit(
     by: str,
     lengths: ChainsConfig = LENGTHS,
     learned: LearnedHyperprior | None = None,
+    with_pattern: bool = True,
 ) -> Sampled:
     """Draws from the posterior of a matrix.
 
@@ -157,12 +164,13 @@ def fit(
       by: the standardisation, one of `scaling.SCALINGS`.
       lengths: of the chains.
       learned: what its hyperparameters are expected to be; None where that is not known.
+      with_pattern: whether features of which cells are observed are known.
     """
     dense, places = _beside_an_empty_one(entries)
     matrix = _standardised(dense, scaling.fit_scaling(dense, by), by)
     rank, vectors = _sizes(dense)
     config = GibbsConfig(rank) if learned is None else gibbs.with_learned(rank, learned)
-    features, data = _prepare(matrix.entries, config, vectors)
+    features, data = _prepare(matrix.entries, config, vectors, with_pattern)
     return Sampled(
         shape=entries.shape,
         places=places,
@@ -191,7 +199,7 @@ def go_on(sampled: Sampled, entries: Entries, lengths: ChainsConfig = FURTHER_LE
     unit = Scaling(*(np.full(dense.shape[1], part[-1]) for part in sampled.scaling))
     matrix = _standardised(dense, unit, "matrix")
     _, vectors = _sizes(dense)
-    features, data = _prepare(matrix.entries, sampled.config, vectors)
+    features, data = _prepare(matrix.entries, sampled.config, vectors, sampled.knows_pattern)
     # Not the random numbers that were drawn before.
     lengths = dataclasses.replace(lengths, seed=len(entries.rows))
     start, kept = _last_states(sampled, places, lengths.num_chains), []
@@ -235,12 +243,14 @@ def _standardised(dense: Entries, scales: Scaling, by: str) -> _Standardised:
 
 
 def _prepare(
-    entries: Entries, config: GibbsConfig, vectors: int
+    entries: Entries, config: GibbsConfig, vectors: int, with_pattern: bool
 ) -> tuple[tuple[SideFeatures, SideFeatures], Data]:
     """Features of the pattern, with so many singular vectors, and the matrix to be swept."""
     features = pattern.pattern_features(
         np.asarray(entries.rows), np.asarray(entries.columns), entries.shape, vectors
     )
+    if not with_pattern:
+        features = pattern.silenced(features[0]), pattern.silenced(features[1])
     data = gibbs.prepare(
         entries,
         (features[0].features, features[1].features),

@@ -93,6 +93,12 @@ def of_further_rows(side: SideFeatures, observed: scipy.sparse.csr_array) -> np.
     return ((raw - side.centers) / side.scales).astype(np.float32)
 
 
+def silenced(side: SideFeatures) -> SideFeatures:
+    """Features that tell nothing: all zero, those of further rows too."""
+    scales = np.full_like(side.scales, np.inf)
+    return side._replace(features=np.zeros_like(side.features), scales=scales)
+
+
 def _side(counts, vectors, projection) -> SideFeatures:
     raw = np.column_stack([*_of_counts(counts), vectors])
     groups = np.repeat([OF_COUNT, _OF_VECTORS], [2, vectors.shape[1]])
