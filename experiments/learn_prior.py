@@ -60,7 +60,7 @@ class Config:
 PRESETS = {
     "smoke": Config("smoke", (40,), 2, 500, 2, 3),
     "tiny": Config("tiny", (200,), 4, 5_000, 8, 20),
-    "best": Config("best", (300, 600), 4, 15_000, 16, 24),
+    "best": Config("best", (200, 400), 6, 8_000, 12, 24),
 }
 PRESETS["paper"] = dataclasses.replace(PRESETS["best"], preset="paper")
 
