@@ -350,7 +350,8 @@ def run(config: Config, workdir: str | os.PathLike, data_dir: str | None = None)
         read.
     """
     prior = load_prior(config.weights)
-    nothing = Entries(*np.zeros((3, 0), np.int32), (1, 1))
+    none = np.zeros(0, np.int32)
+    nothing = Entries(none, none, none, (1, 1))
     a_cut = Task("", "cut", nothing, nothing, np.ones(1))
     known = ablations(prior, a_cut) if config.ablation else methods("matrix")
     unknown = set(config.methods) - known.keys()

@@ -228,9 +228,13 @@ def _dot(a, b) -> float:
     return float(sum((x * y).sum() for x, y in zip(a, b, strict=True)))
 
 
+def _plus(a, rate: float, b) -> tuple[np.ndarray, np.ndarray]:
+    return a[0] + rate * b[0], a[1] + rate * b[1]
+
+
 def _conjugate_gradients(times, target, steps: int, tolerance: float = 1e-4):
     """Solves ``times(w) = target`` for a pair of arrays, from zero."""
-    w = tuple(np.zeros_like(x) for x in target)
+    w = np.zeros_like(target[0]), np.zeros_like(target[1])
     residual = direction = target
     square = first = _dot(residual, residual)
     for _ in range(steps):
@@ -239,9 +243,9 @@ def _conjugate_gradients(times, target, steps: int, tolerance: float = 1e-4):
         if curvature <= 0 or square <= tolerance**2 * first:
             break
         rate = square / curvature
-        w = tuple(x + rate * d for x, d in zip(w, direction, strict=True))
-        residual = tuple(x - rate * i for x, i in zip(residual, image, strict=True))
+        w = _plus(w, rate, direction)
+        residual = _plus(residual, -rate, image)
         new = _dot(residual, residual)
-        direction = tuple(r + new / square * d for r, d in zip(residual, direction, strict=True))
+        direction = _plus(residual, new / square, direction)
         square = new
     return w

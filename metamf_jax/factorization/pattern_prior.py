@@ -141,9 +141,9 @@ def load(path: str | os.PathLike) -> PatternPrior:
     """
     try:
         held: dict[str, Any] = json.loads(pathlib.Path(path).read_text())
-        means = tuple(map(tuple, held.pop("means")))
+        of_rows, of_columns = map(tuple, held.pop("means"))
         pairs = {name: tuple(held.pop(name)) for name in ("strengths", "powers")}
-        return PatternPrior(means=means, **pairs, **held)
+        return PatternPrior(means=(of_rows, of_columns), **pairs, **held)
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise ValueError(
             f"expected a prior of experiments.learn_prior in {path}: {error!r}"
