@@ -31,6 +31,12 @@ from metamf_jax.runs.run_log import RunLog
 from metamf_jax.types import Entries, Table
 
 _SETS = flags.DEFINE_list("sets", [], "Rating sets to learn from; synthetic matrices if none.")
+_PRECISIONS = flags.DEFINE_bool(
+    "precisions",
+    False,
+    "Whether strengths and powers are learned too, as ALS wants them where it converges; else they"
+    " are those of the penalty root_l2, which serve SGD better, whose epochs end before.",
+)
 _OUTPUT = shared_flags.output()
 
 
@@ -42,7 +48,7 @@ class Config:
       sizes: rows and columns of synthetic matrices.
       count: of synthetic matrices of each size; of parts of each set.
       entries: of a part, about.
-      rank, steps: see `LearnConfig`.
+      rank, steps, precisions: see `LearnConfig`.
       sets: to learn from; none for synthetic matrices.
       seed: of all draws.
     """
@@ -54,6 +60,7 @@ class Config:
     rank: int
     steps: int
     sets: tuple[str, ...] = ()
+    precisions: bool = False
     seed: int = 0
 
 
@@ -118,7 +125,9 @@ def run(
         numbers = (*learned.strengths, *learned.powers)
         log.metrics(step, {"held_out": loss, **dict(zip(names, numbers, strict=True))})
 
-    lengths = LearnConfig(rank=config.rank, steps=config.steps, seed=config.seed)
+    lengths = LearnConfig(
+        rank=config.rank, steps=config.steps, precisions=config.precisions, seed=config.seed
+    )
     learned = learn_pattern_prior.learn(corpus, lengths, saw, tell)
     for path in (log.workdir / "prior.json", output):
         if path is not None:
@@ -128,7 +137,12 @@ def run(
 
 def main() -> None:
     preset = PRESETS[common.PRESET.value]
-    config = dataclasses.replace(preset, sets=tuple(_SETS.value), seed=common.SEED.value)
+    config = dataclasses.replace(
+        preset,
+        sets=tuple(_SETS.value),
+        precisions=_PRECISIONS.value,
+        seed=common.SEED.value,
+    )
     workdir = common.WORKDIR.value or f"runs/prior-{config.preset}"
     run(config, workdir, common.DATA_DIR.value, _OUTPUT.value)
 

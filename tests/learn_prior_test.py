@@ -22,7 +22,11 @@ def test_it_learns_from_synthetic_matrices_and_says_so(tmp_path):
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert lines[-1]["held_out"] < lines[0]["held_out"]
     results = json.loads((tmp_path / "run" / "summary.json").read_text())["results"]
-    assert results["strengths"] == list(learned.strengths)
+    assert results["strengths"] == list(learned.strengths) == [1.0, 1.0]
+    assert learned.powers == (0.5, 0.5)
+    with_precisions = dataclasses.replace(SMOKE, precisions=True)
+    learn_prior.run(with_precisions, tmp_path / "precisions")
+    assert pattern_prior.load(tmp_path / "precisions" / "prior.json").strengths != (1.0, 1.0)
 
 
 def test_it_learns_from_sets(tmp_path):

@@ -44,6 +44,7 @@ class LearnConfig:
       conjugate_steps: at most. Where the optimum is flat, more of them follow directions in which
         ALS has not converged: on a synthetic matrix of 360 entries 60 gave gradients 40 times those
         of 10.
+      precisions: whether strengths and powers are learned too; else they stay those of `root_l2`.
       seed: of where the factors start.
     """
 
@@ -53,6 +54,7 @@ class LearnConfig:
     first_sweeps: int = 30
     sweeps: int = 8
     conjugate_steps: int = 20
+    precisions: bool = True
     seed: int = 0
 
 
@@ -125,6 +127,8 @@ def learn(
             losses.append(loss)
             gradients.append(gradient)
         slope = np.mean(gradients, axis=0)
+        if not config.precisions:
+            slope[2 * NUM_FEATURES :] = 0
         first = _FIRST_DECAY * first + (1 - _FIRST_DECAY) * slope
         second = _SECOND_DECAY * second + (1 - _SECOND_DECAY) * slope**2
         least = first / (1 - _FIRST_DECAY ** (step + 1))

@@ -9,7 +9,8 @@ in which it has entries, averaged (with one of zero, so that of few entries it i
 two less their means over entries, so that they leave the mean of the values as it is. None knows a
 value: no entry counts twice. The ten numbers ``a, a', k, k', p, p'`` are learned from other
 matrices, through the converged solution that uses them (`learn_pattern_prior`); ``lam`` is 1, or
-chosen on the matrix like the strength of any other penalty.
+chosen on the matrix like the strength of any other penalty. With ``k = k' = 1`` and
+``p = p' = 1/2`` the penalty is `root_l2`.
 """
 
 import dataclasses
