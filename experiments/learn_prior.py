@@ -1,7 +1,8 @@
 """Learns the prior of effects and precisions that `experiments.factorize --prior` takes.
 
-Claim: learned from synthetic matrices alone it lowers the test error of rows and columns with few
-ratings, and costs nothing on whole rating sets; see experiments/RESULTS.md.
+Claim: learned from synthetic matrices alone it lowers the test RMSE of films with 1 to 5 ratings by
+0.2% to 2% on three MovieLens sets, and moves that of whole sets by less than 0.2%; it costs where
+counts do not mean what they do in such matrices (experiments/RESULTS.md).
 
     python -m experiments.learn_prior --preset=best --workdir=runs/prior
 
