@@ -156,8 +156,8 @@ class TestPrior:
         table = sources.load("synthetic", None, 0)
         split = splits.Split("synthetic", "few_rows", test_fraction=0.4)
         train, test = splits.split_entries(table, split)
-        values = train.entries.values.astype(float)
-        offsets = LEARNED.offsets(pattern_prior.pattern_of(train.entries), values.std())
+        values = np.asarray(train.entries.values, np.float64)
+        offsets = LEARNED.offsets(pattern_prior.pattern_of(train.entries), float(values.std()))
         row = np.setdiff1d(test.rows, train.entries.rows)[0]
         np.testing.assert_allclose(factors.u[row, -2], values.mean() + offsets[0][row], rtol=1e-5)
         np.testing.assert_array_equal(factors.u[row, :-2], 0)

@@ -64,7 +64,8 @@ def test_precisions_follow_counts():
 
 @pytest.mark.parametrize("which", [0, 2, 4, 6, 7, 8, 9])
 def test_the_implicit_gradient_is_that_of_the_converged_solution(which):
-    matrix, factors = _matrix(), None
+    matrix = _matrix()
+    factors = learn_pattern_prior._start(np.random.default_rng(1), matrix, 2)
     theta = learn_pattern_prior._START + 0.1 * np.arange(10) / 10
 
     def loss_at(value):
@@ -73,7 +74,6 @@ def test_the_implicit_gradient_is_that_of_the_converged_solution(which):
         solved = learn_pattern_prior.solve(matrix, moved, factors, 60)
         return *learn_pattern_prior.loss_and_gradient(matrix, moved, solved, 200), solved
 
-    factors = learn_pattern_prior._start(np.random.default_rng(1), matrix, 2)
     _, gradient, factors = loss_at(0.0)
     step = 0.02
     slope = (loss_at(step)[0] - loss_at(-step)[0]) / (2 * step)
