@@ -34,14 +34,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from experiments import common, sample, shared_flags, splits, stores
-from metamf_jax import parallel, processes
+from experiments import by_counts, common, sample, shared_flags, splits, stores
+from metamf_jax import parallel, processes, sums
 from metamf_jax.data import sources
 from metamf_jax.factorization import (
     block_update,
     dsgd,
     held_out_choice,
     measures,
+    pattern_prior,
     sgd,
     solver,
     solvers,
@@ -54,13 +55,14 @@ from metamf_jax.factorization.blocks import number_of_blocks
 from metamf_jax.factorization.factor_file import save_factors
 from metamf_jax.factorization.losses import RECORDS
 from metamf_jax.factorization.objective import Objective
+from metamf_jax.factorization.pattern_prior import PatternPrior
 from metamf_jax.factorization.solver import Progress
 from metamf_jax.factorization.solvers import SOLVERS, SolverConfig
 from metamf_jax.posterior import gibbs
 from metamf_jax.runs.checkpoint import Checkpointer
 from metamf_jax.runs.files import write_text
 from metamf_jax.runs.run_log import RunLog, open_run_log, read_metrics
-from metamf_jax.types import Entries
+from metamf_jax.types import Entries, FactorPrior, Factors
 
 # A run in which nothing is chosen from the data but the first step size.
 _PLAIN = {
@@ -147,7 +149,8 @@ _SPLIT = flags.DEFINE_enum(
     "split",
     "random",
     splits.SPLITS,
-    "Test cells: drawn at random, the latest, or those of the official --fold (ml100k).",
+    "Test cells: drawn at random, the latest, those of the official --fold (ml100k), or all but 0"
+    " to 5 cells of a --test_fraction of the rows (few_rows), or of the columns (few_columns).",
 )
 _TEST_FRACTION = shared_flags.test_fraction()
 _SOLVER = flags.DEFINE_enum(
@@ -162,8 +165,9 @@ _LOSS = flags.DEFINE_enum(
 _PENALTY = flags.DEFINE_enum(
     "penalty",
     None,
-    ["none", "l2", "weighted_l2", "root_l2"],
-    "Penalty. Default: the alias's, else root_l2; weighted_l2 where --regularization is a number.",
+    objectives.PENALTIES,
+    "Penalty. Default: the alias's, else root_l2; weighted_l2 where --regularization is a number;"
+    " prior with --prior.",
 )
 _RANK = flags.DEFINE_integer("rank", None, "K, number of factors.", lower_bound=1)
 _EPOCHS = flags.DEFINE_integer(
@@ -269,10 +273,12 @@ _ROW_NOISE = flags.DEFINE_float(
 _COLUMN_NOISE = flags.DEFINE_float(
     "column_noise", None, "Samplers: the same of the columns (3).", lower_bound=0
 )
-_HYPERPRIOR = flags.DEFINE_string(
-    "hyperprior",
+_PRIOR = flags.DEFINE_string(
+    "prior",
     None,
-    "gibbs: file of a learned hyperprior (experiments.learn_hyperprior), for small matrices.",
+    "Learned prior, a file or the workdir that learned it: of effects and precisions"
+    " (experiments.learn_prior), the penalty `prior`; of samplers, of their hyperparameters"
+    " (experiments.learn_hyperprior).",
 )
 _LIKELIHOOD = flags.DEFINE_enum(
     "likelihood",
@@ -292,7 +298,7 @@ _OF_SAMPLERS = (
     *(_DRAWS, _BURN_IN, _THIN, _CHAINS, _PATTERN_FEATURES, _ROW_FEATURES, _COLUMN_FEATURES),
     *(_ROW_NOISE, _COLUMN_NOISE, _LIKELIHOOD, _ENTRY_FEATURES, _START),
 )
-_OF_DSGLD, _OF_GIBBS = (_STEP_SIZE, _BLOCKS, _BLOCK_STORE), (_HYPERPRIOR,)
+_OF_DSGLD = _STEP_SIZE, _BLOCKS, _BLOCK_STORE
 # What means nothing to a sampler.
 _NOT_OF_SAMPLERS = (
     *(_PENALTY, _REGULARIZATION, _BIASES, _EPOCHS, _EARLY_STOPPING, _INIT),
@@ -316,6 +322,7 @@ class Config:
     solver: str = "dsgd"
     loss: str = "squared"
     penalty: str = "weighted_l2"
+    prior: str | None = None
     regularization: float | None = 0.05
     biases: bool = False
     rank: int = 32
@@ -352,6 +359,24 @@ def _conjugate_steps(text: str | None) -> int:
     return int(steps)
 
 
+class _Prior(NamedTuple):
+    """A learned prior, and what it says of a matrix.
+
+    Attributes:
+      learned: the prior.
+      unit: of the matrix's values.
+      offsets: what it expects of rows' and columns' effects.
+    """
+
+    learned: PatternPrior
+    unit: float
+    offsets: tuple[np.ndarray, np.ndarray]
+
+    def factors(self, entries: Entries, rank: int, strength: float) -> FactorPrior:
+        """Of the matrix, or of a part of it."""
+        return self.learned.factors(entries, rank, strength, self.unit)
+
+
 class _Matrix(NamedTuple):
     """The points to factorize, and all that does not depend on how.
 
@@ -361,6 +386,7 @@ class _Matrix(NamedTuple):
       scale: of the initial factors; None for the default.
       test: held-out cells, as they are.
       ids: names of rows and columns.
+      prior: a learned one; the points are what its expectations leave.
     """
 
     train: Entries | BlockStore
@@ -368,6 +394,7 @@ class _Matrix(NamedTuple):
     scale: float | None
     test: Entries
     ids: tuple[np.ndarray, np.ndarray]
+    prior: _Prior | None = None
 
     @property
     def num_points(self) -> int:
@@ -394,12 +421,27 @@ class _Matrix(NamedTuple):
         count, _, squares = self.train.moments
         return math.sqrt(squares / max(1, count)) or 1.0
 
-    def terms(self, objective: Objective) -> objectives.Terms:
+    def factor_prior(self, rank: int, strength: float) -> FactorPrior | None:
+        """The learned prior's, with this strength."""
+        return self.prior and self.prior.factors(self.in_memory, rank, strength)
+
+    def whole(self, objective: Objective, factors: Factors) -> Factors:
+        """Factors of the matrix as it was, its mean and what the prior expects included."""
+        factors = solver.add_mean(objective, factors, self.mean)
+        return factors if self.prior is None else pattern_prior.add(factors, self.prior.offsets)
+
+    def counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of points of the rows and of the columns."""
+        if isinstance(self.train, BlockStore):
+            return np.asarray(self.train.row_count), np.asarray(self.train.column_count)
+        return pattern_prior.counts_of(self.train)
+
+    def terms(self, objective: Objective, prior: FactorPrior | None = None) -> objectives.Terms:
         """Of the objective."""
         if isinstance(self.train, BlockStore):
             counts = self.train.row_count, self.train.column_count
             return objectives.terms_of_counts(objective, *counts)
-        return objectives.make_terms(objective, self.train)
+        return objectives.make_terms(objective, self.train, prior)
 
 
 def _read_table(config: Config, objective: Objective, data_dir: str | None) -> _Matrix:
@@ -420,7 +462,13 @@ def _read_table(config: Config, objective: Objective, data_dir: str | None) -> _
         objectives.check_values(objective, points, train.row_ids, train.column_ids)
     entries, mean = solver.centre(objective, train.entries)
     _, scale = _parse_init(config.init)
-    return _Matrix(entries, mean, scale, test, (train.row_ids, train.column_ids))
+    matrix = _Matrix(entries, mean, scale, test, (train.row_ids, train.column_ids))
+    if config.prior is None:
+        return matrix
+    learned, unit = pattern_prior.load(config.prior), held_out_choice.root_mean_square(entries)
+    offsets = learned.offsets(pattern_prior.pattern_of(entries), unit)
+    left = pattern_prior.subtract(entries, offsets)
+    return matrix._replace(train=left, prior=_Prior(learned, unit, offsets))
 
 
 def _read_store(
@@ -450,6 +498,8 @@ def _read_matrix(
         matrix = _read_table(config, objective, data_dir)
         config = _with_blocks(config, matrix, num_devices)
         return config, _work(config, num_devices), matrix
+    if config.prior is not None:
+        raise ValueError("--prior reads all counts of the matrix: leave out it or --block_store")
     if kind.from_store and config.split == "random" and config.test_input is None:
         config = _with_blocks(config, None, num_devices)
         work = _work(config, num_devices)
@@ -603,7 +653,8 @@ def _trials(
     init, _ = _parse_init(config.init)
     return held_out_choice.choose(
         held_out_choice.Setting(
-            objective, config.solver, work, rule, config.rank, init, matrix.scale
+            *(objective, config.solver, work, rule, config.rank, init, matrix.scale),
+            matrix.prior and matrix.prior.factors,
         ),
         matrix.sample(held_out_choice.SAMPLE),
         config.regularization,
@@ -623,7 +674,7 @@ def _measured(job: _Job, state: Any) -> dict[str, float]:
         training = measures.of_entries(loss, factors, matrix.in_memory)
     measured = {f"train_{name}": value for name, value in training.items()}
     if processes.is_first():
-        whole = solver.add_mean(job.objective, factors, matrix.mean)
+        whole = matrix.whole(job.objective, factors)
         known = None if isinstance(matrix.train, BlockStore) else matrix.in_memory
         tests = measures.of_entries(loss, whole, matrix.test, known)
         measured.update((f"test_{name}", value) for name, value in tests.items())
@@ -698,17 +749,23 @@ def _finish(job: _Job, progress: Progress, choice: _Choice) -> dict[str, Any]:
     """Writes factors and summary."""
     matrix, workdir = job.matrix, job.log.workdir
     measured = _measured(job, progress.state)
-    factors = solver.add_mean(job.objective, job.method.factors(progress.state), matrix.mean)
+    factors = matrix.whole(job.objective, job.method.factors(progress.state))
     path = workdir / "factors.safetensors"
     if processes.is_first():
         save_factors(path, factors, *matrix.ids)
     lines = read_metrics(workdir) if processes.is_first() else []
     decisive = f"test_{measures.decisive(job.objective.loss)}"
     tests = [line[decisive] for line in lines if decisive in line]
+    of_counts = {}
+    if processes.is_first() and "test_rmse" in measured:
+        test = matrix.test
+        answers = np.asarray(sums.predict(factors, test.rows, test.columns))
+        of_counts = by_counts.errors(*matrix.counts(), test, answers)
     results = {
         "objective": progress.finite_objective,
         decisive: None,
         **measured,
+        **of_counts,
         f"best_{decisive}": measures.best(measures.decisive(job.objective.loss), tests),
         "epochs": progress.epoch,
         "regularization": job.objective.regularization,
@@ -718,6 +775,8 @@ def _finish(job: _Job, progress: Progress, choice: _Choice) -> dict[str, Any]:
         # The first epoch compiles.
         "updates_per_second": max((line["updates_per_second"] for line in lines), default=None),
     }
+    for line in by_counts.told(of_counts):
+        job.log.print(line)
     told = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in measured.items()]
     job.log.print(
         f"objective {results['objective']:.6g}, {', '.join(told)}; wrote {path} and summary.json"
@@ -750,6 +809,7 @@ def run(
     """
     objective = Objective(config.loss, config.penalty, config.regularization or 0.0, config.biases)
     solvers.check_solver(objective, config.solver)
+    _check_prior(config)
     _rule(config)
     init, _ = _parse_init(config.init)
     if processes.count() > 1 and not SOLVERS[config.solver].several_processes:
@@ -761,7 +821,8 @@ def run(
     choice = _choose(config, objective, matrix, work, pathlib.Path(workdir))
     settled = choice.settled(config)
     objective = dataclasses.replace(objective, regularization=settled.regularization)
-    terms = matrix.terms(objective)
+    prior = matrix.factor_prior(config.rank, settled.regularization or 0.0)
+    terms = matrix.terms(objective, prior)
     factors = solver.initial_factors(
         objective,
         matrix.in_memory,
@@ -775,7 +836,7 @@ def run(
         method = dsgd.solve_blocks(objective, matrix.train, work, terms)
     else:
         width = factors.u.shape[1]
-        method = solvers.make_solver(config.solver, objective, matrix.train, work, None, width)
+        method = solvers.make_solver(config.solver, objective, matrix.train, work, prior, width)
     log = open_run_log(workdir, "factorize", config)
     _tell(choice, config, work, log)
     rule = dataclasses.replace(_rule(config), value=choice.step_size)
@@ -787,6 +848,23 @@ def run(
     log.resume_at(progress.epoch)
     log.start_progress(settled.epochs or 0, progress.epoch, "epoch")
     return _finish(job, _train(job, progress, checkpointer, checkpoint_seconds), choice)
+
+
+def _check_prior(config: Config) -> None:
+    """Refuses a learned prior where it has no meaning.
+
+    Raises:
+      ValueError: another penalty or loss, or no biases beside a prior; or the penalty without one.
+    """
+    if config.prior is None and config.penalty != "prior":
+        return
+    found = config.penalty, config.loss, config.biases
+    if config.prior is None or found != ("prior", "squared", True):
+        raise ValueError(
+            "a learned prior (--prior) is the penalty `prior` of the loss squared with biases, got"
+            f" --prior={config.prior}, --penalty={config.penalty}, --loss={config.loss} and"
+            f" --{'' if config.biases else 'no'}biases"
+        )
 
 
 def _tell(choice: _Choice, config: Config, work: SolverConfig, log: RunLog) -> None:
@@ -828,6 +906,8 @@ def _chosen() -> dict[str, Any]:
     if loss in objectives.ALIASES:
         # The alias names its own penalty, whatever the preset's is.
         _, chosen["penalty"] = objectives.resolve_names(loss, given.get("penalty"))
+    elif _PRIOR.value is not None and _PENALTY.value is None:
+        chosen["penalty"] = "prior"
     elif chosen["penalty"] is None:
         chosen["penalty"] = "root_l2" if chosen["regularization"] is None else "weighted_l2"
     chosen["loss"] = name
@@ -857,13 +937,10 @@ def _of_sampler() -> sample.Config:
       ValueError: a flag is given that does not apply to sampling.
     """
     name = _SOLVER.value
-    of_both = (_OF_DSGLD, _OF_GIBBS)
-    more, never = of_both if name == "dsgld" else of_both[::-1]
+    more, never = (_OF_DSGLD, ()) if name == "dsgld" else ((), _OF_DSGLD)
     given = [f"--{flag.name}" for flag in (*_NOT_OF_SAMPLERS, *never) if flag.present]
     if given:
         raise ValueError(f"--solver={name} does not read {', '.join(given)}; leave it out")
-    if _HYPERPRIOR.present and (_ROW_NOISE.present or _COLUMN_NOISE.present):
-        raise ValueError("--hyperprior tells the noise: leave --row_noise and --column_noise out")
     if _LOSS.value not in (None, "squared"):
         raise ValueError(
             f"the solver {name!r} serves the loss squared (Gaussian noise), got"
@@ -879,11 +956,18 @@ def _of_sampler() -> sample.Config:
         fold=_FOLD.value,
         test_fraction=_TEST_FRACTION.value,
         solver=name,
+        prior=_prior_file("hyperprior.json"),
         evaluate_every=1 if _EVALUATE_EVERY.value is None else _EVALUATE_EVERY.value,
         backend=_BACKEND.value,
         seed=common.SEED.value,
         **chosen,
     )
+
+
+def _prior_file(name: str) -> str | None:
+    """That of --prior: as given, or of this name in the workdir given."""
+    path = _PRIOR.value
+    return os.path.join(path, name) if path is not None and os.path.isdir(path) else path
 
 
 def _serving(loss: str) -> list[str]:
@@ -922,7 +1006,7 @@ def main() -> None:
         with common.profiled(where[0]):
             sample.run(config, *where, num_devices)
         return
-    given = [f"--{flag.name}" for flag in (*_OF_SAMPLERS, *_OF_GIBBS) if flag.present]
+    given = [f"--{flag.name}" for flag in _OF_SAMPLERS if flag.present]
     if given:
         alone = " and ".join(_SAMPLERS)
         raise ValueError(f"the solvers {alone} alone read {', '.join(given)}; leave it out")
@@ -937,6 +1021,7 @@ def main() -> None:
         fold=_FOLD.value,
         test_fraction=_TEST_FRACTION.value,
         solver=_SOLVER.value,
+        prior=_prior_file("prior.json"),
         early_stopping=_EARLY_STOPPING.value,
         schedule=_SCHEDULE.value,
         point_order=_POINT_ORDER.value,

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import common, splits, stores
+from experiments import by_counts, common, splits, stores
 from metamf_jax import processes
 from metamf_jax.data import sources, tables
 from metamf_jax.data.tables.features import read_features
@@ -64,6 +64,9 @@ PRESETS = {
 # of u1's training entries 2, 4, 6 and 12 had errors of 0.8843, 0.8832, 0.8826 and 0.8853.
 _FACTOR_SCALES = {"gaussian": 2.0, "ordinal": 5.0}
 
+# Shapes of the noise of rows and columns where nothing was learned.
+_SHARES = 2.0, 3.0
+
 # Cells whose fitted values are watched, and test cells whose intervals are.
 _WATCHED, _COVERED = 100, 20_000
 _INTERVAL = 0.05, 0.95
@@ -77,7 +80,8 @@ _COPIES, _STRATA, _ENTRY_BYTES = 16, 4, 12
 class Config:
     """One posterior; the names are those of the flags.
 
-    `hyperprior` is a file of ``gibbs`` alone, which tells the shapes of the noise too.
+    `prior` is the file of a learned hyperprior; `row_noise` and `column_noise` are None for what it
+    says, or for 2 and 3 without one.
     `pattern_features` is None for a number that is chosen from the number of entries; `blocks`,
     `block_store` and `step_size` are read by ``dsgld`` alone. `start` is a file of factors.
     """
@@ -96,9 +100,9 @@ class Config:
     pattern_features: int | None = None
     row_features: str | None = None
     column_features: str | None = None
-    row_noise: float = 2.0
-    column_noise: float = 3.0
-    hyperprior: str | None = None
+    row_noise: float | None = None
+    column_noise: float | None = None
+    prior: str | None = None
     likelihood: str = "gaussian"
     entry_features: Sequence[str] = ()
     step_size: str = "constant:1"
@@ -118,20 +122,23 @@ class Config:
             not, or what a block store has not.
         """
         self._check_store()
-        shared = self.rank, self.row_noise, self.column_noise
         if self.start is not None and self.likelihood != "gaussian":
             raise ValueError("--start has factors of values: leave out it or --likelihood=ordinal")
-        if self.hyperprior is not None and self.likelihood != "gaussian":
-            raise ValueError(
-                "--hyperprior was learned for Gaussian values: leave out it or --likelihood=ordinal"
-            )
-        if self.hyperprior is not None:
-            return gibbs.with_learned(self.rank, learned_hyperprior.load(self.hyperprior))
+        learned = None if self.prior is None else learned_hyperprior.load(self.prior)
+        if learned is not None and self.likelihood == "ordinal":
+            learned = learned.in_units_of_noise()
+        expected = learned.shares if learned else _SHARES
+        given = zip((self.row_noise, self.column_noise), expected, strict=True)
+        noises = (shape if noise is None else noise for noise, shape in given)
+        shared: dict[str, Any] = dict(
+            zip(("rank", "row_noise", "column_noise"), (self.rank, *noises), strict=True)
+        )
         if self.solver == "gibbs":
             return GibbsConfig(
-                *shared,
+                **shared,
                 factor_scale=_FACTOR_SCALES[self.likelihood],
                 likelihood=self.likelihood,
+                learned=learned,
             )
         if self.likelihood != "gaussian" or self.entry_features:
             raise ValueError(
@@ -145,7 +152,7 @@ class Config:
                 f" {self.step_size!r}"
             )
         power = rule.power if rule.name == "decay" else 0.0
-        return LangevinConfig(*shared, step=rule.value, decay=power)
+        return LangevinConfig(**shared, learned=learned, step=rule.value, decay=power)
 
     def _check_store(self) -> None:
         if self.block_store is None:
@@ -560,6 +567,14 @@ def _gathered(job: _Job) -> draws_file.NamedDraws:
     return named
 
 
+def _errors_by_counts(job: _Job, answers: np.ndarray) -> dict[str, Any]:
+    """Of the answers [T] for the test cells; see `by_counts.errors`."""
+    train, test = job.matrix.train, job.matrix.test
+    sides = zip((train.rows, train.columns), train.shape, strict=True)
+    rows, columns = (np.bincount(np.asarray(ids), minlength=size) for ids, size in sides)
+    return by_counts.errors(rows, columns, test, answers)
+
+
 def _coverage(job: _Job, named: draws_file.NamedDraws) -> float | None:
     """The part of (at most `_COVERED`) test cells that lie in their 90% interval."""
     rows, columns, values, at = _some(job.matrix.test, job.matrix.test_effects, _COVERED)
@@ -587,8 +602,10 @@ def _log_score(job: _Job, named: draws_file.NamedDraws) -> float | None:
 def _finish(job: _Job, progress: _Progress) -> dict[str, Any]:
     """Writes the draws and the summary."""
     config, log = job.config, job.log
+    of_counts = _errors_by_counts(job, progress.total / config.draws)
     results: dict[str, Any] = {
         "test_rmse": _rmse(job, progress.total, config.draws),
+        **of_counts,
         "alpha": float(progress.traces.alpha.mean()),
         "draws": config.draws,
         "sweeps": progress.sweep,
@@ -604,6 +621,8 @@ def _finish(job: _Job, progress: _Progress) -> dict[str, Any]:
     if "r_hat_predictions" in results:
         told.append(f"largest R-hat of predictions {results['r_hat_predictions']:.3f}")
     told.append(f"wrote {job.result} and summary.json")
+    for line in by_counts.told(of_counts):
+        log.print(line)
     log.print("; ".join(told))
     return log.finish(results)
 

@@ -9,7 +9,9 @@ from metamf_jax.data import movielens, sources, tables
 from metamf_jax.data.tables.entry_columns import read_entry_columns
 from metamf_jax.types import Entries, Table
 
-SPLITS = ("random", "time", "official")
+SPLITS = ("random", "time", "official", "few_rows", "few_columns")
+# Entries that a row keeps under `few_rows`: as many as one of these, drawn for each row.
+_KEPT = range(6)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,11 +20,13 @@ class Split:
 
     Attributes:
       dataset: a name of `metamf_jax.data.sources`, or a path.
-      kind: one of `SPLITS`: drawn at random, the latest, or those of the official fold.
+      kind: one of `SPLITS`: drawn at random, the latest, those of the official fold, or all but 0
+        to 5 entries of some of the rows (or columns).
       fold: the official one of MovieLens-100K.
-      test_fraction: part of the entries held out, 0 to 0.9, where the split is not official.
+      test_fraction: part of the entries held out, 0 to 0.9, where the split is not official; of
+        the rows under `few_rows`, of the columns under `few_columns`.
       test_input: a table of the test entries; then nothing else is read.
-      seed: of the random split.
+      seed: of what is drawn.
       entry_features: columns besides ids and values that both parts keep, by name.
     """
 
@@ -68,7 +72,10 @@ def split_table(table: Table, split: Split, data_dir: str | None = None) -> tupl
         raise ValueError(f"expected a test fraction from 0 to 0.9, got {split.test_fraction}")
     size = len(table.entries.values)
     held_out = round(split.test_fraction * size)
-    if split.kind == "time":
+    if split.kind.startswith("few_"):
+        which = _all_but_few(table.entries, split)
+        order, held_out = np.argsort(which, kind="stable"), int(which.sum())
+    elif split.kind == "time":
         if table.times is None:
             raise ValueError(f"{split.dataset} has no times to split by; take --split=random")
         order = np.argsort(table.times, kind="stable")
@@ -78,6 +85,23 @@ def split_table(table: Table, split: Split, data_dir: str | None = None) -> tupl
     parts = np.split(order, [size - held_out])
     train, test = (_take(table, np.sort(part)) for part in parts)
     return train, test
+
+
+def _all_but_few(entries: Entries, split: Split) -> np.ndarray:
+    """Which entries [E] are held out: those of some rows (columns), all but 0 to 5 of each."""
+    side = ("few_rows", "few_columns").index(split.kind)
+    listed, size = np.asarray((entries.rows, entries.columns)[side]), entries.shape[side]
+    rng = np.random.default_rng((split.seed, side, 6))
+    kept = np.full(size, len(listed))
+    few = rng.permutation(size)[: round(split.test_fraction * size)]
+    kept[few] = rng.choice(_KEPT, len(few))
+    # The place of each entry among those of its row, in random order.
+    order = rng.permutation(len(listed))
+    order = order[np.argsort(listed[order], kind="stable")]
+    starts = np.searchsorted(listed[order], np.arange(size))
+    places = np.empty(len(listed), int)
+    places[order] = np.arange(len(listed)) - starts[listed[order]]
+    return places >= kept[listed]
 
 
 def _entry_features(table: Table, source: str, names: Sequence[str]) -> dict[str, np.ndarray]:

@@ -43,6 +43,32 @@ def mean_absolute_error(values: np.ndarray, fitted: np.ndarray) -> float:
     return float(np.mean(np.abs(values - fitted), dtype=np.float64))
 
 
+# The least numbers of entries of the parts of `by_count`.
+_COUNTS = 0, 1, 2, 3, 6, 11, 31
+
+
+def by_count(counts: np.ndarray, squares: np.ndarray) -> dict[str, dict[str, float]]:
+    """Errors of cells, parted by how many entries their row (or column) had in the training.
+
+    Args:
+      counts: [Q] int, of the row of each cell.
+      squares: [Q], squared errors.
+
+    Returns:
+      ``{"3-5": {"cells": .., "rmse": ..}, ..}`` of 0, 1, 2, 3-5, 6-10, 11-30 and 31+; parts without
+      cells are left out.
+    """
+    parts = np.searchsorted(_COUNTS, counts, side="right") - 1
+    found = {}
+    for part, least in enumerate(_COUNTS):
+        inside = squares[parts == part]
+        most = _COUNTS[part + 1] - 1 if part + 1 < len(_COUNTS) else None
+        name = f"{least}+" if most is None else str(least) if most == least else f"{least}-{most}"
+        if len(inside):
+            found[name] = {"cells": len(inside), "rmse": float(np.sqrt(inside.mean()))}
+    return found
+
+
 def log_loss(labels: np.ndarray, scores: np.ndarray) -> float:
     """Mean of ``log(1 + exp(-x s))`` in nats, of labels -1 and 1 and their log-odds, [E]."""
     return float(np.mean(np.logaddexp(0, -np.asarray(labels, np.float64) * scores)))

@@ -68,6 +68,7 @@ def test_imputer_says_what_each_part_is_worth(tmp_path):
     parts = [
         "no draws",
         "no learned hyperprior",
+        "no pattern",
         "no learned prior",
         "no posterior",
         "no rows alike",

@@ -8,9 +8,10 @@ import pytest
 
 from experiments import factorize, splits
 from metamf_jax.data import sources, synthetic
-from metamf_jax.factorization import solver
+from metamf_jax.factorization import pattern_prior, solver
 from metamf_jax.factorization.factor_file import load_factors, save_factors
 from metamf_jax.factorization.objective import Objective, make_terms
+from metamf_jax.factorization.pattern_prior import PatternPrior
 from metamf_jax.runs.run_log import read_metrics
 from metamf_jax.types import Entries, Factors, Table
 from tests.experiments_test import launch
@@ -119,6 +120,68 @@ class TestFactorize:
         # Never seen in training: the prior mean, and with it the mean of all values.
         mean = np.mean([1 + (n + m) % 5 for n, m in cells])
         np.testing.assert_allclose(factors.u[-1], [0, 0, mean], rtol=1e-6)
+
+
+LEARNED = PatternPrior(((0.1, 0.0, 0.0), (0.2, 0.1, 0.0)), (0.5, 0.5), (0.5, 0.5))
+
+
+@pytest.mark.usefixtures("small")
+class TestPrior:
+    @pytest.fixture
+    def config(self, tmp_path):
+        pattern_prior.save(tmp_path / "prior.json", LEARNED)
+        return dataclasses.replace(
+            CONFIG,
+            biases=True,
+            penalty="prior",
+            prior=str(tmp_path / "prior.json"),
+            regularization=2.0,
+            blocks=1,
+        )
+
+    @pytest.mark.parametrize("solver", ["sgd", "dsgd", "lbfgs"])
+    def test_every_solver_minimises_the_same(self, config, solver, tmp_path):
+        reached = []
+        for name, epochs in {"als": 40, solver: 400}.items():
+            rule = {"step_size": "bold_driver:0.01", "evaluate_every": epochs, "epochs": epochs}
+            solved = dataclasses.replace(config, solver=name, **rule)
+            reached.append(factorize.run(solved, tmp_path / name)["results"]["objective"])
+        assert reached[1] == pytest.approx(reached[0], rel=5e-3)
+
+    def test_a_row_without_cells_is_what_the_prior_expects(self, config, tmp_path):
+        config = dataclasses.replace(config, split="few_rows", solver="als", test_fraction=0.4)
+        results = factorize.run(config, tmp_path / "run")["results"]
+        assert "0" in results["test_rmse_by_row_count"]
+        factors, _, _ = load_factors(tmp_path / "run" / "factors.safetensors")
+        table = sources.load("synthetic", None, 0)
+        split = splits.Split("synthetic", "few_rows", test_fraction=0.4)
+        train, test = splits.split_entries(table, split)
+        values = np.asarray(train.entries.values, np.float64)
+        offsets = LEARNED.offsets(pattern_prior.pattern_of(train.entries), float(values.std()))
+        row = np.setdiff1d(test.rows, train.entries.rows)[0]
+        np.testing.assert_allclose(factors.u[row, -2], values.mean() + offsets[0][row], rtol=1e-5)
+        np.testing.assert_array_equal(factors.u[row, :-2], 0)
+
+    def test_its_strength_and_epochs_are_chosen(self, config, tmp_path):
+        config = dataclasses.replace(config, regularization=None, epochs=None)
+        results = factorize.run(config, tmp_path / "run")["results"]
+        assert results["trials"][0]["regularization"] == results["regularization"]
+        assert {trial["regularization"] for trial in results["trials"]} >= {0.5, 1.0, 2.0}
+
+    @pytest.mark.parametrize(
+        "changes", [{"penalty": "l2"}, {"biases": False}, {"loss": "absolute"}, {"prior": None}]
+    )
+    def test_where_it_has_no_meaning_it_is_refused(self, config, changes, tmp_path):
+        with pytest.raises(ValueError, match="the penalty `prior` of the loss squared with biases"):
+            factorize.run(dataclasses.replace(config, **changes), tmp_path / "run")
+
+    def test_a_block_store_or_another_file_is_refused(self, config, tmp_path):
+        stored = dataclasses.replace(config, block_store=str(tmp_path / "store"))
+        with pytest.raises(ValueError, match="leave out it or --block_store"):
+            factorize.run(stored, tmp_path / "run")
+        (tmp_path / "prior.json").write_text("{}")
+        with pytest.raises(ValueError, match=r"expected a prior of experiments\.learn_prior"):
+            factorize.run(config, tmp_path / "run")
 
 
 # Chosen from the data, on few rows and columns.
@@ -300,6 +363,23 @@ def test_cells_are_parted(split):
     assert len(test.values) == 5
     if split == "time":
         assert times[test.values.astype(int)].min() == 15
+
+
+@pytest.mark.parametrize("side", ["rows", "columns"])
+def test_some_rows_or_columns_keep_few_cells(side):
+    rows, columns = np.divmod(np.arange(600, dtype="i"), 20)
+    values = np.arange(600, dtype="f")
+    table = Table(Entries(rows, columns, values, (30, 20)), np.arange(30), np.arange(20))
+    wanted = splits.Split("synthetic", f"few_{side}", test_fraction=0.5)
+    train, test = splits.split_entries(table, wanted)
+    assert sorted([*train.entries.values, *test.values]) == list(range(600))
+    size = {"rows": 30, "columns": 20}[side]
+    kept = np.bincount(getattr(train.entries, side), minlength=size)
+    few = kept <= 5
+    assert few.sum() == size // 2
+    assert len(set(kept[few])) > 2
+    assert set(kept[~few]) == {600 // size}
+    assert few[getattr(test, side)].all()
 
 
 def test_factor_file_round_trip_and_refusal(tmp_path):

@@ -107,3 +107,12 @@ def test_each_loss_has_a_measure_that_decides(loss):
     better = measures.best(measures.decisive(loss), [0.1, 0.2])
     low, high = (measures.error(loss, {measures.decisive(loss): x}) for x in (0.1, 0.2))
     assert (better == 0.1) == (low < high)
+
+
+def test_errors_are_parted_by_counts():
+    counts = np.array([0, 1, 2, 3, 5, 6, 10, 11, 30, 31, 400])
+    found = metrics.by_count(counts, np.arange(11.0))
+    assert list(found) == ["0", "1", "2", "3-5", "6-10", "11-30", "31+"]
+    assert found["3-5"] == {"cells": 2, "rmse": np.sqrt(3.5)}
+    assert found["31+"] == {"cells": 2, "rmse": np.sqrt(9.5)}
+    assert metrics.by_count(np.array([4]), np.ones(1)) == {"3-5": {"cells": 1, "rmse": 1.0}}

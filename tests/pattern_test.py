@@ -115,3 +115,15 @@ def test_parts_without_a_common_entry_are_told_apart():
         vectors = rows.features[:, 2:] * rows.scales[2:] + rows.centers[2:]
         np.testing.assert_allclose(vectors.T @ counts, 0, atol=1e-6)
         np.testing.assert_allclose(vectors.T @ vectors, np.eye(2), atol=1e-5)
+
+
+def test_silenced_features_tell_nothing_of_further_rows_either():
+    rng = np.random.default_rng(3)
+    observed = scipy.sparse.csr_array((rng.random((12, 9)) < 0.4).astype(float))
+    rows, columns = observed.nonzero()
+    side, _ = pattern.pattern_features(rows, columns, (12, 9), 4)
+    silenced = pattern.silenced(side)
+    assert np.ptp(side.features, axis=0).min() > 0
+    assert not silenced.features.any()
+    assert not pattern.of_further_rows(silenced, observed).any()
+    assert pattern.of_further_rows(side, observed).any()

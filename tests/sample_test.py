@@ -65,12 +65,38 @@ def test_result(whole):
 
 def test_a_learned_hyperprior_is_sampled_under(whole, tmp_path):
     weights = str(prior.FOLDER / "ratings.json")
-    config = dataclasses.replace(whole[0], hyperprior=weights)
-    assert config.model.learned == learned_hyperprior.load(weights)
+    learned = learned_hyperprior.load(weights)
+    config = dataclasses.replace(whole[0], prior=weights)
+    assert config.model.learned == learned
+    assert (config.model.row_noise, config.model.column_noise) == learned.shares
     results = sample.run(config, tmp_path / "run")["results"]
     assert results["test_rmse"] < 3
     with pytest.raises(ValueError, match="expected a learned hyperprior"):
-        sample.run(dataclasses.replace(config, hyperprior="none.json"), tmp_path / "none")
+        sample.run(dataclasses.replace(config, prior="none.json"), tmp_path / "none")
+
+
+def test_a_learned_hyperprior_goes_with_all_else_that_is_sampled(whole, tmp_path):
+    weights = str(prior.FOLDER / "ratings.json")
+    config = dataclasses.replace(whole[0], prior=weights, row_noise=0.0)
+    learned = learned_hyperprior.load(weights)
+    assert (config.model.row_noise, config.model.column_noise) == (0.0, learned.shares[1])
+    by_langevin = dataclasses.replace(config, solver="dsgld")
+    assert by_langevin.model.noise == learned.noise
+    levels = dataclasses.replace(config, likelihood="ordinal")
+    wishart = levels.model.sides[0].wishart
+    # Where the noise's deviation is the unit, effects are larger by what it was before.
+    variance = wishart.inverse_scale[-1] / wishart.degrees
+    np.testing.assert_allclose(variance, learned.effects[0] * learned.noise[0] / learned.noise[1])
+    for name, each in {"levels": levels, "langevin": by_langevin}.items():
+        assert sample.run(each, tmp_path / name)["results"]["test_rmse"] < 3
+
+
+def test_errors_are_told_by_counts(whole):
+    results = json.loads((whole[1] / "summary.json").read_text())["results"]
+    parts = results["test_rmse_by_row_count"]
+    cells = sum(part["cells"] for part in parts.values())
+    squares = sum(part["cells"] * part["rmse"] ** 2 for part in parts.values())
+    np.testing.assert_allclose((squares / cells) ** 0.5, results["test_rmse"], rtol=1e-6)
 
 
 class Killed(Exception):

@@ -10,8 +10,10 @@ removed at random. Where large values are removed they hold fewer: see experimen
 A task is a matrix with cells removed: whole rating sets, cuts of them, and scikit-learn's tables,
 at random and not at random (the larger a value, the likelier it is missing). Every other method is
 tuned by cross-validation on the observed cells. With --ablation ours without one of its parts
-takes the others' place; without the learned prior, an encoder that was never trained starts the
-posterior. Errors are root mean squares in units of each
+takes the others' place, on more draws of smaller cuts: without the learned prior, an encoder that
+was never trained starts the posterior; without the hyperprior or the pattern, draws are under flat
+hyperpriors, or know nothing of which cells are observed. For cuts draws alone are compared too.
+Errors are root mean squares in units of each
 column's deviation for tables, in rating points otherwise. The same command goes on with a run that
 was stopped.
 """
@@ -21,7 +23,7 @@ import functools
 import itertools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -39,12 +41,14 @@ from experiments.imputation_tasks import (
     standardised,
 )
 from metamf_jax.baselines import bias, iterative, knn, mf, soft_impute
-from metamf_jax.data import jester, movielens
-from metamf_jax.imputation import completion, held_out, pipeline
-from metamf_jax.imputation.candidates import CANDIDATES, OF_ROWS
+from metamf_jax.data import data_dir as data_dirs
+from metamf_jax.data import jester, movielens, tables
+from metamf_jax.imputation import completion, held_out, pipeline, sampled
+from metamf_jax.imputation.candidates import OF_ROWS
 from metamf_jax.imputation.prior import LearnedPrior, load_prior
 from metamf_jax.meta_learning import padding
 from metamf_jax.meta_learning.meta_loss import make_model
+from metamf_jax.posterior.learned_hyperprior import LearnedHyperprior
 from metamf_jax.runs.run_log import RunLog, read_metrics
 from metamf_jax.types import Entries
 
@@ -70,7 +74,8 @@ class Config:
       removed: shares of their cells that are removed.
       ratings: rating sets, whole and cut.
       sides: of the cuts.
-      repeats: draws of each cut and of each removal.
+      repeats: draws of each removal and whole set.
+      cut_repeats: draws of each cut.
       methods: those compared with; empty for all.
       tasks: how the names of the tasks begin; empty for all.
       ablation: whether ours without each of its parts is compared with, not other methods.
@@ -85,6 +90,7 @@ class Config:
     whole: bool
     sides: tuple[int, ...]
     repeats: int
+    cut_repeats: int
     methods: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     ablation: bool = False
@@ -93,11 +99,13 @@ class Config:
 
 
 PRESETS = {
-    "smoke": Config("smoke", ("iris",), (0.5,), (), False, (), 1),
-    "tiny": Config("tiny", TABLES[:4], (0.1, 0.5, 0.8), (), False, (), 2),
-    "paper": Config("paper", TABLES, (0.1, 0.5, 0.8), RATINGS, True, (30, 100, 300), 3),
+    "smoke": Config("smoke", ("iris",), (0.5,), (), False, (), 1, 1),
+    "tiny": Config("tiny", TABLES[:4], (0.1, 0.5, 0.8), (), False, (), 2, 2),
+    "paper": Config("paper", TABLES, (0.1, 0.5, 0.8), RATINGS, True, (30, 100, 300), 3, 3),
 }
-PRESETS["best"] = dataclasses.replace(PRESETS["paper"], preset="best", repeats=10)
+PRESETS["best"] = dataclasses.replace(PRESETS["paper"], preset="best", repeats=10, cut_repeats=10)
+# With --ablation; small matrices tell little each.
+_ABLATION_RATINGS, _ABLATION_SIDES, _ABLATION_CUTS = (*RATINGS, "filmtrust"), (30, 60, 100, 150), 20
 
 
 def tasks(config: Config, data_dir: str | None) -> Iterator[Task]:
@@ -109,12 +117,14 @@ def tasks(config: Config, data_dir: str | None) -> Iterator[Task]:
 
 def _all_tasks(config: Config, data_dir: str | None) -> Iterator[Task]:
     load = functools.cache(lambda name: _ratings(name, data_dir))
-    for repeat in range(config.repeats):
-        for name in config.ratings:
+    for repeat in range(max(config.repeats, config.cut_repeats)):
+        for name in config.ratings if repeat < config.cut_repeats else ():
             for side in config.sides:
                 rng = np.random.default_rng([config.seed, repeat, side])
                 train, test = _split(rng, _cut(rng, load(name), side), 0.2)
                 yield Task(f"{name} {side} x {side}", "cut", train, test, np.ones(train.shape[1]))
+        if repeat >= config.repeats:
+            continue
         for name in config.tables:
             values = _table(name)
             units = deviations(values)
@@ -142,6 +152,10 @@ def _table(name: str) -> np.ndarray:
 
 
 def _ratings(name: str, data_dir: str | None) -> Entries:
+    if name == "filmtrust":
+        remedy = "its ratings, with a header and tabs between user, item and rating"
+        names = "ratings.tsv.gz", "ratings.tsv"
+        return tables.read_table(data_dirs.find(data_dir, name, names, remedy)).entries
     load = jester.jester if name == "jester" else getattr(movielens, name)
     return load(data_dir).entries
 
@@ -180,18 +194,25 @@ def _cut(rng, entries: Entries, side: int) -> Entries:
     return Entries(rows[inside], columns[inside], entries.values[inside], shape)
 
 
-def _tuned(predict: Predict, grid: list[dict[str, Any]], task: Task, rng) -> np.ndarray:
+def _tuned(
+    predict: Predict,
+    grid: list[dict[str, Any]],
+    seed: int,
+    units: np.ndarray,
+    train: Entries,
+    test: Entries,
+) -> np.ndarray:
     """The setting with the least error on held-out observed cells, then the test's cells."""
-    best = grid[0]
-    if len(grid) > 1 and len(task.train.rows) > 3:
+    best, rng = grid[0], np.random.default_rng(seed)
+    if len(grid) > 1 and len(train.rows) > 3:
         errors = np.zeros(len(grid))
-        for _ in range(_FOLDS if len(task.train.rows) < 10**5 else 1):
-            kept, held = _split(rng, task.train, _HELD_OUT)
+        for _ in range(_FOLDS if len(train.rows) < 10**5 else 1):
+            kept, held = _split(rng, train, _HELD_OUT)
             for n, setting in enumerate(grid):
-                left = (predict(kept, held, setting) - held.values) / task.units[held.columns]
+                left = (predict(kept, held, setting) - held.values) / units[held.columns]
                 errors[n] += (left**2).mean()
         best = grid[int(np.argmin(errors))]
-    return predict(task.train, task.test, best)
+    return predict(train, test, best)
 
 
 def _of_jax(module) -> Predict:
@@ -271,22 +292,54 @@ def methods(way: str) -> dict[str, tuple[Predict, list[dict[str, Any]], bool]]:
 _SOFT_IMPUTE = _of_jax(soft_impute)
 
 
-def ablations(prior: LearnedPrior) -> dict[str, tuple[LearnedPrior, list[str]]]:
-    """Ours without one of its parts: the prior, and the candidates that may have a weight."""
-    params = make_model(prior.config).init(jax.random.key(0))
+# Draws alone are compared with each other, all else with ours.
+_DRAWS_ALONE = "draws alone"
+_REFERENCES = {
+    f"{_DRAWS_ALONE} under flat hyperpriors": _DRAWS_ALONE,
+    f"{_DRAWS_ALONE} without pattern": _DRAWS_ALONE,
+}
+_Answer = Callable[[Entries, Entries], np.ndarray]
 
-    def without(*parts: str) -> list[str]:
-        every = (*CANDIDATES, pipeline.DRAWS, pipeline.HYPERPRIOR)
-        return [name for name in every if name not in parts]
 
-    return {
-        "no draws": (prior, without(pipeline.DRAWS)),
-        "no learned hyperprior": (prior, without(pipeline.HYPERPRIOR)),
-        "no learned prior": (prior._replace(params=params), without("learned")),
-        "no posterior": (prior, without("posterior")),
-        "no rows alike": (prior, without(*OF_ROWS)),
-        "effects alone": (prior, ["bias", "mean"]),
+def ablations(prior: LearnedPrior, task: Task, seed: int = 0) -> dict[str, _Answer]:
+    """Ours without one of its parts, for the task."""
+    untrained = prior._replace(params=make_model(prior.config).init(jax.random.key(0)))
+
+    def without(*parts: str, prior: LearnedPrior = prior) -> _Answer:
+        allowed = [name for name in pipeline.PARTS if name not in parts]
+        return functools.partial(_completed, prior, allowed, seed)
+
+    answers = {
+        "no draws": without(pipeline.DRAWS),
+        "no learned hyperprior": without(pipeline.HYPERPRIOR),
+        "no pattern": without(pipeline.PATTERN),
+        "no learned prior": without("learned", prior=untrained),
+        "no posterior": without("posterior"),
+        "no rows alike": without(*OF_ROWS),
+        "effects alone": functools.partial(_completed, prior, ["bias", "mean"], seed),
     }
+    if task.kind == "cut":
+        learned = sampled.packaged_hyperprior()
+        answers |= {
+            _DRAWS_ALONE: functools.partial(_drawn, learned, True),
+            f"{_DRAWS_ALONE} under flat hyperpriors": functools.partial(_drawn, None, True),
+            f"{_DRAWS_ALONE} without pattern": functools.partial(_drawn, learned, False),
+        }
+    return answers
+
+
+def _completed(
+    prior: LearnedPrior, allowed: Sequence[str], seed: int, train: Entries, test: Entries
+) -> np.ndarray:
+    found = pipeline.complete(prior, train, allowed=allowed, seed=seed)
+    return completion.predict(found, np.asarray(test.rows), np.asarray(test.columns))[0]
+
+
+def _drawn(
+    learned: LearnedHyperprior | None, with_pattern: bool, train: Entries, test: Entries
+) -> np.ndarray:
+    found = sampled.fit(train, "matrix", learned=learned, with_pattern=with_pattern)
+    return sampled.predict(found, np.asarray(test.rows), np.asarray(test.columns))[0]
 
 
 def run(config: Config, workdir: str | os.PathLike, data_dir: str | None = None) -> dict[str, Any]:
@@ -296,12 +349,14 @@ def run(config: Config, workdir: str | os.PathLike, data_dir: str | None = None)
       ValueError, FileNotFoundError: a method is unknown, or a data set or the weights cannot be
         read.
     """
-    unknown = set(config.methods) - methods("matrix").keys()
-    if unknown:
-        raise ValueError(
-            f"unknown methods {sorted(unknown)}; there are {', '.join(methods('matrix'))}"
-        )
     prior = load_prior(config.weights)
+    none = np.zeros(0, np.int32)
+    nothing = Entries(none, none, none, (1, 1))
+    a_cut = Task("", "cut", nothing, nothing, np.ones(1))
+    known = ablations(prior, a_cut) if config.ablation else methods("matrix")
+    unknown = set(config.methods) - known.keys()
+    if unknown:
+        raise ValueError(f"unknown methods {sorted(unknown)}; there are {', '.join(known)}")
     log = RunLog(workdir, "benchmarks.imputer", config)
     done = len(read_metrics(workdir))
     log.resume_at(done - 1)
@@ -322,14 +377,26 @@ def run(config: Config, workdir: str | os.PathLike, data_dir: str | None = None)
         errors = "  ".join(f"{m} {error:.4f}" for m, error in rows[name]["rmse"].items())
         mark = "+" if rows[name]["within_one_error_of_the_best"] else "-"
         log.print(f"{mark} {name:28s} {errors}  coverage {rows[name]['coverage']:.3f}")
-        for other, more in rows[name]["more"].items() if config.ablation else ():
-            error = rows[name]["more_errors"][other]
-            log.print(f"    {other:28s} mean square larger by {more:+.4f} +- {error:.4f}")
+        for other, (share, error) in rows[name]["share"].items() if config.ablation else ():
+            log.print(f"    {other:32s} mean square larger by {share:+.2%} +- {error:.2%}")
     if not rows:
         raise ValueError(f"no task begins with {' or '.join(config.tasks)}; try without --tasks")
     good = float(np.mean([row["within_one_error_of_the_best"] for row in rows.values()]))
     log.print(f"best or within one standard error of it: {good:.0%} of {len(rows)} tasks")
-    return log.finish({"tasks": rows, "best_or_within_one_error": good})
+    parts = _of_all_cuts(rows) if config.ablation else {}
+    for name, (share, error) in parts.items():
+        log.print(f"all cuts, {name:32s} mean square larger by {share:+.2%} +- {error:.2%}")
+    return log.finish({"tasks": rows, "best_or_within_one_error": good, "all_cuts": parts})
+
+
+def _of_all_cuts(rows: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    """By which share the squared error of cuts is larger without a part: mean, standard error."""
+    shares = [row["share"] for row in rows.values() if row["kind"] == "cut"]
+    found = {}
+    for name in shares[0] if shares else ():
+        mean, error = np.array([of_task[name] for of_task in shares]).T
+        found[name] = float(mean.mean()), float(np.sqrt((error**2).sum()) / len(error))
+    return found
 
 
 def _measure(prior: LearnedPrior, task: Task, config: Config) -> dict[str, float]:
@@ -348,27 +415,27 @@ def _measure(prior: LearnedPrior, task: Task, config: Config) -> dict[str, float
     squares["metamf"] = ((values - task.test.values) / units) ** 2
     inside = np.abs(values - task.test.values) <= held_out.NORMAL_QUANTILE * errors
     way = "columns" if task.kind == "table" else "matrix"
-    for name, (with_prior, allowed) in ablations(prior).items() if config.ablation else ():
-        started = time.perf_counter()
-        completed = pipeline.complete(with_prior, task.train, allowed=allowed, seed=config.seed)
-        predicted = completion.predict(completed, rows, columns)[0]
-        seconds[name] = time.perf_counter() - started
-        squares[name] = ((predicted - task.test.values) / units) ** 2
-    for name, (predict, grid, dense) in methods(way).items():
-        if config.ablation or (dense and np.prod(task.train.shape) > MOST_DENSE_CELLS):
-            continue
+    others: dict[str, _Answer] = {}
+    if config.ablation:
+        others = ablations(prior, task, config.seed)
+    else:
+        for name, (predict, grid, dense) in methods(way).items():
+            if not dense or np.prod(task.train.shape) <= MOST_DENSE_CELLS:
+                others[name] = functools.partial(_tuned, predict, grid, config.seed, task.units)
+    for name, answer in others.items():
         if config.methods and name not in config.methods:
             continue
         started = time.perf_counter()
-        predicted = _tuned(predict, grid, task, np.random.default_rng(config.seed))
+        predicted = answer(task.train, task.test)
         seconds[name] = time.perf_counter() - started
         squares[name] = ((predicted - task.test.values) / units) ** 2
     line = {"coverage": float(inside.mean())}
     for name, square in squares.items():
         line[f"mse/{name}"] = float(square.mean())
         line[f"seconds/{name}"] = seconds[name]
-        if name != "metamf":
-            more = square - squares["metamf"]
+        reference = squares.get(_REFERENCES.get(name, "metamf"))
+        if name != "metamf" and reference is not None:
+            more = square - reference
             line[f"more/{name}"] = float(more.mean())
             line[f"more_error/{name}"] = float(more.std() / np.sqrt(len(more)))
     return line
@@ -389,15 +456,20 @@ def _compare(lines: list[dict[str, float]]) -> dict[str, Any]:
         }
 
     rmse = {name: square**0.5 for name, square in means("mse").items()}
-    best = min((name for name in rmse if name != "metamf"), key=rmse.__getitem__)
-    more, errors = {}, {}
-    for name in (name for name in rmse if name != "metamf"):
+    compared = [name.removeprefix("more/") for name in lines[0] if name.startswith("more/")]
+    best = min((name for name in compared if name not in _REFERENCES), key=rmse.__getitem__)
+    more, errors, shares = {}, {}, {}
+    for name in compared:
         each = np.array([line[f"more/{name}"] for line in lines])
         more[name] = float(each.mean())
         errors[name] = lines[0][f"more_error/{name}"]
         if len(each) > 1:
             errors[name] = float(each.std(ddof=1) / np.sqrt(len(each)))
+        of_reference = rmse[_REFERENCES.get(name, "metamf")] ** 2
+        shares[name] = more[name] / of_reference, errors[name] / of_reference
     return {
+        "draws": len(lines),
+        "share": shares,
         "more": more,
         "more_errors": errors,
         "rmse": rmse,
@@ -412,11 +484,18 @@ def _compare(lines: list[dict[str, float]]) -> dict[str, Any]:
 
 def main() -> None:
     preset = PRESETS[common.PRESET.value]
-    repeats = preset.repeats if _DRAWS.value is None else _DRAWS.value
+    if _ABLATION.value and preset.ratings:
+        preset = dataclasses.replace(
+            preset,
+            ratings=_ABLATION_RATINGS,
+            sides=_ABLATION_SIDES,
+            cut_repeats=_ABLATION_CUTS,
+        )
+    if _DRAWS.value is not None:
+        preset = dataclasses.replace(preset, repeats=_DRAWS.value, cut_repeats=_DRAWS.value)
     chosen = () if _METHODS.value == ["all"] else tuple(_METHODS.value)
     config = dataclasses.replace(
         preset,
-        repeats=repeats,
         methods=chosen,
         tasks=tuple(_TASKS.value),
         ablation=_ABLATION.value,

@@ -106,7 +106,7 @@ _SMOKE: dict[str, Any] = dict(
     num_vectors=4,
 )
 # What of the imputer may answer.
-IMPUTERS = {"imputer": (*CANDIDATES, pipeline.DRAWS), "imputer's candidates": tuple(CANDIDATES)}
+IMPUTERS = {"imputer": pipeline.PARTS, "imputer's candidates": tuple(CANDIDATES)}
 METHODS = (*SETTINGS, *IMPUTERS, "myfm")
 
 

@@ -1,4 +1,4 @@
-"""Small synthetic rating matrices: what is popular is liked the more, and what is liked is seen.
+"""Synthetic rating matrices: what is popular is liked the more, and what is liked is seen.
 
 Values are levels of a sum of effects, products of factors and noise. Columns' effects go with their
 popularity, rows' hardly with their activity; noise has shares of rows and columns; a cell is the
@@ -28,6 +28,16 @@ def draw_rating_matrix(rng: np.random.Generator, side: int) -> Entries:
     n, m = np.nonzero(keys >= np.quantile(keys, 1 - observed))
     values = levels[n, m].astype(np.float32)
     return Entries(n.astype(np.int32), m.astype(np.int32), values, (side, side))
+
+
+def draw_sparse_rating_matrix(rng: np.random.Generator, size: int) -> Entries:
+    """Draws a matrix of so many rows and columns, 1% to 8% observed: few cells of most columns."""
+    levels, logits = _world(rng, size)
+    observed = np.exp(rng.uniform(np.log(0.01), np.log(0.08)))
+    keys = logits + rng.gumbel(size=logits.shape)
+    n, m = np.nonzero(keys >= np.quantile(keys, 1 - observed))
+    values = levels[n, m].astype(np.float32)
+    return Entries(n.astype(np.int32), m.astype(np.int32), values, (size, size))
 
 
 def _world(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:

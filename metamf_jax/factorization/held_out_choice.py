@@ -22,7 +22,7 @@ from metamf_jax.factorization import block_update, measures, solver, solvers
 from metamf_jax.factorization.objective import Objective, make_terms
 from metamf_jax.factorization.solvers import SOLVERS, SolverConfig
 from metamf_jax.factorization.step_size import StepSize, sample_entries
-from metamf_jax.types import Entries, Factors
+from metamf_jax.types import Entries, FactorPrior, Factors
 
 SAMPLE: Final = 100_000
 _SMALL_SAMPLE: Final = 15_000
@@ -52,6 +52,7 @@ class Setting(NamedTuple):
       rank: K, without bias columns.
       init: see `solver.initial_factors`.
       scale: likewise.
+      prior: under the penalty `prior`: (entries, K, strength) -> what is expected of factors.
     """
 
     objective: Objective
@@ -61,6 +62,7 @@ class Setting(NamedTuple):
     rank: int
     init: str
     scale: float | None
+    prior: Callable[[Entries, int, float], FactorPrior] | None = None
 
 
 class Trial(NamedTuple):
@@ -77,8 +79,11 @@ def first_strength(objective: Objective, entries: Entries) -> float:
     Of `root_l2` under a quadratic loss the root mean square of the (centred) values: on nine tenths
     of MovieLens-100K, MovieLens-1M and FilmTrust the best strength was 0.8 to 1.2 times that. Under
     the others, whose losses are of the first order in the values, or of labels, it is one. Of `l2`
-    and `weighted_l2` it is as strong on a row with the average number of entries.
+    and `weighted_l2` it is as strong on a row with the average number of entries. What was learned
+    (`prior`) is taken as it is.
     """
+    if objective.penalty == "prior":
+        return 1.0
     if objective.penalty == "none" or len(entries.values) == 0:
         return 0.0
     strength = root_mean_square(entries) if objective.record.quadratic else 1.0
@@ -120,11 +125,12 @@ def run_trial(
     """
     objective = dataclasses.replace(setting.objective, regularization=regularization)
     work, rng = setting.work, np.random.default_rng(setting.work.seed)
-    terms = make_terms(objective, train)
+    prior = setting.prior and setting.prior(train, setting.rank, regularization)
+    terms = make_terms(objective, train, prior)
     factors = solver.initial_factors(
         objective, train, terms, setting.rank, rng, setting.init, setting.scale
     )
-    method = solvers.make_solver(setting.solver, objective, train, work, None, factors.u.shape[1])
+    method = solvers.make_solver(setting.solver, objective, train, work, prior, factors.u.shape[1])
     progress = solver.start(method, factors, setting.rule)
     every = _EVERY if SOLVERS[setting.solver].reads_step_size else 1
     every = every if stops else most_epochs

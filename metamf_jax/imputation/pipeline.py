@@ -54,6 +54,7 @@ from metamf_jax.imputation.places import Places, require_valid, set_aside
 from metamf_jax.imputation.prior import LearnedPrior
 from metamf_jax.imputation.sampled import Sampled
 from metamf_jax.imputation.scaling import STANDARDIZATIONS, Scaling
+from metamf_jax.posterior.chains import ChainsConfig
 from metamf_jax.posterior.given import GivenFeatures
 from metamf_jax.posterior.learned_hyperprior import LearnedHyperprior
 from metamf_jax.types import Entries
@@ -64,6 +65,9 @@ MISSING = ("at_random", "by_value")
 DRAWS = "draws"
 # For small rating matrices their hyperparameters have a learned prior.
 HYPERPRIOR = "hyperprior"
+# And they know which cells are observed.
+PATTERN = "pattern"
+PARTS = (*CANDIDATES, DRAWS, HYPERPRIOR, PATTERN)
 # Parts held out to compare draws on: each takes chains of its own.
 _PARTS_BY_DRAWS = 2
 # Narrow tables with more rows are fitted on so many, and at least so many cells of each column.
@@ -80,6 +84,7 @@ class _Job(NamedTuple):
       entries: of it, with empty rows and columns.
       places: where these and the others stand.
       learned: what its hyperparameters are expected to be, if that is known.
+      with_pattern: whether features of which cells are observed are known.
       given: features of its rows and columns, if any.
       seed: of the choice of held-out cells.
       progress: told of each stage as it begins.
@@ -88,6 +93,7 @@ class _Job(NamedTuple):
     entries: Entries
     places: Places
     learned: LearnedHyperprior | None
+    with_pattern: bool
     given: Given | None
     seed: int
     progress: Callable[[str], None]
@@ -122,7 +128,7 @@ def complete(
     *,
     standardize: str | None = None,
     missing: str = "at_random",
-    allowed: Collection[str] = (*CANDIDATES, DRAWS, HYPERPRIOR),
+    allowed: Collection[str] = PARTS,
     seed: int = 0,
     progress: Callable[[str], None] = lambda stage: None,
     given: Given | None = None,
@@ -136,8 +142,9 @@ def complete(
       missing: ``at_random``, for whatever else is observed, or ``by_value``, one of `MISSING`. The
         observed cells cannot tell for sure: imputed values are moved for those who know the latter
         (see `row_gaussian.missing_by_value` for what it costs where they are wrong).
-      allowed: the `candidates.CANDIDATES` that may have a weight, whether draws may have a share,
-        and whether theirs may be under the learned hyperprior; to see what each is worth.
+      allowed: the `PARTS` that may be used: which candidates may have a weight, whether draws may
+        have a share, be under the learned hyperprior and know features of the pattern; to see what
+        each is worth.
       seed: of the choice of held-out cells.
       progress: told of each stage as it begins.
       given: features of all rows and columns, from `feature_tables.coded`.
@@ -153,7 +160,7 @@ def complete(
         # Before all the work, what can be known by then.
         allowed_by = DRAWS in allowed and standardize in (None, "matrix")
         _require_draws(dense, entries.shape, allowed_by, missing)
-    every, learned = dense, sampled.hyperprior_for(dense) if HYPERPRIOR in allowed else None
+    every, learned = dense, sampled.hyperprior_for(dense)
     by_draws = DRAWS in allowed and missing == "at_random"
     by_draws = by_draws and (given is not None or sampled.suits(dense, learned))
     trials = _trials(dense, standardize)
@@ -174,9 +181,9 @@ def complete(
         _require_draws(dense, entries.shape, by_draws, missing)
     drawn = _Drawn(None, 0.0, fit.check, None)
     if by_draws:
-        drawn = _by_draws(
-            fit, dense, trial.transposed, _Job(entries, places, learned, given, seed, progress)
-        )
+        learned = learned if HYPERPRIOR in allowed else None
+        job = _Job(entries, places, learned, PATTERN in allowed, given, seed, progress)
+        drawn = _by_draws(fit, dense, trial.transposed, job)
     if trial.transposed:
         dense, places = turned, places.turned
     padded = len(fit.fitted.columns.v)
@@ -235,9 +242,9 @@ def _require_known(standardize: str | None, missing: str, allowed: Collection[st
         raise ValueError(f"expected the standardisation {known}, got {standardize!r}")
     if missing not in MISSING:
         raise ValueError(f"expected cells missing {' or '.join(MISSING)}, got {missing!r}")
-    if not set(allowed) <= {*CANDIDATES, DRAWS, HYPERPRIOR} or not set(allowed) & set(OF_FACTORS):
+    if not set(allowed) <= set(PARTS) or not set(allowed) & set(OF_FACTORS):
         raise ValueError(
-            f"expected candidates among {', '.join((*CANDIDATES, DRAWS, HYPERPRIOR))}, one of the "
+            f"expected candidates among {', '.join(PARTS)}, one of the "
             f"first {len(OF_FACTORS)} at least, got {', '.join(allowed) or 'none'}"
         )
 
@@ -355,7 +362,7 @@ def _by_draws(fit: Fit, dense: Entries, transposed: bool, job: _Job) -> _Drawn:
     units = scaling.fit_scaling(matrix, "columns").scales
     check = held_out.check(cells, fit.of_bias[compared], fit.of_means[compared], coverage, units)
     job.progress("drawing from the posterior")
-    found = sampled.fit(job.entries, "matrix", learned=job.learned, given=used)
+    found = _drawn(job.entries, used, job)
     return _Drawn(found._replace(inflation=inflation), share, check, features)
 
 
@@ -367,11 +374,17 @@ def _held_out_draws(
     for numbers in held_out.folds(len(dense.rows), job.seed)[:_PARTS_BY_DRAWS]:
         job.progress("drawing from the posterior without held-out cells")
         kept = fitting.without(dense, numbers)
-        part = sampled.fit(kept, "matrix", sampled.SHORT_LENGTHS, job.learned, given)
+        part = _drawn(kept, given, job, sampled.SHORT_LENGTHS)
         rows, columns = (np.asarray(x)[numbers] for x in (dense.rows, dense.columns))
         found.append(sampled.predict(part, rows, columns))
     values, bars = (np.concatenate(x) for x in zip(*found, strict=True))
     return values, bars
+
+
+def _drawn(
+    entries: Entries, given: Given | None, job: _Job, lengths: ChainsConfig = sampled.LENGTHS
+) -> Sampled:
+    return sampled.fit(entries, "matrix", lengths, job.learned, job.with_pattern, given)
 
 
 def _compared(

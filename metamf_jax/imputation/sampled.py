@@ -114,6 +114,11 @@ class Sampled(NamedTuple):
     given: tuple[GivenFeatures, GivenFeatures] | None = None
 
     @property
+    def knows_pattern(self) -> bool:
+        """Whether features of which cells are observed are known."""
+        return bool(np.isfinite(self.features[0].scales).any())
+
+    @property
     def rows(self) -> Factors:
         """The drawn rows, then those without cells: the usual one, and what tables tell of."""
         return Factors(self.draws.rows, self.draws.row_shares)
@@ -137,11 +142,12 @@ def hyperprior_for(entries: Entries) -> LearnedHyperprior | None:
       entries: without empty rows or columns.
     """
     ratings = len(np.unique(entries.values)) <= _MOST_LEVELS
-    return _read_learned() if ratings and len(entries.rows) <= _MOST_LEARNED else None
+    return packaged_hyperprior() if ratings and len(entries.rows) <= _MOST_LEARNED else None
 
 
 @functools.cache
-def _read_learned() -> LearnedHyperprior:
+def packaged_hyperprior() -> LearnedHyperprior:
+    """That of small rating matrices, learned from synthetic ones."""
     return learned_hyperprior.load(_LEARNED)
 
 
@@ -179,6 +185,7 @@ def fit(
     by: str,
     lengths: ChainsConfig = LENGTHS,
     learned: LearnedHyperprior | None = None,
+    with_pattern: bool = True,
     given: tuple[GivenFeatures, GivenFeatures] | None = None,
 ) -> Sampled:
     """Draws from the posterior of a matrix.
@@ -188,13 +195,15 @@ def fit(
       by: the standardisation, one of `scaling.SCALINGS`.
       lengths: of the chains.
       learned: what its hyperparameters are expected to be; None where that is not known.
+      with_pattern: whether features of which cells are observed are known.
       given: features of all its rows and columns; None without.
     """
     dense, places = _beside_an_empty_one(entries)
     matrix = _standardised(dense, scaling.fit_scaling(dense, by), by)
     rank, vectors = _sizes(dense)
     config = GibbsConfig(rank) if learned is None else gibbs.with_learned(rank, learned)
-    features, data = _prepare(matrix.entries, config, vectors, _of_drawn(given, places))
+    of_tables = _of_drawn(given, places)
+    features, data = _prepare(matrix.entries, config, vectors, with_pattern, of_tables)
     found = Sampled(
         shape=entries.shape,
         places=places,
@@ -231,7 +240,8 @@ def go_on(
     unit = Scaling(*(np.full(dense.shape[1], part[-1]) for part in sampled.scaling))
     matrix = _standardised(dense, unit, "matrix")
     _, vectors = _sizes(dense)
-    features, data = _prepare(matrix.entries, sampled.config, vectors, _of_drawn(given, places))
+    of_tables, known = _of_drawn(given, places), sampled.knows_pattern
+    features, data = _prepare(matrix.entries, sampled.config, vectors, known, of_tables)
     # Not the random numbers that were drawn before.
     lengths = dataclasses.replace(lengths, seed=len(entries.rows))
     start, kept = _last_states(sampled, places, lengths.num_chains), []
@@ -280,12 +290,15 @@ def _prepare(
     entries: Entries,
     config: GibbsConfig,
     vectors: int,
+    with_pattern: bool,
     given: tuple[GivenFeatures, GivenFeatures] | None,
 ) -> tuple[tuple[SideFeatures, SideFeatures], Data]:
     """Features of the pattern, with so many singular vectors, and the matrix to be swept."""
     features = pattern.pattern_features(
         np.asarray(entries.rows), np.asarray(entries.columns), entries.shape, vectors
     )
+    if not with_pattern:
+        features = pattern.silenced(features[0]), pattern.silenced(features[1])
     of_tables = given or (none_given(entries.shape[0]), none_given(entries.shape[1]))
     return features, gibbs.prepare(entries, *joined(features, of_tables), config)
 

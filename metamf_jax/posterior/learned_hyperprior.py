@@ -67,6 +67,19 @@ class LearnedHyperprior:
             self.strengths[side],
         )
 
+    def in_units_of_noise(self) -> "LearnedHyperprior":
+        """The same where the noise's deviation is the unit, as it is of latent ordinal values."""
+        shape, rate = self.noise
+        root = (shape / rate) ** 0.5
+        first, second = (tuple(root * x for x in means) for means in self.effect_means)
+        return dataclasses.replace(
+            self,
+            interaction=root * self.interaction,
+            effects=(root**2 * self.effects[0], root**2 * self.effects[1]),
+            effect_means=(first, second),
+            noise=(shape, shape),
+        )
+
 
 def save(path: str | os.PathLike, learned: LearnedHyperprior) -> None:
     """Writes a JSON file."""

@@ -104,8 +104,16 @@ def of_further_rows(side: SideFeatures, observed: scipy.sparse.csr_array) -> np.
 
 
 def counts(side: SideFeatures) -> np.ndarray:
-    """How many entries each row has, [N], to rounding."""
+    """How many entries each row has, [N], to rounding; of silenced features, alike for all."""
+    if not np.isfinite(side.scales[0]):
+        return np.ones(len(side.features))
     return np.expm1(side.features[:, 0] * side.scales[0] + side.centers[0])
+
+
+def silenced(side: SideFeatures) -> SideFeatures:
+    """Features that tell nothing: all zero, those of further rows too."""
+    scales = np.full_like(side.scales, np.inf)
+    return side._replace(features=np.zeros_like(side.features), scales=scales)
 
 
 def _side(counts, vectors, projection) -> SideFeatures:
