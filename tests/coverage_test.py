@@ -23,7 +23,7 @@ def test_pooled_intervals_hold_the_truth_and_single_ones_do_not():
     found = []
     for seed in range(15):
         table = coverage.simulate(np.random.default_rng(seed), 100, "mcar", "normal")
-        found.append(coverage.analyse(table, 8, seed).held)
+        found.append(coverage.analyse(table, "normal", 8, seed).held)
     pooled, one_draw, best = np.mean(found, axis=(0, 2))
     assert pooled > 0.85
     assert max(one_draw, best) < 0.85

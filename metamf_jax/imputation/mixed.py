@@ -27,9 +27,11 @@ _MOST_WIDTH = 500
 # next.
 _WARM, _BETWEEN = 10, 2
 _REST = 0x1E5E
-# Of the observed cells with levels, a part is held out to see how far the model is to be trusted:
+# Of the observed cells with levels, parts are held out to see how far the model is to be trusted:
 # columns with too few have the table's common trust, and others are drawn to it as if by so many.
-_HELD_OUT, _FEWEST_CHECKED, _CELLS_OF_TABLE = 0.1, 30, 10.0
+# Of a wide table, whose chains are slow and whose cells are many, one part does.
+_HELD_OUT, _PARTS, _FEWEST_CHECKED, _CELLS_OF_TABLE = 0.1, 3, 30, 10.0
+_WIDE = 100
 # The table's trust before any cell was held out, and how many cells this is worth.
 _TRUST = 0.9, 20.0
 _SHORT = 20, 20
@@ -132,12 +134,11 @@ def fit(
 def _draw_parameters(
     values: np.ndarray, found: Sequence[Margin], config: MixedConfig
 ) -> Parameters:
-    data, key, kept = _prepare(values, found), jax.random.key(config.seed), []
-    # Threads of BLAS gain nothing on such small matrices.
-    with threadpoolctl.threadpool_limits(1, user_api="blas"):
-        state = copula.init(key, data, config.copula)
+    data, rng, kept = _prepare(values, found), np.random.default_rng(config.seed), []
+    with _one_thread():
+        state = copula.init(rng, data, config.copula)
         for i in range(config.burn_in + config.num_draws):
-            state, _ = copula.sweep(jax.random.fold_in(key, i), state, data, config.copula)
+            state, _ = copula.sweep(rng, state, data, config.copula)
             if i >= config.burn_in:
                 kept.append(state.parameters)
     return _stack(kept)
@@ -151,23 +152,29 @@ def _trust(
     with_levels = np.array([column.levels is not None for column in columns])
     enough = observed.sum(axis=0) >= _FEWEST_CHECKED
     rng = np.random.default_rng([config.seed, _REST, 1])
-    held = observed & with_levels & enough & (rng.random(values.shape) < _HELD_OUT)
-    if not held.any():
+    part = (rng.random(values.shape) / _HELD_OUT).astype(int)
+    parts = _PARTS if sum(map(margins.width, found)) <= _WIDE else 1
+    checked = observed & with_levels & enough & (part < parts)
+    asked = np.flatnonzero(checked.any(axis=0))
+    if not len(asked):
         return trust
-    left = np.where(held, np.nan, values)
     short = dataclasses.replace(config, burn_in=_SHORT[0], num_draws=_SHORT[1])
-    parameters = _draw_parameters(left, found, short)
-    chances = answer(Mixed(columns, found, parameters, trust, config.seed), left).chances
-    asked, said = np.flatnonzero(held.any(axis=0)), []
+    # Of each cell its chances by the model and by the column's shares.
+    of_model, alone = np.ones(values.shape), np.ones(values.shape)
+    for i in range(parts):
+        held = checked & (part == i)
+        left = np.where(held, np.nan, values)
+        parameters = _draw_parameters(left, found, short)
+        chances = answer(Mixed(columns, found, parameters, trust, config.seed), left).chances
+        for m in asked:
+            rows = np.flatnonzero(held[:, m])
+            levels = values[rows, m].astype(int)
+            of_model[rows, m] = chances[int(m)][rows, levels]
+            alone[rows, m] = margins.shares(found[m], columns[m].levels or ())[levels]
+    common = _weight(of_model[checked], alone[checked], *_TRUST)
     for m in asked:
-        rows = held[:, m]
-        levels = values[rows, m].astype(int)
-        of_model = chances[int(m)][rows, levels]
-        said.append((of_model, margins.shares(found[m], columns[m].levels or ())[levels]))
-    of_model, alone = (np.concatenate(x) for x in zip(*said, strict=True))
-    common = _weight(of_model, alone, *_TRUST)
-    for m, (of_model, alone) in zip(asked, said, strict=True):
-        trust[m] = _weight(of_model, alone, common, _CELLS_OF_TABLE)
+        rows = checked[:, m]
+        trust[m] = _weight(of_model[rows, m], alone[rows, m], common, _CELLS_OF_TABLE)
     return trust
 
 
@@ -199,9 +206,11 @@ def impute(mixed: Mixed, values: np.ndarray, imputations: int) -> list[np.ndarra
         raise ValueError(f"expected 1 to {count} imputations, got {imputations}")
     at = np.linspace(0, count - 1, imputations).round().astype(int)
     rng = np.random.default_rng([mixed.seed, _REST])
-    return [
-        _complete(mixed, values, latent, rng) for latent, _ in _latent_numbers(mixed, values, at)
-    ]
+    with _one_thread():
+        return [
+            _complete(mixed, values, latent, rng)
+            for latent, _ in _latent_numbers(mixed, values, at)
+        ]
 
 
 def answer(mixed: Mixed, values: np.ndarray, quantiles: Sequence[float] = ()) -> Answers:
@@ -216,11 +225,12 @@ def answer(mixed: Mixed, values: np.ndarray, quantiles: Sequence[float] = ()) ->
     at = np.arange(count) if quantiles else np.arange(0, count, 2)
     sums = [_Sums.start(margin, values[:, m]) for m, margin in enumerate(mixed.margins)]
     first, rng, drawn = _first_of_each(mixed.margins), np.random.default_rng(mixed.seed), []
-    for latent, predicted in _latent_numbers(mixed, values, at):
-        for m, margin in enumerate(mixed.margins):
-            sums[m].add(margin, latent, predicted, first[m])
-        if quantiles:
-            drawn.append(_complete(mixed, values, latent, rng))
+    with _one_thread():
+        for latent, predicted in _latent_numbers(mixed, values, at):
+            for m, margin in enumerate(mixed.margins):
+                sums[m].add(margin, latent, predicted, first[m])
+            if quantiles:
+                drawn.append(_complete(mixed, values, latent, rng))
     found, errors, chances = values.copy(), np.zeros(values.shape), {}
     for m, (column, margin) in enumerate(zip(mixed.columns, mixed.margins, strict=True)):
         rows = sums[m].rows
@@ -308,6 +318,11 @@ class _Sums:
         return chances.argmax(axis=1), 1 - chances.max(axis=1), chances
 
 
+def _one_thread():
+    """Threads of BLAS gain nothing on such small matrices."""
+    return threadpoolctl.threadpool_limits(1, user_api="blas")
+
+
 def _stack(draws: list[Parameters]) -> Parameters:
     """Each leaf with a leading axis."""
     return jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *draws)
@@ -337,21 +352,16 @@ def _latent_numbers(
     mixed: Mixed, values: np.ndarray, at: np.ndarray
 ) -> Generator[tuple[np.ndarray, Predicted], None, None]:
     """Yields latent numbers of rows, and what is said of missing ones, under some of the draws."""
-    data, key = _prepare(values, mixed.margins), jax.random.key(mixed.seed)
-    latent, number = data.start, 0
+    data, rng = _prepare(values, mixed.margins), np.random.default_rng([mixed.seed, _REST, 0])
+    latent = data.start
     if not latent.size:
         nothing = np.zeros(latent.shape)
         yield from ((latent, Predicted(nothing, nothing)) for _ in at)
         return
-    for s in at:
+    for i, s in enumerate(at):
         parameters = jax.tree.map(lambda leaf, s=s: leaf[s], mixed.parameters)
-        predicted = None
-        with threadpoolctl.threadpool_limits(1, user_api="blas"):
-            for _ in range(_BETWEEN if number else _WARM):
-                of_sweep = jax.random.fold_in(jax.random.fold_in(key, _REST), number)
-                latent, predicted = copula.draw_latent(of_sweep, latent, parameters, data)
-                number += 1
-        assert predicted is not None
+        for _ in range(_BETWEEN if i else _WARM):
+            latent, predicted = copula.draw_latent(rng, latent, parameters, data)
         yield latent, predicted
 
 
