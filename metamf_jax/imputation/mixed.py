@@ -14,8 +14,9 @@ import jax
 import numpy as np
 import threadpoolctl
 
-from metamf_jax.imputation import margins
+from metamf_jax.imputation import level_forest, margins
 from metamf_jax.imputation.columns import Column
+from metamf_jax.imputation.level_forest import LevelForest
 from metamf_jax.imputation.margins import Classes, Constant, Margin, Scores
 from metamf_jax.posterior import copula
 from metamf_jax.posterior.copula import Choice, CopulaConfig, Data, Parameters, Predicted
@@ -33,7 +34,9 @@ _REST = 0x1E5E
 _HELD_OUT, _PARTS, _FEWEST_CHECKED, _CELLS_OF_TABLE = 0.1, 3, 30, 10.0
 _WIDE = 100
 # The table's trust before any cell was held out, and how many cells this is worth.
-_TRUST = 0.9, 20.0
+_TRUST, _CELLS_BEFORE = (0.6, 0.3, 0.1), 20.0
+# Trees of a column; more where they are cheap, by the numbers that they are grown on.
+_TREES, _MOST_WORK, _WORK_OF_TREE = (10, 100), 5e6, 1000
 _SHORT = 20, 20
 
 
@@ -68,14 +71,16 @@ class Mixed(NamedTuple):
       columns: its M columns.
       margins: theirs.
       parameters: S draws, each leaf with a leading axis.
-      trust: [M], how much the chances of levels are the model's; for the rest those of the column
-        alone, since a column that nothing predicts had better be answered by its commonest level.
+      trees: of each column with levels and cells enough that say how likely these are; else None.
+      trust: [M, 3], how much the chances of levels are the model's, the trees', and those of the
+        column alone, since one that nothing predicts had better be answered by its commonest level.
       seed: of the draws.
     """
 
     columns: tuple[Column, ...]
     margins: tuple[Margin, ...]
     parameters: Parameters
+    trees: tuple[LevelForest | None, ...]
     trust: np.ndarray
     seed: int
 
@@ -125,10 +130,15 @@ def fit(
     if not any(map(margins.width, found)):
         nothing = Parameters(np.zeros(0), np.zeros((0, 0)), np.zeros(0), 1.0)
         parameters = _stack([nothing] * config.num_draws)
-        return Mixed(tuple(columns), found, parameters, np.ones(len(columns)), config.seed)
+        return Mixed(tuple(columns), found, parameters, *_untried(len(columns)), config.seed)
     parameters = _draw_parameters(values, found, config)
-    trust = _trust(values, tuple(columns), found, config)
-    return Mixed(tuple(columns), found, parameters, trust, config.seed)
+    trees, trust = _trees_and_trust(values, tuple(columns), found, config)
+    return Mixed(tuple(columns), found, parameters, trees, trust, config.seed)
+
+
+def _untried(count: int) -> tuple[tuple[None, ...], np.ndarray]:
+    """No trees of so many columns, and full trust in the model."""
+    return (None,) * count, np.array([[1.0, 0, 0]] * count)
 
 
 def _draw_parameters(
@@ -144,11 +154,12 @@ def _draw_parameters(
     return _stack(kept)
 
 
-def _trust(
+def _trees_and_trust(
     values: np.ndarray, columns: tuple[Column, ...], found: tuple[Margin, ...], config: MixedConfig
-) -> np.ndarray:
-    """The `Mixed.trust` of each column, by held-out cells and short chains."""
-    observed, trust = ~np.isnan(values), np.ones(len(columns))
+) -> tuple[tuple[LevelForest | None, ...], np.ndarray]:
+    """`Mixed.trees` and `Mixed.trust`, by held-out cells and short chains."""
+    trees, trust = _untried(len(columns))
+    observed, trees = ~np.isnan(values), list(trees)
     with_levels = np.array([column.levels is not None for column in columns])
     enough = observed.sum(axis=0) >= _FEWEST_CHECKED
     rng = np.random.default_rng([config.seed, _REST, 1])
@@ -157,34 +168,65 @@ def _trust(
     checked = observed & with_levels & enough & (part < parts)
     asked = np.flatnonzero(checked.any(axis=0))
     if not len(asked):
-        return trust
+        return tuple(trees), trust
+    # Of each cell its chances by the model, the trees, and the column's shares.
+    said = np.ones((*values.shape, 3))
     short = dataclasses.replace(config, burn_in=_SHORT[0], num_draws=_SHORT[1])
-    # Of each cell its chances by the model and by the column's shares.
-    of_model, alone = np.ones(values.shape), np.ones(values.shape)
     for i in range(parts):
         held = checked & (part == i)
         left = np.where(held, np.nan, values)
         parameters = _draw_parameters(left, found, short)
-        chances = answer(Mixed(columns, found, parameters, trust, config.seed), left).chances
+        chances = answer(Mixed(columns, found, parameters, *_untried(len(columns)), 0), left)
         for m in asked:
             rows = np.flatnonzero(held[:, m])
-            levels = values[rows, m].astype(int)
-            of_model[rows, m] = chances[int(m)][rows, levels]
-            alone[rows, m] = margins.shares(found[m], columns[m].levels or ())[levels]
-    common = _weight(of_model[checked], alone[checked], *_TRUST)
+            said[rows, m, 0] = chances.chances[int(m)][rows, values[rows, m].astype(int)]
     for m in asked:
-        rows = checked[:, m]
-        trust[m] = _weight(of_model[rows, m], alone[rows, m], common, _CELLS_OF_TABLE)
-    return trust
+        rows, levels = np.flatnonzero(observed[:, m]), columns[m].levels or ()
+        places, features = values[rows, m].astype(int), _features(values, columns, found, m)[rows]
+        work = len(asked) * (len(rows) * np.sqrt(features.shape[1]) + _WORK_OF_TREE)
+        num_trees = int(np.clip(_MOST_WORK / work, *_TREES))
+        trees[m], unseen = level_forest.grow(features, places, len(levels), num_trees, config.seed)
+        each = np.arange(len(rows))
+        said[rows, m, 2] = margins.shares(found[m], levels)[places]
+        of_trees = unseen[each, places]
+        said[rows, m, 1] = np.where(np.isnan(of_trees), said[rows, m, 2], of_trees)
+    common = _weights(said[checked], np.array(_TRUST), _CELLS_BEFORE)
+    for m in asked:
+        trust[m] = _weights(said[checked[:, m], m], common, _CELLS_OF_TABLE)
+    return tuple(trees), trust
 
 
-def _weight(first: np.ndarray, second: np.ndarray, prior: float, strength: float) -> float:
-    """The likeliest weight of the first of two distributions, by what both say of cells [R]."""
-    weight = prior
+def _weights(said: np.ndarray, prior: np.ndarray, strength: float) -> np.ndarray:
+    """The likeliest weights [W] of some distributions, by what they say of cells, [R, W].
+
+    Under a prior of so much, as if so many cells had been seen.
+    """
+    weights = prior
     for _ in range(50):
-        of_first = weight * first / (weight * first + (1 - weight) * second)
-        weight = (of_first.sum() + strength * prior) / (len(first) + strength)
-    return float(weight)
+        of_each = weights * said / (said @ weights)[:, None]
+        weights = (of_each.sum(axis=0) + strength * prior) / (len(said) + strength)
+    return weights
+
+
+def _features(
+    values: np.ndarray, columns: tuple[Column, ...], found: tuple[Margin, ...], m: int
+) -> np.ndarray:
+    """What trees know of rows for column m, [N, F]; of categories whether they are a level."""
+    parts = [np.zeros((len(values), 1))]
+    for other, (column, margin) in enumerate(zip(columns, found, strict=True)):
+        cells = values[:, other]
+        if other == m or isinstance(margin, Constant):
+            continue
+        if column.levels is None:
+            assert not isinstance(margin, Classes)
+            low, high = (bound.clip(-10, 10) for bound in margins.to_latent(margin, cells))
+            parts.append(np.where(np.isnan(cells), np.nan, (low + high) / 2)[:, None])
+        elif column.type == "nominal":
+            is_level = cells[:, None] == np.arange(len(column.levels))
+            parts.append(np.where(np.isnan(cells)[:, None], np.nan, is_level))
+        else:
+            parts.append(cells[:, None])
+    return np.hstack(parts)
 
 
 def impute(mixed: Mixed, values: np.ndarray, imputations: int) -> list[np.ndarray]:
@@ -233,9 +275,12 @@ def answer(mixed: Mixed, values: np.ndarray, quantiles: Sequence[float] = ()) ->
                 drawn.append(_complete(mixed, values, latent, rng))
     found, errors, chances = values.copy(), np.zeros(values.shape), {}
     for m, (column, margin) in enumerate(zip(mixed.columns, mixed.margins, strict=True)):
-        rows = sums[m].rows
+        rows, of_trees, forest = sums[m].rows, None, mixed.trees[m]
+        if forest is not None:
+            features = _features(values[rows], mixed.columns, mixed.margins, m)
+            of_trees = level_forest.predict(forest, features)
         found[rows, m], errors[rows, m], of_levels = sums[m].told(
-            column, margin, len(at), mixed.trust[m]
+            column, margin, len(at), mixed.trust[m], of_trees
         )
         if column.levels is not None:
             chances[m] = np.zeros((len(values), len(column.levels)))
@@ -290,7 +335,14 @@ class _Sums:
         self.first += mean
         self.second += square
 
-    def told(self, column: Column, margin: Margin, count: int, trust: float):
+    def told(
+        self,
+        column: Column,
+        margin: Margin,
+        count: int,
+        trust: np.ndarray,
+        of_trees: np.ndarray | None,
+    ):
         """Values, errors, and chances of all levels (None of numbers)."""
         if column.levels is None:
             if isinstance(margin, Constant):
@@ -314,7 +366,9 @@ class _Sums:
             used = margin.of_level >= 0
             chances[:, used] = of_class[:, margin.of_level[used]] * margin.shares[used]
         if not isinstance(margin, Constant):
-            chances = trust * chances + (1 - trust) * margins.shares(margin, column.levels)
+            of_trees = chances if of_trees is None else of_trees
+            alone = margins.shares(margin, column.levels)
+            chances = trust[0] * chances + trust[1] * of_trees + trust[2] * alone
         return chances.argmax(axis=1), 1 - chances.max(axis=1), chances
 
 
