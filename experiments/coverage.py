@@ -124,7 +124,7 @@ def analyse(table: np.ndarray, shape: str, imputations: int, seed: int) -> Found
     types = {"x2": "nominal"} if shape == "three levels" else None
     values, described = columns.of_matrix(table, types=types)
     config = mixed.MixedConfig(num_draws=max(100, 5 * imputations), seed=seed)
-    model = mixed.fit(values, described, config)
+    model = mixed.fit_draws(values, described, config)
     fits = [regression(each, shape) for each in mixed.impute(model, values, imputations)]
     truth = _truth(shape)
     degrees = len(table) - len(truth)

@@ -105,7 +105,7 @@ class Answers(NamedTuple):
 def fit(
     values: np.ndarray, columns: Sequence[Column], config: MixedConfig = MixedConfig()
 ) -> Mixed:
-    """Draws from the posterior of a table's latent means and covariance.
+    """Draws from the posterior of a table's latent means and covariance, and grows trees.
 
     Args:
       values: [N, M], numbers and places of levels, NaN where missing.
@@ -115,6 +115,17 @@ def fit(
     Raises:
       ValueError: no row, or so many columns that their covariance cannot be drawn.
     """
+    drawn = fit_draws(values, columns, config)
+    if not any(map(margins.width, drawn.margins)):
+        return drawn
+    trees, trust = _trees_and_trust(values, drawn.columns, drawn.margins, config)
+    return drawn._replace(trees=trees, trust=trust)
+
+
+def fit_draws(
+    values: np.ndarray, columns: Sequence[Column], config: MixedConfig = MixedConfig()
+) -> Mixed:
+    """As `fit`, without trees, which imputations do not need."""
     if not values.size:
         raise ValueError(f"expected rows and columns, got a table of shape {values.shape}")
     found: tuple[Margin, ...] = ()
@@ -127,13 +138,12 @@ def fit(
             f"expected at most {_MOST_WIDTH} columns with two different values or more, got "
             f"{sum(map(margins.width, found))}: their covariance is drawn as a whole"
         )
-    if not any(map(margins.width, found)):
+    if any(map(margins.width, found)):
+        parameters = _draw_parameters(values, found, config)
+    else:
         nothing = Parameters(np.zeros(0), np.zeros((0, 0)), np.zeros(0), 1.0)
         parameters = _stack([nothing] * config.num_draws)
-        return Mixed(tuple(columns), found, parameters, *_untried(len(columns)), config.seed)
-    parameters = _draw_parameters(values, found, config)
-    trees, trust = _trees_and_trust(values, tuple(columns), found, config)
-    return Mixed(tuple(columns), found, parameters, trees, trust, config.seed)
+    return Mixed(tuple(columns), found, parameters, *_untried(len(columns)), config.seed)
 
 
 def _untried(count: int) -> tuple[tuple[None, ...], np.ndarray]:
