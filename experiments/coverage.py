@@ -30,6 +30,12 @@ from metamf_jax.runs.run_log import RunLog, read_metrics
 _IMPUTATIONS = flags.DEFINE_integer(
     "imputations", None, "Completions of each table; default: the preset's.", lower_bound=2
 )
+_ROWS = flags.DEFINE_list(
+    "table_rows", None, "Numbers of rows of the tables; default: the preset's."
+)
+_TABLES = flags.DEFINE_integer(
+    "tables", None, "Simulated tables of each kind; default: the preset's.", lower_bound=1
+)
 
 MECHANISMS = "mcar", "mar"
 SHAPES = "normal", "skewed", "two values", "three levels"
@@ -208,6 +214,10 @@ def main() -> None:
     config = Config(seed=common.SEED.value, **_PRESETS[common.PRESET.value])
     if _IMPUTATIONS.value is not None:
         config = dataclasses.replace(config, imputations=_IMPUTATIONS.value)
+    if _ROWS.value is not None:
+        config = dataclasses.replace(config, rows=tuple(map(int, _ROWS.value)))
+    if _TABLES.value is not None:
+        config = dataclasses.replace(config, tables=_TABLES.value)
     run(config, workdir)
 
 
