@@ -8,7 +8,8 @@ is its chance. D. Stekhoven and P. Buehlmann, MissForest, Bioinformatics 2012.
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+
+from metamf_jax.baselines import scikit_learn
 
 _TURNS, _TREES = 4, 50
 # Of classifiers, whose shares of one row say zero or one.
@@ -25,7 +26,7 @@ def complete(values: np.ndarray, levels: Sequence[int]) -> tuple[np.ndarray, dic
     Returns:
       The completed table, and by the number of each category its levels' chances [N, L].
     """
-    missing = np.isnan(values)
+    ensemble, missing = scikit_learn.module("ensemble"), np.isnan(values)
     completed, chances = values.copy(), {}
     for m, count in enumerate(levels):
         known = values[~missing[:, m], m]
@@ -39,11 +40,11 @@ def complete(values: np.ndarray, levels: Sequence[int]) -> tuple[np.ndarray, dic
             gaps = missing[:, m]
             others = _design(completed, levels, int(m))
             if not levels[m]:
-                forest = RandomForestRegressor(_TREES, max_features="sqrt", random_state=0)
+                forest = ensemble.RandomForestRegressor(_TREES, max_features="sqrt", random_state=0)
                 forest.fit(others[~gaps], values[~gaps, m])
                 completed[gaps, m] = forest.predict(others[gaps])
                 continue
-            forest = RandomForestClassifier(
+            forest = ensemble.RandomForestClassifier(
                 _TREES, min_samples_leaf=_LEAST_IN_LEAF, random_state=0
             ).fit(others[~gaps], values[~gaps, m].astype(int))
             told = np.zeros((gaps.sum(), levels[m]))

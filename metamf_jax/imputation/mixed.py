@@ -3,10 +3,13 @@
 Columns are described (`columns`), their cells become latent normal numbers (`margins`), and these,
 their means and covariance are drawn (`metamf_jax.posterior.copula`). Rows, of the fitted table or
 further ones, are answered under the draws of mean and covariance: several times completed, which is
-proper multiple imputation in Rubin's sense; by means and chances of levels; by quantiles.
+proper multiple imputation in Rubin's sense; by means and chances of levels; by quantiles. How
+likely levels are is also said by forests (`level_forest`), weighted in each column by held-out
+cells.
 """
 
 import dataclasses
+import functools
 from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
@@ -168,16 +171,17 @@ def _trees_and_trust(
     values: np.ndarray, columns: tuple[Column, ...], found: tuple[Margin, ...], config: MixedConfig
 ) -> tuple[tuple[LevelForest | None, ...], np.ndarray]:
     """`Mixed.trees` and `Mixed.trust`, by held-out cells and short chains."""
-    trees, trust = _untried(len(columns))
-    observed, trees = ~np.isnan(values), list(trees)
+    _, trust = _untried(len(columns))
+    trees: list[LevelForest | None] = [None] * len(columns)
+    observed = ~np.isnan(values)
     with_levels = np.array([column.levels is not None for column in columns])
     enough = observed.sum(axis=0) >= _FEWEST_CHECKED
     rng = np.random.default_rng([config.seed, _REST, 1])
     part = (rng.random(values.shape) / _HELD_OUT).astype(int)
     parts = _PARTS if sum(map(margins.width, found)) <= _WIDE else 1
     checked = observed & with_levels & enough & (part < parts)
-    asked = np.flatnonzero(checked.any(axis=0))
-    if not len(asked):
+    asked = np.flatnonzero(checked.any(axis=0)).tolist()
+    if not asked:
         return tuple(trees), trust
     # Of each cell its chances by the model, the trees, and the column's shares.
     said = np.ones((*values.shape, 3))
@@ -189,7 +193,7 @@ def _trees_and_trust(
         chances = answer(Mixed(columns, found, parameters, *_untried(len(columns)), 0), left)
         for m in asked:
             rows = np.flatnonzero(held[:, m])
-            said[rows, m, 0] = chances.chances[int(m)][rows, values[rows, m].astype(int)]
+            said[rows, m, 0] = chances.chances[m][rows, values[rows, m].astype(int)]
     for m in asked:
         rows, levels = np.flatnonzero(observed[:, m]), columns[m].levels or ()
         places, features = values[rows, m].astype(int), _features(values, columns, found, m)[rows]
@@ -384,7 +388,13 @@ class _Sums:
 
 def _one_thread():
     """Threads of BLAS gain nothing on such small matrices."""
-    return threadpoolctl.threadpool_limits(1, user_api="blas")
+    return _libraries().limit(limits=1, user_api="blas")
+
+
+@functools.cache
+def _libraries() -> threadpoolctl.ThreadpoolController:
+    """To find them takes 4 ms."""
+    return threadpoolctl.ThreadpoolController()
 
 
 def _stack(draws: list[Parameters]) -> Parameters:

@@ -34,7 +34,6 @@ import dataclasses
 from typing import NamedTuple
 
 import numpy as np
-import scipy.linalg
 import scipy.special
 
 from metamf_jax.posterior.hyperprior import wishart_root
@@ -268,7 +267,7 @@ def draw_parameters(
     root = wishart_root(rng, degrees + width - 1 + count, degrees * np.diag(sizes) + scatter)
     precision = root @ root.T
     # With C^-1 = T T^T, T^-T x has the covariance C.
-    noise = scipy.linalg.solve(root.T, rng.standard_normal(width))
+    noise = np.linalg.solve(root.T, rng.standard_normal(width))
     mean = count * mean / weight + noise / np.sqrt(weight)
     rate = _SIZE + degrees * np.diag(precision) / 2
     sizes = _gamma_from(rng, _SIZE + (degrees + width - 1) / 2, rate, config.least_size)
@@ -280,7 +279,7 @@ def _draw_degrees(rng, scatter, sizes, count, config) -> float:
     width, degrees = len(sizes), np.array(config.degrees)
     root = np.sqrt(sizes)
     # |v D + G| = |D| prod (v + e) with the eigenvalues e of D^-1/2 G D^-1/2.
-    values = np.maximum(scipy.linalg.eigvalsh(scatter / np.outer(root, root)), 0)
+    values = np.maximum(np.linalg.eigvalsh(scatter / np.outer(root, root)), 0)
     prior = degrees + width - 1
     logs = (width * prior / 2 - 1) * np.log(degrees)
     logs -= (prior + count) / 2 * np.log(degrees[:, None] + values).sum(axis=1)
