@@ -15,6 +15,8 @@ import numpy as np
 _LEAST_IN_LEAF = 3
 # Drawn for a tree.
 _MOST_ROWS = 8192
+# Rows times trees that are answered at once: some arrays of 8 MB.
+_BLOCK = 2**20
 
 
 class LevelForest(NamedTuple):
@@ -100,10 +102,12 @@ def _unseen(forest: LevelForest, samples, rows: np.ndarray) -> np.ndarray:
 
 def predict(forest: LevelForest, rows: np.ndarray) -> np.ndarray:
     """How likely each level is, [R, L], for rows [R, F]."""
-    found = np.zeros((len(rows), forest.chances.shape[1]))
-    for leaves in _leaves(forest, rows, forest.roots).T:
-        found += forest.chances[leaves]
-    return found / len(forest.roots)
+    found, count = np.zeros((len(rows), forest.chances.shape[1])), len(forest.roots)
+    for first in range(0, len(rows), _BLOCK // count):
+        part = slice(first, first + _BLOCK // count)
+        for leaves in _leaves(forest, rows[part], forest.roots).T:
+            found[part] += forest.chances[leaves]
+    return found / count
 
 
 def _leaves(forest: LevelForest, rows: np.ndarray, roots: np.ndarray) -> np.ndarray:
