@@ -270,7 +270,7 @@ numpy.save(sys.argv[2], numpy.zeros(numpy.load(sys.argv[1]).shape))
 print("7.0")
 """
     monkeypatch.setattr(tables, "PEERS", {"zero": code})
-    methods = (tables.OURS, "mean", "forest", "zero")
+    methods = (tables.OURS, "mean", "forest", "zero", tables.OF_TYPES)
     config = dataclasses.replace(
         tables.PRESETS["smoke"], methods=methods, kinds=("mcar",), peers_python=sys.executable
     )
@@ -280,9 +280,10 @@ print("7.0")
     of_words = whole["mixed, mcar"]["methods"]
     assert of_words["metamf"]["log_score"] < of_words["mean"]["log_score"] + 0.3
     assert all(0 < of["wrong"] <= 1 for of in of_words.values())
+    assert 0 < of_words[tables.OF_TYPES]["log_score"] < -np.log(tables._LEAST_CHANCE)
     assert "log_score" not in of_words["forest"]
     for summary in whole.values():
-        assert set(methods) <= set(summary["methods"])
+        assert set(methods[:4]) <= set(summary["methods"])
         assert summary["methods"]["metamf"]["ratio"] < 0.6
         assert summary["methods"]["mean"]["ratio"] == 1
         assert summary["methods"]["zero"]["seconds"] == [7, 7]

@@ -84,18 +84,22 @@ def test_levels_are_answered_better_than_by_modes_with_honest_chances(fitted):
 
 
 def test_a_column_that_nothing_predicts_is_answered_by_its_mode(fitted):
-    model, values, _, answers = fitted
-    assert model.trust[-1] < model.trust[3:6].min()
+    _, values, whole, answers = fitted
     lost = np.isnan(values[:, -1])
     assert (answers.values[lost, -1] == 1).mean() > 0.9
+    true, chances = whole[lost, -1].astype(int), answers.chances[6][lost]
+    shares = np.bincount(values[~lost, -1].astype(int)) / (~lost).sum()
+    score = -np.log(chances[np.arange(len(true)), true]).mean()
+    assert score < -np.log(shares[true]).mean() + 0.03
 
 
-def test_the_weight_of_two_distributions_is_by_what_they_said_of_cells():
+def test_the_weights_of_distributions_are_by_what_they_said_of_cells():
     rng = np.random.default_rng(2)
     cells = rng.random(2000) < 0.7 * 0.9 + 0.3 * 0.2
-    first, second = np.where(cells, 0.9, 0.1), np.where(cells, 0.2, 0.8)
-    assert abs(mixed._weight(first, second, 0.5, 1.0) - 0.7) < 0.05
-    assert mixed._weight(first[:0], second[:0], 0.9, 20.0) == 0.9
+    said = np.where(cells[:, None], [0.9, 0.2], [0.1, 0.8])
+    prior = np.array([0.5, 0.5])
+    np.testing.assert_allclose(mixed._weights(said, prior, 1.0), [0.7, 0.3], atol=0.05)
+    np.testing.assert_array_equal(mixed._weights(said[:0], prior, 20.0), prior)
 
 
 def test_imputations_keep_what_was_observed_and_differ_elsewhere(fitted):

@@ -9,10 +9,12 @@ import scipy.sparse
 
 from metamf_jax import MetaMFImputer
 from metamf_jax.imputation import (
+    columns,
     completion,
     fit_file,
     fold_in,
     held_out,
+    mixed,
     pipeline,
     quantiles,
     sampled,
@@ -303,6 +305,10 @@ def test_a_narrow_tables_whole_numbers_and_levels_are_imputed_as_such():
     )
     holes[:, :3][rng.random((80, 3)) < 0.2] = np.nan
     several = MetaMFImputer(keep_empty_features=True).fit(holes).sample(holes, imputations=3)
+    # By the draws whose intervals are put to the test (`experiments.coverage`).
+    encoded, described = columns.of_matrix(holes)
+    drawn = mixed.impute(mixed.fit_draws(encoded, described), encoded, 3)
+    np.testing.assert_array_equal(np.stack(several)[..., :3], np.stack(drawn)[..., :3])
     for each in several:
         assert np.isfinite(each).all()
         assert (each[:, 1] == np.rint(each[:, 1])).all()

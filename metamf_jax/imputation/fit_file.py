@@ -30,6 +30,7 @@ from metamf_jax.imputation.completion import Completion
 from metamf_jax.imputation.feature_tables import Features
 from metamf_jax.imputation.forest import Forest
 from metamf_jax.imputation.held_out import Check
+from metamf_jax.imputation.level_forest import LevelForest
 from metamf_jax.imputation.mixed import Mixed
 from metamf_jax.imputation.normal_scores import Marginals
 from metamf_jax.imputation.places import Places
@@ -69,7 +70,7 @@ _RECORDS = {
         *(TrainedOn, Standardization),
         *(Sampled, GibbsConfig, LearnedHyperprior),
         *(SideFeatures, Draws, Hyperprior, EntryEffects),
-        *(Mixed, Column, Parameters),
+        *(Mixed, Column, Parameters, LevelForest),
         *(margins.Constant, margins.Straight, margins.Scores, margins.Classes),
         *(Features, GivenFeatures, Coding),
     )

@@ -198,7 +198,7 @@ def _impute_columns(
 ) -> list[np.ndarray]:
     _entries(values, observed)
     encoded, described = columns.of_matrix(np.where(observed, values, np.nan))
-    fitted = mixed.fit(encoded, described, MixedConfig(seed=seed))
+    fitted = mixed.fit_draws(encoded, described, MixedConfig(seed=seed))
     # Of a column without cells the draws say nothing.
     empty = np.array([mixed.is_empty(margin) for margin in fitted.margins])
     of_empty = fold_in_rows(completion, values, observed)[0] if empty.any() else values

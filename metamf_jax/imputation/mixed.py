@@ -3,7 +3,9 @@
 Columns are described (`columns`), their cells become latent normal numbers (`margins`), and these,
 their means and covariance are drawn (`metamf_jax.posterior.copula`). Rows, of the fitted table or
 further ones, are answered under the draws of mean and covariance: several times completed, which is
-proper multiple imputation in Rubin's sense; by means and chances of levels; by quantiles.
+proper multiple imputation in Rubin's sense; by means and chances of levels; by quantiles. How
+likely levels are is also said by forests (`level_forest`), weighted in each column by held-out
+cells.
 """
 
 import dataclasses
@@ -15,8 +17,9 @@ import jax
 import numpy as np
 import threadpoolctl
 
-from metamf_jax.imputation import margins
+from metamf_jax.imputation import level_forest, margins
 from metamf_jax.imputation.columns import Column, moved
+from metamf_jax.imputation.level_forest import LevelForest
 from metamf_jax.imputation.margins import Classes, Constant, Margin, Scores
 from metamf_jax.posterior import copula
 from metamf_jax.posterior.copula import Choice, CopulaConfig, Data, Parameters, Predicted
@@ -28,11 +31,15 @@ _MOST_WIDTH = 500
 # next.
 _WARM, _BETWEEN = 10, 2
 _REST = 0x1E5E
-# Of the observed cells with levels, a part is held out to see how far the model is to be trusted:
+# Of the observed cells with levels, parts are held out to see how far the model is to be trusted:
 # columns with too few have the table's common trust, and others are drawn to it as if by so many.
-_HELD_OUT, _FEWEST_CHECKED, _CELLS_OF_TABLE = 0.1, 30, 10.0
+# Of a wide table, whose chains are slow and whose cells are many, one part does.
+_HELD_OUT, _PARTS, _FEWEST_CHECKED, _CELLS_OF_TABLE = 0.1, 3, 30, 10.0
+_WIDE = 100
 # The table's trust before any cell was held out, and how many cells this is worth.
-_TRUST = 0.9, 20.0
+_TRUST, _CELLS_BEFORE = (0.6, 0.3, 0.1), 20.0
+# Trees of a column; more where they are cheap, by the numbers that they are grown on.
+_TREES, _MOST_WORK, _WORK_OF_TREE = (10, 100), 5e6, 1000
 _SHORT = 20, 20
 
 
@@ -67,8 +74,9 @@ class Mixed(NamedTuple):
       columns: its M columns.
       margins: theirs.
       parameters: S draws, each leaf with a leading axis.
-      trust: [M], how much the chances of levels are the model's; for the rest those of the column
-        alone, since a column that nothing predicts had better be answered by its commonest level.
+      trees: of each column with levels and cells enough that say how likely these are; else None.
+      trust: [M, 3], how much the chances of levels are the model's, the trees', and those of the
+        column alone, since one that nothing predicts had better be answered by its commonest level.
       seed: of the draws.
       values: [N, M], what was fitted, for `grow`.
     """
@@ -76,6 +84,7 @@ class Mixed(NamedTuple):
     columns: tuple[Column, ...]
     margins: tuple[Margin, ...]
     parameters: Parameters
+    trees: tuple[LevelForest | None, ...]
     trust: np.ndarray
     seed: int
     values: np.ndarray
@@ -101,7 +110,7 @@ class Answers(NamedTuple):
 def fit(
     values: np.ndarray, columns: Sequence[Column], config: MixedConfig = MixedConfig()
 ) -> Mixed:
-    """Draws from the posterior of a table's latent means and covariance.
+    """Draws from the posterior of a table's latent means and covariance, and grows trees.
 
     Args:
       values: [N, M], numbers and places of levels, NaN where missing.
@@ -111,6 +120,17 @@ def fit(
     Raises:
       ValueError: no row, or so many columns that their covariance cannot be drawn.
     """
+    drawn = fit_draws(values, columns, config)
+    if not any(map(margins.width, drawn.margins)):
+        return drawn
+    trees, trust = _trees_and_trust(values, drawn.columns, drawn.margins, config)
+    return drawn._replace(trees=trees, trust=trust)
+
+
+def fit_draws(
+    values: np.ndarray, columns: Sequence[Column], config: MixedConfig = MixedConfig()
+) -> Mixed:
+    """As `fit`, without trees, which imputations do not need."""
     if not values.size:
         raise ValueError(f"expected rows and columns, got a table of shape {values.shape}")
     found: tuple[Margin, ...] = ()
@@ -123,63 +143,107 @@ def fit(
             f"expected at most {_MOST_WIDTH} columns with two different values or more, got "
             f"{sum(map(margins.width, found))}: their covariance is drawn as a whole"
         )
-    if not any(map(margins.width, found)):
+    if any(map(margins.width, found)):
+        parameters = _draw_parameters(values, found, config)
+    else:
         nothing = Parameters(np.zeros(0), np.zeros((0, 0)), np.zeros(0), 1.0)
         parameters = _stack([nothing] * config.num_draws)
-        return Mixed(tuple(columns), found, parameters, np.ones(len(columns)), config.seed, values)
-    parameters = _draw_parameters(values, found, config)
-    trust = _trust(values, tuple(columns), found, config)
-    return Mixed(tuple(columns), found, parameters, trust, config.seed, values)
+    return Mixed(tuple(columns), found, parameters, *_untried(len(columns)), config.seed, values)
+
+
+def _untried(count: int) -> tuple[tuple[None, ...], np.ndarray]:
+    """No trees of so many columns, and full trust in the model."""
+    return (None,) * count, np.array([[1.0, 0, 0]] * count)
 
 
 def _draw_parameters(
     values: np.ndarray, found: Sequence[Margin], config: MixedConfig
 ) -> Parameters:
-    data, key, kept = _prepare(values, found), jax.random.key(config.seed), []
+    data, rng, kept = _prepare(values, found), np.random.default_rng(config.seed), []
     with _one_thread():
-        state = copula.init(key, data, config.copula)
+        state = copula.init(rng, data, config.copula)
         for i in range(config.burn_in + config.num_draws):
-            state, _ = copula.sweep(jax.random.fold_in(key, i), state, data, config.copula)
+            state, _ = copula.sweep(rng, state, data, config.copula)
             if i >= config.burn_in:
                 kept.append(state.parameters)
     return _stack(kept)
 
 
-def _trust(
+def _trees_and_trust(
     values: np.ndarray, columns: tuple[Column, ...], found: tuple[Margin, ...], config: MixedConfig
-) -> np.ndarray:
-    """The `Mixed.trust` of each column, by held-out cells and short chains."""
-    observed, trust = ~np.isnan(values), np.ones(len(columns))
+) -> tuple[tuple[LevelForest | None, ...], np.ndarray]:
+    """`Mixed.trees` and `Mixed.trust`, by held-out cells and short chains."""
+    _, trust = _untried(len(columns))
+    trees: list[LevelForest | None] = [None] * len(columns)
+    observed = ~np.isnan(values)
     with_levels = np.array([column.levels is not None for column in columns])
     enough = observed.sum(axis=0) >= _FEWEST_CHECKED
     rng = np.random.default_rng([config.seed, _REST, 1])
-    held = observed & with_levels & enough & (rng.random(values.shape) < _HELD_OUT)
-    if not held.any():
-        return trust
-    left = np.where(held, np.nan, values)
+    part = (rng.random(values.shape) / _HELD_OUT).astype(int)
+    parts = _PARTS if sum(map(margins.width, found)) <= _WIDE else 1
+    checked = observed & with_levels & enough & (part < parts)
+    asked = np.flatnonzero(checked.any(axis=0)).tolist()
+    if not asked:
+        return tuple(trees), trust
+    # Of each cell its chances by the model, the trees, and the column's shares.
+    said = np.ones((*values.shape, 3))
     short = dataclasses.replace(config, burn_in=_SHORT[0], num_draws=_SHORT[1])
-    parameters = _draw_parameters(left, found, short)
-    chances = answer(Mixed(columns, found, parameters, trust, config.seed, left), left).chances
-    asked, said = np.flatnonzero(held.any(axis=0)), []
+    for i in range(parts):
+        held = checked & (part == i)
+        left = np.where(held, np.nan, values)
+        parameters = _draw_parameters(left, found, short)
+        untried = Mixed(columns, found, parameters, *_untried(len(columns)), 0, left)
+        chances = answer(untried, left).chances
+        for m in asked:
+            rows = np.flatnonzero(held[:, m])
+            said[rows, m, 0] = chances[m][rows, values[rows, m].astype(int)]
     for m in asked:
-        rows = held[:, m]
-        levels = values[rows, m].astype(int)
-        of_model = chances[int(m)][rows, levels]
-        said.append((of_model, margins.shares(found[m], columns[m].levels or ())[levels]))
-    of_model, alone = (np.concatenate(x) for x in zip(*said, strict=True))
-    common = _weight(of_model, alone, *_TRUST)
-    for m, (of_model, alone) in zip(asked, said, strict=True):
-        trust[m] = _weight(of_model, alone, common, _CELLS_OF_TABLE)
-    return trust
+        rows, levels = np.flatnonzero(observed[:, m]), columns[m].levels or ()
+        places, features = values[rows, m].astype(int), _features(values, columns, found, m)[rows]
+        work = len(asked) * (len(rows) * np.sqrt(features.shape[1]) + _WORK_OF_TREE)
+        num_trees = int(np.clip(_MOST_WORK / work, *_TREES))
+        trees[m], unseen = level_forest.grow(features, places, len(levels), num_trees, config.seed)
+        each = np.arange(len(rows))
+        said[rows, m, 2] = margins.shares(found[m], levels)[places]
+        of_trees = unseen[each, places]
+        said[rows, m, 1] = np.where(np.isnan(of_trees), said[rows, m, 2], of_trees)
+    common = _weights(said[checked], np.array(_TRUST), _CELLS_BEFORE)
+    for m in asked:
+        trust[m] = _weights(said[checked[:, m], m], common, _CELLS_OF_TABLE)
+    return tuple(trees), trust
 
 
-def _weight(first: np.ndarray, second: np.ndarray, prior: float, strength: float) -> float:
-    """The likeliest weight of the first of two distributions, by what both say of cells [R]."""
-    weight = prior
+def _weights(said: np.ndarray, prior: np.ndarray, strength: float) -> np.ndarray:
+    """The likeliest weights [W] of some distributions, by what they say of cells, [R, W].
+
+    Under a prior of so much, as if so many cells had been seen.
+    """
+    weights = prior
     for _ in range(50):
-        of_first = weight * first / (weight * first + (1 - weight) * second)
-        weight = (of_first.sum() + strength * prior) / (len(first) + strength)
-    return float(weight)
+        of_each = weights * said / (said @ weights)[:, None]
+        weights = (of_each.sum(axis=0) + strength * prior) / (len(said) + strength)
+    return weights
+
+
+def _features(
+    values: np.ndarray, columns: tuple[Column, ...], found: tuple[Margin, ...], m: int
+) -> np.ndarray:
+    """What trees know of rows for column m, [N, F]; of categories whether they are a level."""
+    parts = [np.zeros((len(values), 1))]
+    for other, (column, margin) in enumerate(zip(columns, found, strict=True)):
+        cells = values[:, other]
+        if other == m or isinstance(margin, Constant):
+            continue
+        if column.levels is None:
+            assert not isinstance(margin, Classes)
+            low, high = (bound.clip(-10, 10) for bound in margins.to_latent(margin, cells))
+            parts.append(np.where(np.isnan(cells), np.nan, (low + high) / 2)[:, None])
+        elif column.type == "nominal":
+            is_level = cells[:, None] == np.arange(len(column.levels))
+            parts.append(np.where(np.isnan(cells)[:, None], np.nan, is_level))
+        else:
+            parts.append(cells[:, None])
+    return np.hstack(parts)
 
 
 def grow(mixed: Mixed, values: np.ndarray, columns: Sequence[Column], config: MixedConfig) -> Mixed:
@@ -216,9 +280,11 @@ def impute(mixed: Mixed, values: np.ndarray, imputations: int) -> list[np.ndarra
         raise ValueError(f"expected 1 to {count} imputations, got {imputations}")
     at = np.linspace(0, count - 1, imputations).round().astype(int)
     rng = np.random.default_rng([mixed.seed, _REST])
-    return [
-        _complete(mixed, values, latent, rng) for latent, _ in _latent_numbers(mixed, values, at)
-    ]
+    with _one_thread():
+        return [
+            _complete(mixed, values, latent, rng)
+            for latent, _ in _latent_numbers(mixed, values, at)
+        ]
 
 
 def answer(mixed: Mixed, values: np.ndarray, quantiles: Sequence[float] = ()) -> Answers:
@@ -234,17 +300,21 @@ def answer(mixed: Mixed, values: np.ndarray, quantiles: Sequence[float] = ()) ->
     sums = [_Sums.start(margin, values[:, m]) for m, margin in enumerate(mixed.margins)]
     first, rng, drawn = _first_of_each(mixed.margins), np.random.default_rng(mixed.seed), []
     numbers = np.isnan(values) & [column.levels is None for column in mixed.columns]
-    for latent, predicted in _latent_numbers(mixed, values, at):
-        for m, margin in enumerate(mixed.margins):
-            sums[m].add(margin, latent, predicted, first[m])
-        if quantiles:
-            # All cells of all draws would be gigabytes.
-            drawn.append(_complete(mixed, values, latent, rng)[numbers])
+    with _one_thread():
+        for latent, predicted in _latent_numbers(mixed, values, at):
+            for m, margin in enumerate(mixed.margins):
+                sums[m].add(margin, latent, predicted, first[m])
+            if quantiles:
+                # All cells of all draws would be gigabytes.
+                drawn.append(_complete(mixed, values, latent, rng)[numbers])
     found, errors, chances = values.copy(), np.zeros(values.shape), {}
     for m, (column, margin) in enumerate(zip(mixed.columns, mixed.margins, strict=True)):
-        rows = sums[m].rows
+        rows, of_trees, forest = sums[m].rows, None, mixed.trees[m]
+        if forest is not None:
+            features = _features(values[rows], mixed.columns, mixed.margins, m)
+            of_trees = level_forest.predict(forest, features)
         found[rows, m], errors[rows, m], of_levels = sums[m].told(
-            column, margin, len(at), mixed.trust[m]
+            column, margin, len(at), mixed.trust[m], of_trees
         )
         if column.levels is not None:
             chances[m] = np.zeros((len(values), len(column.levels)))
@@ -304,7 +374,14 @@ class _Sums:
         self.first += mean
         self.second += square
 
-    def told(self, column: Column, margin: Margin, count: int, trust: float):
+    def told(
+        self,
+        column: Column,
+        margin: Margin,
+        count: int,
+        trust: np.ndarray,
+        of_trees: np.ndarray | None,
+    ):
         """Values, errors, and chances of all levels (None of numbers)."""
         if column.levels is None:
             if isinstance(margin, Constant):
@@ -330,19 +407,21 @@ class _Sums:
             used = margin.of_level >= 0
             chances[:, used] = of_class[:, margin.of_level[used]] * margin.shares[used]
         if not isinstance(margin, Constant):
-            chances = trust * chances + (1 - trust) * margins.shares(margin, column.levels)
+            of_trees = chances if of_trees is None else of_trees
+            alone = margins.shares(margin, column.levels)
+            chances = trust[0] * chances + trust[1] * of_trees + trust[2] * alone
         return chances.argmax(axis=1), 1 - chances.max(axis=1), chances
-
-
-@functools.cache
-def _threads() -> threadpoolctl.ThreadpoolController:
-    """The libraries that have threads; to look for them takes 8 ms."""
-    return threadpoolctl.ThreadpoolController()
 
 
 def _one_thread():
     """Threads of BLAS gain nothing on such small matrices."""
-    return _threads().limit(limits=1, user_api="blas")
+    return _libraries().limit(limits=1, user_api="blas")
+
+
+@functools.cache
+def _libraries() -> threadpoolctl.ThreadpoolController:
+    """To find them takes 4 ms."""
+    return threadpoolctl.ThreadpoolController()
 
 
 def _stack(draws: list[Parameters]) -> Parameters:
@@ -374,21 +453,16 @@ def _latent_numbers(
     mixed: Mixed, values: np.ndarray, at: np.ndarray
 ) -> Generator[tuple[np.ndarray, Predicted], None, None]:
     """Yields latent numbers of rows, and what is said of missing ones, under some of the draws."""
-    data, key = _prepare(values, mixed.margins), jax.random.key(mixed.seed)
-    latent, number = data.start, 0
+    data, rng = _prepare(values, mixed.margins), np.random.default_rng([mixed.seed, _REST, 0])
+    latent = data.start
     if not latent.size:
         nothing = np.zeros(latent.shape)
         yield from ((latent, Predicted(nothing, nothing)) for _ in at)
         return
-    for s in at:
+    for i, s in enumerate(at):
         parameters = jax.tree.map(lambda leaf, s=s: leaf[s], mixed.parameters)
-        predicted = None
-        with _one_thread():
-            for _ in range(_BETWEEN if number else _WARM):
-                of_sweep = jax.random.fold_in(jax.random.fold_in(key, _REST), number)
-                latent, predicted = copula.draw_latent(of_sweep, latent, parameters, data)
-                number += 1
-        assert predicted is not None
+        for _ in range(_BETWEEN if i else _WARM):
+            latent, predicted = copula.draw_latent(rng, latent, parameters, data)
         yield latent, predicted
 
 

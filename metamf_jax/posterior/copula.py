@@ -33,9 +33,7 @@ distributions for covariance matrices, Bayesian Analysis 2013.
 import dataclasses
 from typing import NamedTuple
 
-import jax
 import numpy as np
-import scipy.linalg
 import scipy.special
 
 from metamf_jax.posterior.hyperprior import wishart_root
@@ -229,20 +227,20 @@ def _by_number_missing(missing: np.ndarray) -> tuple[Missing, ...]:
     return tuple(found)
 
 
-def init(key: jax.Array, data: Data, config: CopulaConfig) -> State:
+def init(rng: np.random.Generator, data: Data, config: CopulaConfig) -> State:
     """Independent columns, and latent numbers that agree with what is observed."""
     size = data.start.shape[1]
     parameters = Parameters(np.zeros(size), np.eye(size), np.ones(size), config.degrees[0])
-    return State(draw_latent(key, data.start, parameters, data)[0], parameters)
+    return State(draw_latent(rng, data.start, parameters, data)[0], parameters)
 
 
 def sweep(
-    key: jax.Array, state: State, data: Data, config: CopulaConfig
+    rng: np.random.Generator, state: State, data: Data, config: CopulaConfig
 ) -> tuple[State, Predicted]:
     """Draws everything once.
 
     Args:
-      key: of this sweep.
+      rng: gives the numbers of this sweep.
       state: the last draw.
       data: from `prepare`.
       config: the prior.
@@ -250,15 +248,15 @@ def sweep(
     Returns:
       The draw, and what it says of missing cells.
     """
-    of_parameters, of_latent = (jax.random.fold_in(key, i) for i in range(2))
-    parameters = draw_parameters(of_parameters, state, data, config)
-    latent, predicted = draw_latent(of_latent, state.latent, parameters, data)
+    parameters = draw_parameters(rng, state, data, config)
+    latent, predicted = draw_latent(rng, state.latent, parameters, data)
     return State(latent, parameters), predicted
 
 
-def draw_parameters(key: jax.Array, state: State, data: Data, config: CopulaConfig) -> Parameters:
+def draw_parameters(
+    rng: np.random.Generator, state: State, data: Data, config: CopulaConfig
+) -> Parameters:
     """Draws ``v``, C, m and s, given the latent numbers."""
-    rng = _generator(key)
     latent, sizes = state.latent, state.parameters.sizes
     count, width = latent.shape
     mean, weight = latent.mean(axis=0), count + config.rows_at_zero
@@ -269,7 +267,7 @@ def draw_parameters(key: jax.Array, state: State, data: Data, config: CopulaConf
     root = wishart_root(rng, degrees + width - 1 + count, degrees * np.diag(sizes) + scatter)
     precision = root @ root.T
     # With C^-1 = T T^T, T^-T x has the covariance C.
-    noise = scipy.linalg.solve(root.T, rng.standard_normal(width))
+    noise = np.linalg.solve(root.T, rng.standard_normal(width))
     mean = count * mean / weight + noise / np.sqrt(weight)
     rate = _SIZE + degrees * np.diag(precision) / 2
     sizes = _gamma_from(rng, _SIZE + (degrees + width - 1) / 2, rate, config.least_size)
@@ -281,7 +279,7 @@ def _draw_degrees(rng, scatter, sizes, count, config) -> float:
     width, degrees = len(sizes), np.array(config.degrees)
     root = np.sqrt(sizes)
     # |v D + G| = |D| prod (v + e) with the eigenvalues e of D^-1/2 G D^-1/2.
-    values = np.maximum(scipy.linalg.eigvalsh(scatter / np.outer(root, root)), 0)
+    values = np.maximum(np.linalg.eigvalsh(scatter / np.outer(root, root)), 0)
     prior = degrees + width - 1
     logs = (width * prior / 2 - 1) * np.log(degrees)
     logs -= (prior + count) / 2 * np.log(degrees[:, None] + values).sum(axis=1)
@@ -305,17 +303,17 @@ def _log_gamma(values: np.ndarray, width: int) -> np.ndarray:
 
 
 def draw_latent(
-    key: jax.Array, latent: np.ndarray, parameters: Parameters, data: Data
+    rng: np.random.Generator, latent: np.ndarray, parameters: Parameters, data: Data
 ) -> tuple[np.ndarray, Predicted]:
     """Draws the latent numbers of intervals, choices and missing cells, given the parameters.
 
     Args:
-      key: of this draw.
+      rng: gives the numbers of this draw.
       latent: [N, P], the last ones.
       parameters: of the model.
       data: from `prepare`.
     """
-    rng, mean, precision = _generator(key), parameters.mean, parameters.precision
+    mean, precision = parameters.mean, parameters.precision
     away = latent - mean
     for column, rows, low, high in data.intervals:
         middle, deviation = _given_others(away, precision, column)
@@ -398,7 +396,3 @@ def _draw_missing(rng, away, precision, missing: tuple[Missing, ...]) -> Predict
         predicted.mean[at], away[at] = both[..., 0], both[..., 1]
         predicted.deviation[at] = deviation[pattern]
     return predicted
-
-
-def _generator(key: jax.Array) -> np.random.Generator:
-    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
