@@ -1,12 +1,13 @@
 """From a matrix in its own units to draws of its posterior."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from metamf_jax.posterior import chains, gibbs, ordinal, pattern
 from metamf_jax.posterior.chains import ChainsConfig, Draws
-from metamf_jax.posterior.gibbs import Data, GibbsConfig
+from metamf_jax.posterior.gibbs import Data, GibbsConfig, State
 from metamf_jax.posterior.given import GivenFeatures, none_given
 from metamf_jax.posterior.pattern import SideFeatures
 from metamf_jax.posterior.predictive import Scale
@@ -76,6 +77,7 @@ def fit(
     num_devices: int = 1,
     backend: str = "auto",
     given: tuple[GivenFeatures, GivenFeatures] | None = None,
+    on_sweep: Callable[[int, list[State]], None] = lambda sweep, states: None,
 ) -> Posterior:
     """Samples the posterior of a matrix, with features of which entries are observed.
 
@@ -87,13 +89,14 @@ def fit(
       num_devices: on which the draws do not depend.
       backend: one of `block_update.BACKENDS`.
       given: features of the rows and of the columns, beside those of the pattern.
+      on_sweep: called after each sweep.
     """
     config, lengths = config or GibbsConfig(), lengths or ChainsConfig()
     count = num_pattern_vectors(entries) if num_vectors is None else num_vectors
     scale = scale_of(entries.values, config.likelihood)
     features = features_of(entries, count)
     data = prepare(standardised(entries, scale), config, features, num_devices, backend, given)
-    return Posterior(chains.run(data, config, lengths), scale, features)
+    return Posterior(chains.run(data, config, lengths, on_sweep), scale, features)
 
 
 def features_of(

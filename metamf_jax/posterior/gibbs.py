@@ -246,7 +246,7 @@ def sweep(key: jax.Array, state: State, data: Data, config: GibbsConfig) -> Stat
       data: from `prepare`.
       config: the model.
     """
-    of_rows, of_columns, of_noise, of_values = _folded(key, 4)
+    of_rows, of_columns, of_noise, of_values = np.asarray(_folded(key, 4))
     rng, expected = _generator(of_noise), config.sides
     state, values = draw_values(of_values, state, data, config)
 
@@ -281,7 +281,7 @@ def draw_values(
     """
     if data.entries is None:
         return state, None
-    of_thresholds, of_latent, of_effects = _folded(key, 3)
+    of_thresholds, of_latent, of_effects = np.asarray(_folded(key, 3))
     (num_rows, _), i, j = data.entries.shape, data.entries.rows, data.entries.columns
     shares = (jnp.asarray(side.shares, jnp.float32) for side in (state.rows, state.columns))
     fitted, root = _at_cells(state.rows.factors, state.columns.factors, *shares, i, j)
@@ -351,8 +351,11 @@ def draw_prior(key: jax.Array, side: Side, data: Regression, expected: SidePrior
 
 @functools.partial(jax.jit, static_argnums=1)
 def _folded(key, count: int):
-    """The key folded with 0 up to a count, in one program: dispatch is what small sweeps cost."""
-    return tuple(jax.random.fold_in(key, i) for i in range(count))
+    """The key folded with 0 up to a count, as words [count, 2] that are keys to all of
+    `jax.random`; in one program: dispatch is what small sweeps cost.
+    """
+    keys = [jax.random.fold_in(key, i) for i in range(count)]
+    return jnp.stack([jax.random.key_data(each) for each in keys])
 
 
 def _on_device(entries: Entries) -> Entries:
@@ -375,8 +378,8 @@ def _at_cells(rows, columns, row_shares, column_shares, i, j):
     return jax.tree.map(lambda x: x.reshape(-1)[:count], jax.lax.map(of_block, tuple(cells)))
 
 
-def _generator(key: jax.Array) -> np.random.Generator:
-    return np.random.default_rng(np.asarray(_words(key)))
+def _generator(key: Array) -> np.random.Generator:
+    return np.random.default_rng(key if isinstance(key, np.ndarray) else np.asarray(_words(key)))
 
 
 _words = jax.jit(jax.random.key_data)

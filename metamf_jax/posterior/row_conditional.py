@@ -40,7 +40,7 @@ class RowsData(NamedTuple):
       compiled: whether the compiled kernel draws.
       entries: the dealt entries, as `DealtRows` without its rows, or as `Runs`.
       order: of each dealt value its place among the given ones, counted from 1; 0 is padding.
-      dealt_shape: (D, R), with places for R rows on each device.
+      dealt: [D, R] int, the row at each place of each device; N where there is none.
       places: [N], where each row stands among the dealt ones.
       counts: [N], entries of each row.
     """
@@ -49,7 +49,7 @@ class RowsData(NamedTuple):
     compiled: bool
     entries: tuple[Array, ...]
     order: np.ndarray
-    dealt_shape: tuple[int, int]
+    dealt: np.ndarray
     places: np.ndarray
     counts: np.ndarray
 
@@ -77,7 +77,7 @@ def prepare(
         *listed, order = cut_into_runs(dealt, entries.shape[1], rank + 1)
     mesh = parallel.make_mesh(num_devices)
     dealt_numbers = dealt.rows.ravel()
-    places = np.empty(entries.shape[0], int)
+    places = np.empty(entries.shape[0], np.int32)
     inside = dealt_numbers < entries.shape[0]
     places[dealt_numbers[inside]] = np.flatnonzero(inside)
     return RowsData(
@@ -85,7 +85,7 @@ def prepare(
         compiled=compiled,
         entries=parallel.split(mesh, (*listed, _in_order(order, entries.values))),
         order=np.asarray(order),
-        dealt_shape=(num_devices, dealt.rows.shape[1]),
+        dealt=np.asarray(dealt.rows),
         places=places,
         counts=np.bincount(entries.rows, minlength=entries.shape[0]),
     )
@@ -116,14 +116,19 @@ def draw(
     Returns:
       ``w`` [N, K + 1] float32, and ``sum_m q_m e_nm^2`` [N] float64 that the new ``w`` leave.
     """
-    noise = _noise(key, len(weight), precision.shape[0])
-    dealt = (_dealt(data, x) for x in (weight, pull, noise))
     of_all = (np.asarray(x, np.float32) for x in (precision, columns, column_weight))
     entries = data.entries
     if values is not None:
         entries = (*entries[:-1], parallel.split(data.mesh, _in_order(data.order, values)))
-    found = _program(data.mesh, data.compiled)(entries, *dealt, *of_all)
-    drawn, square = (x.reshape(-1, *x.shape[2:])[data.places] for x in parallel.to_host(found))
+    if data.mesh.size == 1:
+        of_rows = np.asarray(weight, np.float32), pull
+        found = _draw_alone(data.compiled, entries, data.dealt, data.places, key, *of_rows, *of_all)
+        drawn, square = map(np.asarray, found)
+    else:
+        noise = _noise(key, len(weight), precision.shape[0])
+        dealt = (_dealt(data, x) for x in (weight, pull, noise))
+        found = _program(data.mesh, data.compiled)(entries, *dealt, *of_all)
+        drawn, square = (x.reshape(-1, *x.shape[2:])[data.places] for x in parallel.to_host(found))
     return drawn, square.astype(np.float64)
 
 
@@ -160,25 +165,41 @@ def _in_order(order: Array, values: Array) -> np.ndarray:
 
 def _dealt(data: RowsData, of_rows: Array) -> np.ndarray:
     """From [N, ..] to [D, R, ..], one where there is no row."""
-    dealt = np.ones((*data.dealt_shape, *of_rows.shape[1:]), np.float32)
+    dealt = np.ones((*data.dealt.shape, *of_rows.shape[1:]), np.float32)
     dealt.reshape(-1, *of_rows.shape[1:])[data.places] = of_rows
     return dealt
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _draw_alone(compiled, entries, dealt, places, key, weight, pull, *of_all):
+    """`draw` on one device, all in one program: dispatch is what small matrices cost."""
+    noise = _noise(key, *pull.shape)
+    of_rows = (
+        jnp.take(x, dealt[0], axis=0, mode="fill", fill_value=1) for x in (weight, pull, noise)
+    )
+    entries = jax.tree.map(lambda x: x[0], entries)
+    drawn, square = _draw_share(compiled, entries, *of_rows, *of_all)
+    return drawn[places], square[places]
 
 
 @functools.lru_cache(maxsize=8)
 def _program(mesh, compiled: bool):
     """`draw` on the devices of a mesh, compiled once for all matrices of a shape."""
 
-    def body(entries, weight, pull, noise, precision, columns, column_weight):
-        of_device = entries, weight, pull, noise
-        entries, weight, pull, noise = jax.tree.map(lambda x: x[0], of_device)
-        root = jnp.sqrt(column_weight)
-        design, offset = root[:, None] * columns[:, :-1], columns[:, -1]
-        draw = _draw_compiled if compiled else _draw_xla
-        found = draw(entries, design, root, offset, weight, precision, pull, noise)
+    def body(entries, weight, pull, noise, *of_all):
+        of_device = jax.tree.map(lambda x: x[0], (entries, weight, pull, noise))
+        found = _draw_share(compiled, *of_device, *of_all)
         return parallel.as_varying(jax.tree.map(lambda x: x[None], found))
 
     return parallel.sharded(mesh, body, (*[SPLIT] * 4, *[REPLICATED] * 3), (SPLIT, SPLIT))
+
+
+def _draw_share(compiled, entries, weight, pull, noise, precision, columns, column_weight):
+    """Of the rows of one device."""
+    root = jnp.sqrt(column_weight)
+    design, offset = root[:, None] * columns[:, :-1], columns[:, -1]
+    draw = _draw_compiled if compiled else _draw_xla
+    return draw(entries, design, root, offset, weight, precision, pull, noise)
 
 
 def _draw_compiled(entries, design, root, offset, weight, precision, pull, noise):
