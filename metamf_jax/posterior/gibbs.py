@@ -344,8 +344,8 @@ def draw_factors(
 
 def draw_prior(key: jax.Array, side: Side, data: Regression, expected: SidePrior) -> Hyperprior:
     """Draws one side's hyperprior, given its factors."""
-    both = _moments(data.features, side.factors)
-    moments = Moments(len(side.factors), data.gram, *map(_sum_of_blocks, both))
+    both = (sum_of_products(of_side, side.factors) for of_side in (data.features, side.factors))
+    moments = Moments(len(side.factors), data.gram, *both)
     return hyperprior.draw(_generator(key), side.prior, moments, data.groups, expected)
 
 
@@ -385,29 +385,15 @@ def _generator(key: Array) -> np.random.Generator:
 _words = jax.jit(jax.random.key_data)
 
 
-@jax.jit
-def product(x, y):
+def product(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """``x y`` in float32."""
-    return jnp.matmul(x, jnp.asarray(y, jnp.float32), precision=jax.lax.Precision.HIGHEST)
+    return x @ np.asarray(y, np.float32)
 
 
 def sum_of_products(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """``x^T y`` in float64; the sums over blocks of rows are float32's."""
-    return _sum_of_blocks(_products_of_blocks(x, y))
-
-
-def _sum_of_blocks(products: jax.Array) -> np.ndarray:
-    return np.asarray(products).sum(axis=0, dtype=np.float64)
-
-
-@jax.jit
-def _moments(features, factors):
-    return _products_of_blocks(features, factors), _products_of_blocks(factors, factors)
-
-
-@jax.jit
-def _products_of_blocks(x, y):
-    blocks = (
-        jnp.pad(a, ((0, -len(a) % _BLOCK), (0, 0))).reshape(-1, _BLOCK, a.shape[1]) for a in (x, y)
-    )
-    return jnp.einsum("bnj,bnk->bjk", *blocks, precision=jax.lax.Precision.HIGHEST)
+    total = np.zeros((x.shape[1], y.shape[1]))
+    for start in range(0, len(x), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        total += x[block].T @ y[block]
+    return total

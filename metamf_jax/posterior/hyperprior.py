@@ -149,16 +149,18 @@ def draw(
     # With G = C C^T: M^T G M = H^T H, H = C^-1 Phi^T W, and M = C^-T H.
     half = _solve_lower(gram_root, moments.crossed)
     inverse_scale = np.diag(wishart.inverse_scale) + moments.factors - half.T @ half
-    root = wishart_root(rng, wishart.degrees + moments.count, inverse_scale)
-    # B = M + C^-T Z T^-1, of which the rows have the covariance (T T^T)^-1.
-    noise = np.linalg.solve(root.T, rng.standard_normal(half.shape).T).T
+    bartlett, scale_root = _bartlett(rng, wishart.degrees + moments.count, inverse_scale)
+    root = _solve_lower(scale_root, bartlett, transposed=True)
+    # B = M + C^-T Z T^-1, of which the rows have the covariance (T T^T)^-1; T^-1 is A^-1 D^T.
+    noise = rng.standard_normal(half.shape)
+    noise = _solve_lower(bartlett, noise.T, transposed=True).T @ scale_root.T
     coefficients = _solve_lower(gram_root, half + noise, transposed=True)
     squares = ((coefficients[1:] @ root) ** 2).sum(axis=1)
     num_groups = len(prior.strengths)
     sizes = width * np.bincount(groups, minlength=num_groups)
     squares = np.bincount(groups, squares, num_groups)
     shapes, rates = expected.of_strengths(num_groups)
-    strengths = rng.gamma(shapes + sizes / 2) / (rates + squares / 2)
+    strengths = rng.standard_gamma(shapes + sizes / 2) / (rates + squares / 2)
     return Hyperprior(means + coefficients, root @ root.T, strengths)
 
 
@@ -173,11 +175,20 @@ def wishart_root(rng: np.random.Generator, degrees: float, inverse_scale: np.nda
     Returns:
       [L, L], not triangular.
     """
+    # With D D^T the inverse scale, the scale is D^-T D^-1, so that T = D^-T A.
+    bartlett, scale_root = _bartlett(rng, degrees, inverse_scale)
+    return _solve_lower(scale_root, bartlett, transposed=True)
+
+
+def _bartlett(
+    rng: np.random.Generator, degrees: float, inverse_scale: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """``A`` and ``D``, lower, with ``D D^T`` the inverse scale: `wishart_root` is ``D^-T A``."""
     width = len(inverse_scale)
-    bartlett = np.tril(rng.standard_normal((width, width)), -1)
-    bartlett[np.diag_indices(width)] = np.sqrt(rng.chisquare(degrees - np.arange(width)))
-    # With C C^T the inverse scale, the scale is C^-T C^-1, so that T = C^-T A.
-    return _solve_lower(_cholesky(inverse_scale), bartlett, transposed=True)
+    bartlett = rng.standard_normal((width, width))
+    bartlett[np.arange(width)[:, None] < np.arange(width)] = 0
+    bartlett.flat[:: width + 1] = np.sqrt(rng.chisquare(degrees - np.arange(width)))
+    return bartlett, _cholesky(inverse_scale)
 
 
 # LAPACK's own: around matrices of a dozen rows SciPy's functions take ten times as long.

@@ -40,4 +40,4 @@ def draw_shares(
     """
     if not shape:
         return np.ones(len(counts))
-    return rng.gamma(shape + counts / 2) / (shape + squares / 2)
+    return rng.standard_gamma(shape + counts / 2) / (shape + squares / 2)

@@ -7,9 +7,9 @@ independent of the other rows',
     h_n = Lambda B^T phi_n + alpha p_n sum_m q_m (x_nm - c_m) t_m,   t_m = [v_m, 1],
 
 the sums over the row's entries. With ``A_n = C C^T`` the draw is ``C^-T (C^-1 h_n + z_n)``. The
-noise ``z_n`` comes of a key folded with the row's number, and a draw does not depend on the number
-of devices to which the rows are dealt. A compiled kernel draws one row after the other
-(`kernels.row_draws`); XLA draws batches of rows, of short runs of their entries.
+noise ``z_n`` of all rows is drawn before they are dealt out to devices, on the number of which a
+draw does not depend. A compiled kernel draws one row after the other (`kernels.row_draws`); XLA
+draws batches of rows, of short runs of their entries.
 """
 
 import functools
@@ -31,6 +31,9 @@ _EXACT = jax.lax.Precision.HIGHEST
 # matrix has next to no noise, its ``A_n`` would not be positive definite after a few sweeps.
 _ROUNDING = np.float32(4 * np.finfo(np.float32).eps)
 
+# Of the rows' noise, beside the key.
+_STREAM = 1
+
 
 class RowsData(NamedTuple):
     """One side of a matrix, its rows dealt out to D devices.
@@ -40,7 +43,7 @@ class RowsData(NamedTuple):
       compiled: whether the compiled kernel draws.
       entries: the dealt entries, as `DealtRows` without its rows, or as `Runs`.
       order: of each dealt value its place among the given ones, counted from 1; 0 is padding.
-      dealt: [D, R] int, the row at each place of each device; N where there is none.
+      dealt_shape: (D, R), with places for R rows on each device.
       places: [N], where each row stands among the dealt ones.
       counts: [N], entries of each row.
     """
@@ -49,7 +52,7 @@ class RowsData(NamedTuple):
     compiled: bool
     entries: tuple[Array, ...]
     order: np.ndarray
-    dealt: np.ndarray
+    dealt_shape: tuple[int, int]
     places: np.ndarray
     counts: np.ndarray
 
@@ -77,7 +80,7 @@ def prepare(
         *listed, order = cut_into_runs(dealt, entries.shape[1], rank + 1)
     mesh = parallel.make_mesh(num_devices)
     dealt_numbers = dealt.rows.ravel()
-    places = np.empty(entries.shape[0], np.int32)
+    places = np.empty(entries.shape[0], int)
     inside = dealt_numbers < entries.shape[0]
     places[dealt_numbers[inside]] = np.flatnonzero(inside)
     return RowsData(
@@ -85,7 +88,7 @@ def prepare(
         compiled=compiled,
         entries=parallel.split(mesh, (*listed, _in_order(order, entries.values))),
         order=np.asarray(order),
-        dealt=np.asarray(dealt.rows),
+        dealt_shape=(num_devices, dealt.rows.shape[1]),
         places=places,
         counts=np.bincount(entries.rows, minlength=entries.shape[0]),
     )
@@ -116,17 +119,15 @@ def draw(
     Returns:
       ``w`` [N, K + 1] float32, and ``sum_m q_m e_nm^2`` [N] float64 that the new ``w`` leave.
     """
+    noise = _noise(key, len(weight), precision.shape[0])
     of_all = (np.asarray(x, np.float32) for x in (precision, columns, column_weight))
-    entries = data.entries
-    if values is not None:
-        entries = (*entries[:-1], parallel.split(data.mesh, _in_order(data.order, values)))
-    if data.mesh.size == 1:
-        of_rows = np.asarray(weight, np.float32), pull
-        found = _draw_alone(data.compiled, entries, data.dealt, data.places, key, *of_rows, *of_all)
-        drawn, square = map(np.asarray, found)
+    if data.compiled and data.mesh.size == 1:
+        drawn, square = _draw_here(data, weight, pull, noise, *of_all, values)
     else:
-        noise = _noise(key, len(weight), precision.shape[0])
         dealt = (_dealt(data, x) for x in (weight, pull, noise))
+        entries = data.entries
+        if values is not None:
+            entries = (*entries[:-1], parallel.split(data.mesh, _in_order(data.order, values)))
         found = _program(data.mesh, data.compiled)(entries, *dealt, *of_all)
         drawn, square = (x.reshape(-1, *x.shape[2:])[data.places] for x in parallel.to_host(found))
     return drawn, square.astype(np.float64)
@@ -150,12 +151,13 @@ def _fitted(rows, columns, i, j):
     return (u[:, :-1] * v[:, :-1]).sum(axis=1) + u[:, -1] + v[:, -1]
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _noise(key, num_rows, width):
-    """[N, L]; of all rows in one program: in programs of other shapes the last bits may differ."""
-    return jax.vmap(lambda n: jax.random.normal(jax.random.fold_in(key, n), (width,)))(
-        jnp.arange(num_rows)
-    )
+def _noise(key: Array, num_rows: int, width: int) -> np.ndarray:
+    """[N, L]; of all rows, on every host."""
+    if not isinstance(key, np.ndarray):
+        key = np.asarray(jax.random.key_data(key))
+    # Not the numbers that the hyperprior is drawn with.
+    rng = np.random.default_rng([*key.tolist(), _STREAM])
+    return rng.standard_normal((num_rows, width), np.float32)
 
 
 def _in_order(order: Array, values: Array) -> np.ndarray:
@@ -165,41 +167,42 @@ def _in_order(order: Array, values: Array) -> np.ndarray:
 
 def _dealt(data: RowsData, of_rows: Array) -> np.ndarray:
     """From [N, ..] to [D, R, ..], one where there is no row."""
-    dealt = np.ones((*data.dealt.shape, *of_rows.shape[1:]), np.float32)
+    dealt = np.ones((*data.dealt_shape, *of_rows.shape[1:]), np.float32)
     dealt.reshape(-1, *of_rows.shape[1:])[data.places] = of_rows
     return dealt
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _draw_alone(compiled, entries, dealt, places, key, weight, pull, *of_all):
-    """`draw` on one device, all in one program: dispatch is what small matrices cost."""
-    noise = _noise(key, *pull.shape)
-    of_rows = (
-        jnp.take(x, dealt[0], axis=0, mode="fill", fill_value=1) for x in (weight, pull, noise)
-    )
-    entries = jax.tree.map(lambda x: x[0], entries)
-    drawn, square = _draw_share(compiled, entries, *of_rows, *of_all)
-    return drawn[places], square[places]
+def _draw_here(data, weight, pull, noise, precision, columns, column_weight, values):
+    """By the compiled kernel alone, on one device: XLA's dispatch is what small matrices cost."""
+    from metamf_jax.kernels import row_draws
+
+    starts, numbers, listed = (np.asarray(x)[0] for x in data.entries)
+    if values is not None:
+        listed = _in_order(data.order[0], values)
+    root = np.sqrt(column_weight)
+    design = np.zeros((len(root), row_draws.padded(columns.shape[1] - 1)), np.float32)
+    np.multiply(root[:, None], columns[:, :-1], out=design[:, : columns.shape[1] - 1])
+    of_all = design, root, np.ascontiguousarray(columns[:, -1])
+    weight, pull, noise = (_dealt(data, x)[0] for x in (weight, pull, noise))
+    of_rows = weight, precision, pull, noise
+    drawn, square = row_draws.draw_rows_here(starts, numbers, listed, *of_all, *of_rows, _ROUNDING)
+    return drawn[data.places], square[data.places]
 
 
 @functools.lru_cache(maxsize=8)
 def _program(mesh, compiled: bool):
     """`draw` on the devices of a mesh, compiled once for all matrices of a shape."""
 
-    def body(entries, weight, pull, noise, *of_all):
-        of_device = jax.tree.map(lambda x: x[0], (entries, weight, pull, noise))
-        found = _draw_share(compiled, *of_device, *of_all)
+    def body(entries, weight, pull, noise, precision, columns, column_weight):
+        of_device = entries, weight, pull, noise
+        entries, weight, pull, noise = jax.tree.map(lambda x: x[0], of_device)
+        root = jnp.sqrt(column_weight)
+        design, offset = root[:, None] * columns[:, :-1], columns[:, -1]
+        draw = _draw_compiled if compiled else _draw_xla
+        found = draw(entries, design, root, offset, weight, precision, pull, noise)
         return parallel.as_varying(jax.tree.map(lambda x: x[None], found))
 
     return parallel.sharded(mesh, body, (*[SPLIT] * 4, *[REPLICATED] * 3), (SPLIT, SPLIT))
-
-
-def _draw_share(compiled, entries, weight, pull, noise, precision, columns, column_weight):
-    """Of the rows of one device."""
-    root = jnp.sqrt(column_weight)
-    design, offset = root[:, None] * columns[:, :-1], columns[:, -1]
-    draw = _draw_compiled if compiled else _draw_xla
-    return draw(entries, design, root, offset, weight, precision, pull, noise)
 
 
 def _draw_compiled(entries, design, root, offset, weight, precision, pull, noise):
