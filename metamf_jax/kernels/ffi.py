@@ -149,8 +149,7 @@ class NumbaKernel:
         """
         self._register()
         results = tuple(
-            np.empty(shape, dtype)
-            for shape, (dtype, _) in zip(shapes, self._results, strict=True)
+            np.empty(shape, dtype) for shape, (dtype, _) in zip(shapes, self._results, strict=True)
         )
         failed = self._kernel(*arguments, *results)
         if failed:

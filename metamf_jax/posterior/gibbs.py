@@ -5,10 +5,13 @@
 on standardised values. A sweep draws, in turn, the rows' hyperprior (`hyperprior`), the rows'
 factors and effects ``w_n = [u_n, b_n]`` (`row_conditional`) and their shares of the noise
 (`noise`), the same of the columns, with the precision ``alpha`` of the noise before the columns'
-shares. Each is drawn from its exact conditional. Under the likelihood ``ordinal`` the observed
-values are levels; the sweep begins with their thresholds and latent values (`ordinal`), which then
-are what the ``x_nm`` are above, and ``alpha`` is one. Where something is known of each entry, such
-as its time, there are effects of that beside ``b_n`` and ``c_m`` (`entry_effects`), drawn next.
+shares, and last the common scale of ``alpha`` and either side's shares, without which R-hat of
+``alpha`` was 2.0 instead of 1.4 after 30 sweeps of MovieLens-100K. Each is drawn from its exact
+conditional, but for that scale, which takes a step of Metropolis and Hastings. Under the likelihood
+``ordinal`` the observed values are levels; the sweep begins with their thresholds and latent values
+(`ordinal`), which then are what the ``x_nm`` are above, and ``alpha`` is one. Where something is
+known of each entry, such as its time, there are effects of that beside ``b_n`` and ``c_m``
+(`entry_effects`), drawn next.
 
 Salakhutdinov and Mnih, Bayesian probabilistic matrix factorization using Markov chain Monte Carlo,
 ICML 2008; see also the references of the conditionals.
@@ -265,6 +268,11 @@ def sweep(key: jax.Array, state: State, data: Data, config: GibbsConfig) -> Stat
         alpha = noise.draw_precision(rng, data.num_entries, left_over, config.noise)
     shares = noise.draw_shares(rng, config.column_noise, data.columns.rows.counts, alpha * square)
     columns = columns._replace(shares=shares)
+    if config.likelihood == "gaussian":
+        alpha, shares = noise.rescale(rng, config.row_noise, alpha, rows.shares, config.noise)
+        rows = rows._replace(shares=shares)
+        alpha, shares = noise.rescale(rng, config.column_noise, alpha, columns.shares, config.noise)
+        columns = columns._replace(shares=shares)
     return state._replace(rows=rows, columns=columns, alpha=alpha)
 
 
