@@ -186,6 +186,6 @@ def test_on_the_host_without_xla():
         np.testing.assert_array_equal(got, np.asarray(expected))
         assert got.dtype == expected.dtype
     with pytest.raises(RuntimeError, match="x must not be negative"):
-        refuses_negative.on_host(np.float32([1, -1]), shapes=[(2,)])
+        refuses_negative.on_host(np.array([1, -1], np.float32), shapes=[(2,)])
     with pytest.raises(TypeError):
         mixed.on_host(flags, index, scale, x.astype(float), shapes=[x.shape, ()])

@@ -120,9 +120,9 @@ def draw(
       ``w`` [N, K + 1] float32, and ``sum_m q_m e_nm^2`` [N] float64 that the new ``w`` leave.
     """
     noise = _noise(key, len(weight), precision.shape[0])
-    of_all = (np.asarray(x, np.float32) for x in (precision, columns, column_weight))
+    of_all = tuple(np.ascontiguousarray(x, np.float32) for x in (precision, columns, column_weight))
     if data.compiled and data.mesh.size == 1:
-        drawn, square = _draw_here(data, weight, pull, noise, *of_all, values)
+        drawn, square = _draw_here(data, (weight, pull, noise), of_all, values)
     else:
         dealt = (_dealt(data, x) for x in (weight, pull, noise))
         entries = data.entries
@@ -172,20 +172,22 @@ def _dealt(data: RowsData, of_rows: Array) -> np.ndarray:
     return dealt
 
 
-def _draw_here(data, weight, pull, noise, precision, columns, column_weight, values):
+def _draw_here(data, of_rows, of_all, values):
     """By the compiled kernel alone, on one device: XLA's dispatch is what small matrices cost."""
     from metamf_jax.kernels import row_draws
 
+    precision, columns, column_weight = of_all
     starts, numbers, listed = (np.asarray(x)[0] for x in data.entries)
     if values is not None:
         listed = _in_order(data.order[0], values)
     root = np.sqrt(column_weight)
     design = np.zeros((len(root), row_draws.padded(columns.shape[1] - 1)), np.float32)
     np.multiply(root[:, None], columns[:, :-1], out=design[:, : columns.shape[1] - 1])
-    of_all = design, root, np.ascontiguousarray(columns[:, -1])
-    weight, pull, noise = (_dealt(data, x)[0] for x in (weight, pull, noise))
-    of_rows = weight, precision, pull, noise
-    drawn, square = row_draws.draw_rows_here(starts, numbers, listed, *of_all, *of_rows, _ROUNDING)
+    of_columns = design, root, np.ascontiguousarray(columns[:, -1])
+    weight, pull, noise = (_dealt(data, x)[0] for x in of_rows)
+    drawn, square = row_draws.draw_rows_here(
+        *(starts, numbers, listed, *of_columns, weight, precision, pull, noise), _ROUNDING
+    )
     return drawn[data.places], square[data.places]
 
 
