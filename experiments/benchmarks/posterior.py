@@ -10,9 +10,9 @@ of the latter's time; a sweep takes at most one and a half times an exact one of
 
 `gibbs` are the defaults, `gibbs best` more factors, singular vectors and chains, and `gibbs like
 myfm` has MyFM's rank and number of draws, one chain, and nothing of the pattern; `two chains like
-myfm` divides the draws among two. All see the same splits; MyFM's time is that of its fit and
-prediction alone, ours too, compiled before. A sweep's time is that of all cores, which other
-programs hardly change. On MovieLens-1M with two cores a split takes 40 s without MyFM.
+myfm` divides the draws, `--draws` of them, among two. All see the same splits; MyFM's time is that
+of its fit and prediction alone, ours too, compiled before. A sweep's time is that of all cores,
+which other programs hardly change. On MovieLens-1M with two cores a split takes 40 s without MyFM.
 """
 
 import dataclasses
@@ -44,12 +44,9 @@ _FOLDS = flags.DEFINE_list("folds", [], "Official folds of ml100k: u1 .. u5; els
 _RANDOM_SPLITS = flags.DEFINE_integer("random_splits", 1, "How many of them.", lower_bound=1)
 _TEST_FRACTION = shared_flags.test_fraction()
 _PEERS_PYTHON = shared_flags.peers_python()
+_DRAWS = shared_flags.draws()
 
-_DRAWS = flags.DEFINE_integer(
-    "draws", 200, "Of `myfm` and of those like it; an even number.", lower_bound=4
-)
-
-_MYFM_RANK, _MYFM_BURN_IN = 20, 30
+_MYFM_RANK, _MYFM_DRAWS, _MYFM_BURN_IN = 20, 200, 30
 # Of one chain; of so many at once, of each its part of the draws.
 _LIKE_MYFM = {"gibbs like myfm": 1, "two chains like myfm": 2}
 
@@ -97,7 +94,7 @@ class Config:
     test_fraction: float
     devices: int
     peers_python: str | None
-    draws: int = 200
+    draws: int = _MYFM_DRAWS
 
 
 # Arguments of `fit.fit`.
@@ -311,7 +308,7 @@ def main() -> None:
         test_fraction=_TEST_FRACTION.value,
         devices=common.DEVICES.value or 1,
         peers_python=_PEERS_PYTHON.value,
-        draws=_DRAWS.value,
+        draws=_DRAWS.value or _MYFM_DRAWS,
     )
     run(config, common.WORKDIR.value, common.DATA_DIR.value)
 
