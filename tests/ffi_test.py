@@ -176,3 +176,16 @@ class NumbaKernelTest(parameterized.TestCase):
     def test_importing_does_not_import_numba(self):
         code = "import sys, metamf_jax.kernels.ffi; assert 'numba' not in sys.modules"
         subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_on_the_host_without_xla():
+    flags, index, _, x = _arguments()
+    scale = np.asarray(np.float32(0.7))
+    found = mixed.on_host(flags, index, scale, x, shapes=[x.shape, ()])
+    for got, expected in zip(found, _call(flags, index, scale, x), strict=True):
+        np.testing.assert_array_equal(got, np.asarray(expected))
+        assert got.dtype == expected.dtype
+    with pytest.raises(RuntimeError, match="x must not be negative"):
+        refuses_negative.on_host(np.array([1, -1], np.float32), shapes=[(2,)])
+    with pytest.raises(TypeError):
+        mixed.on_host(flags, index, scale, x.astype(float), shapes=[x.shape, ()])

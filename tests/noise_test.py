@@ -40,3 +40,24 @@ def test_shares_are_gamma_each_with_its_own_row():
 def test_rows_all_alike_have_shares_of_one():
     found = noise.draw_shares(np.random.default_rng(3), 0, np.arange(4), np.ones(4))
     np.testing.assert_array_equal(found, np.ones(4))
+
+
+def test_rescaling_leaves_the_prior_and_the_noise_of_entries_as_they_are():
+    rng, count, shape, expected = np.random.default_rng(5), 3, 1.5, (2.5, 1.5)
+    found = np.empty((20_000, 2))
+    moved = 0
+    for draw in found:
+        before = rng.gamma(expected[0]) / expected[1], rng.gamma(shape, size=count) / shape
+        alpha, shares = noise.rescale(rng, shape, *before, expected)
+        np.testing.assert_allclose(alpha * shares, before[0] * before[1])
+        moved += alpha != before[0]
+        draw[:] = alpha, shares[0]
+    assert moved > len(found) / 4
+    for drawn, (a, b) in zip(found.T, (expected, (shape, shape)), strict=True):
+        assert scipy.stats.kstest(drawn, scipy.stats.gamma(a, scale=1 / b).cdf).pvalue > 1e-3
+
+
+def test_of_rows_all_alike_nothing_is_rescaled():
+    alpha, shares = noise.rescale(np.random.default_rng(6), 0, 2.0, np.ones(3))
+    assert alpha == 2.0
+    np.testing.assert_array_equal(shares, np.ones(3))

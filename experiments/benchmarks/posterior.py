@@ -9,9 +9,10 @@ of the latter's time; a sweep takes at most one and a half times an exact one of
     python -m experiments.benchmarks.posterior --dataset=ml1m --random_splits=10 --data_dir=DIR
 
 `gibbs` are the defaults, `gibbs best` more factors, singular vectors and chains, and `gibbs like
-myfm` has MyFM's rank and number of draws, one chain, and nothing of the pattern. All see the same
-splits; MyFM's time is that of its fit and prediction alone, ours too, compiled before. On
-MovieLens-1M with two cores a split takes 40 s without MyFM, which was not run there.
+myfm` has MyFM's rank and number of draws, one chain, and nothing of the pattern; `two chains like
+myfm` divides the draws, `--draws` of them, among two. All see the same splits; MyFM's time is that
+of its fit and prediction alone, ours too, compiled before. A sweep's time is that of all cores,
+which other programs hardly change. On MovieLens-1M with two cores a split takes 40 s without MyFM.
 """
 
 import dataclasses
@@ -43,8 +44,11 @@ _FOLDS = flags.DEFINE_list("folds", [], "Official folds of ml100k: u1 .. u5; els
 _RANDOM_SPLITS = shared_flags.random_splits()
 _TEST_FRACTION = shared_flags.test_fraction()
 _PEERS_PYTHON = shared_flags.peers_python()
+_DRAWS = shared_flags.draws()
 
 _MYFM_RANK, _MYFM_DRAWS, _MYFM_BURN_IN = 20, 200, 30
+# Of one chain; of so many at once, of each its part of the draws.
+_LIKE_MYFM = {"gibbs like myfm": 1, "two chains like myfm": 2}
 
 # Run by --peers_python with: training file, test file, rank, draws, burn-in.
 _MYFM = """
@@ -60,13 +64,19 @@ def one_hot(table):
     ids = numpy.concatenate([table[:, 0], sizes[0] + table[:, 1]]).astype(int)
     return scipy.sparse.csr_matrix((ones, (at, ids)), shape=(count, sum(sizes)))
 
+ended = []
+
+def on_sweep(*_):
+    ended.append(time.process_time())
+    return False, None
+
 start = time.perf_counter()
 model = myfm.MyFMRegressor(rank=rank, random_seed=0).fit(
     one_hot(train), train[:, 2], n_iter=burn_in + draws, n_kept_samples=draws,
-    group_shapes=sizes,
+    group_shapes=sizes, callback=on_sweep,
 )
 found = model.predict(one_hot(test))
-print(time.perf_counter() - start)
+print(time.perf_counter() - start, numpy.diff(ended).mean())
 found = numpy.clip(found, train[:, 2].min(), train[:, 2].max())
 print(numpy.sqrt(((found - test[:, 2]) ** 2).mean()))
 """
@@ -84,6 +94,7 @@ class Config:
     test_fraction: float
     devices: int
     peers_python: str | None
+    draws: int = _MYFM_DRAWS
 
 
 # Arguments of `fit.fit`.
@@ -94,11 +105,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
         lengths=chains.ChainsConfig(num_chains=4, num_draws=200),
         num_vectors=512,
     ),
-    "gibbs like myfm": dict(
-        config=gibbs.GibbsConfig(rank=_MYFM_RANK, row_noise=0.0, column_noise=0.0),
-        lengths=chains.ChainsConfig(num_chains=1, burn_in=_MYFM_BURN_IN, num_draws=_MYFM_DRAWS),
-        num_vectors=0,
-    ),
 }
 _SMOKE: dict[str, Any] = dict(
     config=gibbs.GibbsConfig(rank=4),
@@ -107,18 +113,37 @@ _SMOKE: dict[str, Any] = dict(
 )
 # What of the imputer may answer.
 IMPUTERS = {"imputer": pipeline.PARTS, "imputer's candidates": tuple(CANDIDATES)}
-METHODS = (*SETTINGS, *IMPUTERS, "myfm")
+METHODS = (*SETTINGS, *_LIKE_MYFM, *IMPUTERS, "myfm")
+
+
+def like_myfm(num_chains: int, num_draws: int) -> dict[str, Any]:
+    """Arguments of `fit.fit`: MyFM's model."""
+    return dict(
+        config=gibbs.GibbsConfig(rank=_MYFM_RANK, row_noise=0.0, column_noise=0.0),
+        lengths=chains.ChainsConfig(num_chains, _MYFM_BURN_IN, num_draws),
+        num_vectors=0,
+    )
 
 
 def sampled(train: Entries, test: Entries, devices: int, setting: dict) -> dict[str, float]:
-    """Error, cover and seconds of the posterior."""
-    start = time.perf_counter()
-    found = fit.fit(train, num_devices=devices, **setting)
+    """Error, cover and seconds of the posterior, and of the cores in a sweep of all chains."""
+    ended, start = [], time.perf_counter()
+    found = fit.fit(
+        train,
+        num_devices=devices,
+        on_sweep=lambda *_: ended.append(time.process_time()),
+        **setting,
+    )
     said = predictive.predict(found.draws, found.scale, test.rows, test.columns, (0.05, 0.95))
     seconds = time.perf_counter() - start
     low, high = said.quantiles
     held = (low <= test.values) & (test.values <= high)
-    return {"rmse": _rmse(said.mean, test), "cover": float(held.mean()), "seconds": seconds}
+    return {
+        "rmse": _rmse(said.mean, test),
+        "cover": float(held.mean()),
+        "seconds": seconds,
+        "sweep": float(np.diff(ended).mean()),
+    }
 
 
 def imputed(train: Entries, test: Entries, allowed: tuple[str, ...]) -> dict[str, float]:
@@ -131,8 +156,8 @@ def imputed(train: Entries, test: Entries, allowed: tuple[str, ...]) -> dict[str
     return {"rmse": _rmse(values, test), "cover": float(held.mean()), "seconds": seconds}
 
 
-def by_myfm(train: Entries, test: Entries, python: str) -> dict[str, float]:
-    """The same of MyFM, in a process of its own.
+def by_myfm(train: Entries, test: Entries, python: str, num_draws: int) -> dict[str, float]:
+    """The same of MyFM, which uses one core, in a process of its own.
 
     Raises:
       ValueError: it cannot be run.
@@ -141,13 +166,13 @@ def by_myfm(train: Entries, test: Entries, python: str) -> dict[str, float]:
         paths = [str(pathlib.Path(folder) / f"{name}.npy") for name in ("train", "test")]
         for path, part in zip(paths, (train, test), strict=True):
             np.save(path, np.column_stack([part.rows, part.columns, part.values]))
-        sizes = (str(n) for n in (_MYFM_RANK, _MYFM_DRAWS, _MYFM_BURN_IN))
+        sizes = (str(n) for n in (_MYFM_RANK, num_draws, _MYFM_BURN_IN))
         command = [python, "-c", _MYFM, *paths, *sizes]
         ran = subprocess.run(command, capture_output=True, text=True, check=False)
     if ran.returncode:
         raise ValueError(f"myfm in {python} ended with {ran.returncode}: {ran.stderr[-500:]}")
-    seconds, rmse = map(float, ran.stdout.split())
-    return {"rmse": rmse, "cover": float("nan"), "seconds": seconds}
+    seconds, sweep, rmse = map(float, ran.stdout.split())
+    return {"rmse": rmse, "cover": float("nan"), "seconds": seconds, "sweep": sweep}
 
 
 def _rmse(predicted: np.ndarray, test: Entries) -> float:
@@ -192,15 +217,7 @@ def run(
         raise ValueError(f"unknown methods {sorted(unknown)}; there are {', '.join(METHODS)}")
     log = RunLog(workdir, "benchmarks.posterior", config) if workdir else None
     table = sources.load(config.dataset, data_dir)
-    methods: dict[str, Callable[[Entries, Entries], dict[str, float]]] = {}
-    for name in config.methods:
-        if name in SETTINGS:
-            setting = _SMOKE if config.preset == "smoke" else SETTINGS[name]
-            methods[name] = functools.partial(sampled, devices=config.devices, setting=setting)
-        elif name in IMPUTERS:
-            methods[name] = functools.partial(imputed, allowed=IMPUTERS[name])
-        elif config.peers_python:
-            methods[name] = functools.partial(by_myfm, python=config.peers_python)
+    methods = _methods(config)
     parts = [
         *(splits.Split(config.dataset, "official", fold) for fold in config.folds),
         *(
@@ -212,16 +229,18 @@ def run(
     for number, part in enumerate(parts):
         training, test = splits.split_entries(table, part, data_dir)
         for name, method in methods.items():
-            if not number:
+            if not number and name != "myfm":
                 # Compiles, for shapes that the others have too.
                 method(training.entries, test)
             of_method = method(training.entries, test)
             found[name].append(of_method)
-            print(
+            line = (
                 f"{part.fold or part.seed:<4}{name:<21}rmse {of_method['rmse']:.4f}  90% intervals "
-                f"hold {of_method['cover']:.1%}  {of_method['seconds']:6.1f} s",
-                flush=True,
+                f"hold {of_method['cover']:.1%}  {of_method['seconds']:6.1f} s"
             )
+            if "sweep" in of_method:
+                line += f", {1e3 * of_method['sweep']:.1f} core-ms a sweep"
+            print(line, flush=True)
     results = {"rows": found, "means": _print_means(found)}
     if len(parts):
         training, _ = splits.split_entries(table, parts[0], data_dir)
@@ -236,8 +255,29 @@ def run(
     return results
 
 
+def _methods(config: Config) -> dict[str, Callable[[Entries, Entries], dict[str, float]]]:
+    """What finds error, cover and seconds, by the methods' names."""
+    methods: dict[str, Callable[[Entries, Entries], dict[str, float]]] = {}
+    settings = SETTINGS | {
+        name: like_myfm(num_chains, config.draws) for name, num_chains in _LIKE_MYFM.items()
+    }
+    for name in config.methods:
+        if name in settings:
+            setting = _SMOKE if config.preset == "smoke" else settings[name]
+            methods[name] = functools.partial(sampled, devices=config.devices, setting=setting)
+        elif name in IMPUTERS:
+            methods[name] = functools.partial(imputed, allowed=IMPUTERS[name])
+        elif config.peers_python:
+            methods[name] = functools.partial(
+                by_myfm, python=config.peers_python, num_draws=config.draws
+            )
+    return methods
+
+
 def _print_means(found: dict[str, list[dict[str, float]]]) -> dict[str, float]:
-    """Prints means over splits, and each method's difference to the imputer, paired."""
+    """Prints means over splits, each method's difference to the imputer's candidates, paired, and
+    MyFM's time to that of a chain with as many sweeps.
+    """
     means = {}
     for name, rows in found.items():
         errors = np.array([row["rmse"] for row in rows])
@@ -248,6 +288,13 @@ def _print_means(found: dict[str, list[dict[str, float]]]) -> dict[str, float]:
             line += f", {100 * (errors / others - 1).mean():+.2f}% of the candidates'"
         print(f"{line}, {np.mean([row['seconds'] for row in rows]):.1f} s")
         means[name] = float(mean)
+    if "myfm" in found:
+        for name in set(_LIKE_MYFM) & set(found):
+            whole, sweep = (
+                sum(row[of] for row in found["myfm"]) / sum(row[of] for row in found[name])
+                for of in ("seconds", "sweep")
+            )
+            print(f"myfm takes {whole:.2f} times as long as {name}, {sweep:.2f} times a sweep")
     return means
 
 
@@ -261,6 +308,7 @@ def main() -> None:
         test_fraction=_TEST_FRACTION.value,
         devices=common.DEVICES.value or 1,
         peers_python=_PEERS_PYTHON.value,
+        draws=_DRAWS.value or _MYFM_DRAWS,
     )
     run(config, common.WORKDIR.value, common.DATA_DIR.value)
 

@@ -29,6 +29,8 @@ BATCH = 64
 # MovieLens-1M took 589 ms on two cores, and 755 ms with 32, once each on a machine with other work.
 _PANEL = 16
 
+# `_add_tiles` has tiles of two vectors and of one.
+assert TILE[1] == 2 * LANES
 _ROWS, _COLUMNS, _LANES = (np.uint64(x) for x in (*TILE, LANES))
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
@@ -44,8 +46,22 @@ def padded(width: int) -> int:
 def add_gram(gram, vectors, count, width, height):
     """``gram += sum_e d_e d_e^T`` over the first ``count`` of vectors [BATCH * height]."""
     for j in range(np.uint64(0), width, _ROWS):
-        for k in range(j // _COLUMNS * _COLUMNS, height, _COLUMNS):
-            add_products(gram, j * height + k, vectors, j, k, height, count, _ONE)
+        _add_tiles(gram, j, vectors, np.uint64(0), count, width, height, _ONE)
+
+
+@inside
+def _add_tiles(gram, j, vectors, at, count, width, height, sign):
+    """``gram += sign sum_e d_e d_e^T`` in `TILE`'s rows from j on, from the diagonal rightwards.
+
+    The ``d_e`` begin at a place in vectors, ``height`` apart.
+    """
+    end = _in_lanes(width)
+    k = j // _LANES * _LANES
+    while k + _COLUMNS <= end:
+        add_products(gram, j * height + k, vectors, at + j, at + k, height, count, sign, 2)
+        k += _COLUMNS
+    if k < end:
+        add_products(gram, j * height + k, vectors, at + j, at + k, height, count, sign, 1)
 
 
 @inside
@@ -54,30 +70,28 @@ def factorize(gram, inverse, width, height):
 
     Beyond the width gram's diagonal must be one.
     """
-    for top in range(np.uint64(0), height, np.uint64(_PANEL)):
+    end = _in_lanes(width)
+    for top in range(np.uint64(0), width, np.uint64(_PANEL)):
         bottom = top + np.uint64(_PANEL)
-        last = min(bottom, width)
-        for j in range(top, last):
-            inverse[j] = _ONE / np.sqrt(gram[j * height + j])
-            for k in range(j, height):
-                gram[j * height + k] *= inverse[j]
-            for i in range(j + np.uint64(1), last):
-                k = i // _LANES * _LANES
-                factor = -gram[j * height + i]
-                add_multiple(gram, i * height + k, gram, j * height + k, height - k, factor)
-        for j in range(bottom, height, _ROWS):
-            for k in range(j // _COLUMNS * _COLUMNS, height, _COLUMNS):
-                at_rows, at_columns = top * height + j, top * height + k
-                add_products(
-                    gram,
-                    j * height + k,
-                    gram,
-                    at_rows,
-                    at_columns,
-                    height,
-                    np.uint64(_PANEL),
-                    -_ONE,
-                )
+        for begin in range(top, min(bottom, width), _ROWS):
+            # What the panel's rows above take from these.
+            _add_tiles(gram, begin, gram, top * height, begin - top, width, height, -_ONE)
+            last = min(begin + _ROWS, width)
+            for j in range(begin, last):
+                inverse[j] = _ONE / np.sqrt(gram[j * height + j])
+                for k in range(j, end):
+                    gram[j * height + k] *= inverse[j]
+                for i in range(j + np.uint64(1), last):
+                    k = i // _LANES * _LANES
+                    factor = -gram[j * height + i]
+                    add_multiple(gram, i * height + k, gram, j * height + k, end - k, factor)
+        for j in range(bottom, width, _ROWS):
+            _add_tiles(gram, j, gram, top * height, np.uint64(_PANEL), width, height, -_ONE)
+
+
+@inside
+def _in_lanes(width):
+    return (width + _LANES - np.uint64(1)) // _LANES * _LANES
 
 
 @inside

@@ -88,6 +88,7 @@ class NumbaKernel:
         self._fastmath = fastmath
         self._distinct = distinct
         self._handler: Any = None
+        self._kernel: Any = None
         if len(self._parameters) != len(self._arguments) + len(self._results):
             raise ValueError(
                 f"{self.name} takes {len(self._parameters)} arrays, but {len(self._arguments)} "
@@ -132,6 +133,28 @@ class NumbaKernel:
                 input_output_aliases=dict(aliases or {}),
             )(*map(jnp.asarray, arguments))
         )
+
+    def on_host(
+        self, *arguments: np.ndarray, shapes: Sequence[Sequence[int]]
+    ) -> tuple[np.ndarray, ...]:
+        """Calls the function on NumPy arrays, without XLA, whose dispatch small calls would feel.
+
+        Args:
+          *arguments: contiguous, of the described dtypes and ranks.
+          shapes: the shape of each result.
+
+        Raises:
+          TypeError: an argument is not as described.
+          RuntimeError: if Numba is missing, or the function returned the number of an error.
+        """
+        self._register()
+        results = tuple(
+            np.empty(shape, dtype) for shape, (dtype, _) in zip(shapes, self._results, strict=True)
+        )
+        failed = self._kernel(*arguments, *results)
+        if failed:
+            raise RuntimeError(f"{self.name}: {self._errors[failed - 1]}")
+        return results
 
     def _check_call(self, arguments, shapes, aliases):
         for given, described, what in (
@@ -195,7 +218,7 @@ class NumbaKernel:
             for i, (dtype, rank) in enumerate(described)
         ]
         # Compiled for one signature at once, so that the cache on disk serves the next process.
-        kernel = disk_cache.compiled(
+        self._kernel = disk_cache.compiled(
             self._function,
             tuple(array_types),
             nogil=True,
@@ -215,7 +238,7 @@ class NumbaKernel:
         self._description = xla_call_frame.describe(
             described, len(self._arguments), [ctypes.addressof(m) for m in self._messages]
         )
-        return xla_call_frame.make_handler(kernel, array_types, self._description)
+        return xla_call_frame.make_handler(self._kernel, array_types, self._description)
 
 
 def _parse(text: str) -> tuple[np.dtype, int]:

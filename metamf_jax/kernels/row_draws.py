@@ -39,10 +39,12 @@ def _draw_rows(
     for n in range(drawn.shape[0]):
         first, last = starts[n], starts[n + 1]
         scale = np.sqrt(weight[n])
+        for k in range(height * height):
+            gram[k] = _ZERO
         for j in range(height):
-            for k in range(height):
-                gram[j * height + k] = precision[j, k] if j < rank and k < rank else _ZERO
             if j < rank:
+                for k in range(rank):
+                    gram[j * height + k] = precision[j, k]
                 moment[j], border[j] = pull[n, j], precision[j, rank]
             else:
                 moment[j], border[j] = _ZERO, _ZERO
@@ -142,9 +144,20 @@ def draw_rows(
     Returns:
       [R, K + 1]; and [R], ``sum (root (x - offset) - t . drawn)^2``.
     """
+    arguments = starts, columns, values, design, root, offset, weight, precision, pull, noise
+    return _draw_kernel(*arguments, rounding, shapes=_shapes(design, noise))[:2]
+
+
+def draw_rows_here(
+    starts, columns, values, design, root, offset, weight, precision, pull, noise, rounding
+):
+    """`draw_rows` of NumPy arrays, contiguous and of these types, without XLA."""
+    arguments = starts, columns, values, design, root, offset, weight, precision, pull, noise
+    rounding = np.asarray(rounding)
+    return _draw_kernel.on_host(*arguments, rounding, shapes=_shapes(design, noise))[:2]
+
+
+def _shapes(design, noise) -> list[tuple[int, ...]]:
     height = design.shape[1]
     work = (height * height,), (BATCH * height,), (height,), (height,), (height,)
-    return _draw_kernel(
-        *(starts, columns, values, design, root, offset, weight, precision, pull, noise, rounding),
-        shapes=[noise.shape, weight.shape, *work],
-    )[:2]
+    return [noise.shape, noise.shape[:1], *work]

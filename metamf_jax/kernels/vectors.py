@@ -226,20 +226,23 @@ def add_product(typing_context, sums, at_sums, x, at_x, y, at_y, sign):
     return signature, generate
 
 
-@intrinsic
-def add_products(typing_context, sums, at_sums, pairs, at_rows, at_columns, stride, count, sign):
-    """Adds ``sign * sum_e a_e b_e^T`` to a tile of `TILE` rows and columns.
+@intrinsic(prefer_literal=True)
+def add_products(
+    typing_context, sums, at_sums, pairs, at_rows, at_columns, stride, count, sign, vectors
+):
+    """Adds ``sign * sum_e a_e b_e^T`` to a tile of `TILE`'s rows, or one of fewer columns.
 
     Args:
       sums: holds the tile from ``at_sums``, its rows ``stride`` apart.
       pairs: ``a_e`` begins at ``at_rows + e stride``, ``b_e`` at ``at_columns + e stride``.
       count: how many.
+      vectors: of columns, a literal.
     """
-    signature = types.void(sums, PLACE, pairs, PLACE, PLACE, PLACE, PLACE, NUMBER)
-    num_rows, vectors = TILE[0], TILE[1] // LANES
+    signature = types.void(sums, PLACE, pairs, PLACE, PLACE, PLACE, PLACE, NUMBER, vectors)
+    num_rows, vectors = TILE[0], literal(vectors)
 
     def generate(context, builder, signature, arguments):
-        _, at_sums, _, at_rows, at_columns, stride, count, sign = arguments
+        _, at_sums, _, at_rows, at_columns, stride, count, sign, _ = arguments
         first_sum = pointer_to(context, builder, signature.args[0], arguments[0], at_sums)
         row_at, column_at = (
             pointer_to(context, builder, signature.args[2], arguments[2], place)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -124,6 +125,7 @@ def fit(
     num_devices: int = 1,
     backend: str = "auto",
     given: tuple[GivenFeatures, GivenFeatures] | None = None,
+    on_sweep: Callable[[int, list[State]], None] = lambda sweep, states: None,
 ) -> Posterior:
     """Samples the posterior of a matrix, with features of which entries are observed.
 
@@ -135,13 +137,14 @@ def fit(
       num_devices: on which the draws do not depend.
       backend: one of `block_update.BACKENDS`.
       given: features of the rows and of the columns, beside those of the pattern.
+      on_sweep: called after each sweep.
     """
     config, lengths = config or GibbsConfig(), lengths or ChainsConfig()
     count = num_pattern_vectors(entries) if num_vectors is None else num_vectors
     scale = scale_of(entries.values, config.likelihood)
     features = features_of(entries, count)
     data = prepare(standardised(entries, scale), config, features, num_devices, backend, given)
-    return Posterior(chains.run(data, config, lengths), scale, features)
+    return Posterior(chains.run(data, config, lengths, on_sweep), scale, features)
 
 
 def features_of(

@@ -5,10 +5,13 @@
 on standardised values. A sweep draws, in turn, the rows' hyperprior (`hyperprior`), the rows'
 factors and effects ``w_n = [u_n, b_n]`` (`row_conditional`) and their shares of the noise
 (`noise`), the same of the columns, with the precision ``alpha`` of the noise before the columns'
-shares. Each is drawn from its exact conditional. Under the likelihood ``ordinal`` the observed
-values are levels; the sweep begins with their thresholds and latent values (`ordinal`), which then
-are what the ``x_nm`` are above, and ``alpha`` is one. Where something is known of each entry, such
-as its time, there are effects of that beside ``b_n`` and ``c_m`` (`entry_effects`), drawn next.
+shares, and last the common scale of ``alpha`` and either side's shares, without which R-hat of
+``alpha`` was 2.0 instead of 1.4 after 30 sweeps of MovieLens-100K. Each is drawn from its exact
+conditional, but for that scale, which takes a step of Metropolis and Hastings. Under the likelihood
+``ordinal`` the observed values are levels; the sweep begins with their thresholds and latent values
+(`ordinal`), which then are what the ``x_nm`` are above, and ``alpha`` is one. Where something is
+known of each entry, such as its time, there are effects of that beside ``b_n`` and ``c_m``
+(`entry_effects`), drawn next.
 
 Salakhutdinov and Mnih, Bayesian probabilistic matrix factorization using Markov chain Monte Carlo,
 ICML 2008; see also the references of the conditionals.
@@ -246,7 +249,7 @@ def sweep(key: jax.Array, state: State, data: Data, config: GibbsConfig) -> Stat
       data: from `prepare`.
       config: the model.
     """
-    of_rows, of_columns, of_noise, of_values = _folded(key, 4)
+    of_rows, of_columns, of_noise, of_values = np.asarray(_folded(key, 4))
     rng, expected = _generator(of_noise), config.sides
     state, values = draw_values(of_values, state, data, config)
 
@@ -265,6 +268,11 @@ def sweep(key: jax.Array, state: State, data: Data, config: GibbsConfig) -> Stat
         alpha = noise.draw_precision(rng, data.num_entries, left_over, config.noise)
     shares = noise.draw_shares(rng, config.column_noise, data.columns.rows.counts, alpha * square)
     columns = columns._replace(shares=shares)
+    if config.likelihood == "gaussian":
+        alpha, shares = noise.rescale(rng, config.row_noise, alpha, rows.shares, config.noise)
+        rows = rows._replace(shares=shares)
+        alpha, shares = noise.rescale(rng, config.column_noise, alpha, columns.shares, config.noise)
+        columns = columns._replace(shares=shares)
     return state._replace(rows=rows, columns=columns, alpha=alpha)
 
 
@@ -281,7 +289,7 @@ def draw_values(
     """
     if data.entries is None:
         return state, None
-    of_thresholds, of_latent, of_effects = _folded(key, 3)
+    of_thresholds, of_latent, of_effects = np.asarray(_folded(key, 3))
     (num_rows, _), i, j = data.entries.shape, data.entries.rows, data.entries.columns
     shares = (jnp.asarray(side.shares, jnp.float32) for side in (state.rows, state.columns))
     fitted, root = _at_cells(state.rows.factors, state.columns.factors, *shares, i, j)
@@ -344,15 +352,18 @@ def draw_factors(
 
 def draw_prior(key: jax.Array, side: Side, data: Regression, expected: SidePrior) -> Hyperprior:
     """Draws one side's hyperprior, given its factors."""
-    both = _moments(data.features, side.factors)
-    moments = Moments(len(side.factors), data.gram, *map(_sum_of_blocks, both))
+    both = (sum_of_products(of_side, side.factors) for of_side in (data.features, side.factors))
+    moments = Moments(len(side.factors), data.gram, *both)
     return hyperprior.draw(_generator(key), side.prior, moments, data.groups, expected)
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _folded(key, count: int):
-    """The key folded with 0 up to a count, in one program: dispatch is what small sweeps cost."""
-    return tuple(jax.random.fold_in(key, i) for i in range(count))
+    """The key folded with 0 up to a count, as words [count, 2] that are keys to all of
+    `jax.random`; in one program: dispatch is what small sweeps cost.
+    """
+    keys = [jax.random.fold_in(key, i) for i in range(count)]
+    return jnp.stack([jax.random.key_data(each) for each in keys])
 
 
 def _on_device(entries: Entries) -> Entries:
@@ -375,36 +386,22 @@ def _at_cells(rows, columns, row_shares, column_shares, i, j):
     return jax.tree.map(lambda x: x.reshape(-1)[:count], jax.lax.map(of_block, tuple(cells)))
 
 
-def _generator(key: jax.Array) -> np.random.Generator:
-    return np.random.default_rng(np.asarray(_words(key)))
+def _generator(key: Array) -> np.random.Generator:
+    return np.random.default_rng(key if isinstance(key, np.ndarray) else np.asarray(_words(key)))
 
 
 _words = jax.jit(jax.random.key_data)
 
 
-@jax.jit
-def product(x, y):
+def product(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """``x y`` in float32."""
-    return jnp.matmul(x, jnp.asarray(y, jnp.float32), precision=jax.lax.Precision.HIGHEST)
+    return x @ np.asarray(y, np.float32)
 
 
 def sum_of_products(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """``x^T y`` in float64; the sums over blocks of rows are float32's."""
-    return _sum_of_blocks(_products_of_blocks(x, y))
-
-
-def _sum_of_blocks(products: jax.Array) -> np.ndarray:
-    return np.asarray(products).sum(axis=0, dtype=np.float64)
-
-
-@jax.jit
-def _moments(features, factors):
-    return _products_of_blocks(features, factors), _products_of_blocks(factors, factors)
-
-
-@jax.jit
-def _products_of_blocks(x, y):
-    blocks = (
-        jnp.pad(a, ((0, -len(a) % _BLOCK), (0, 0))).reshape(-1, _BLOCK, a.shape[1]) for a in (x, y)
-    )
-    return jnp.einsum("bnj,bnk->bjk", *blocks, precision=jax.lax.Precision.HIGHEST)
+    total = np.zeros((x.shape[1], y.shape[1]))
+    for start in range(0, len(x), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        total += x[block].T @ y[block]
+    return total

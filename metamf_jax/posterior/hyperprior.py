@@ -24,7 +24,7 @@ factorization with side information, IJCAI 2013; Simm et al., Macau, MLSP 2017.
 from typing import NamedTuple
 
 import numpy as np
-import scipy.linalg
+from scipy.linalg import lapack
 
 # Prior precision of the intercept.
 _INTERCEPT = 2.0
@@ -145,20 +145,22 @@ def draw(
     means = expected.coefficients(moments.crossed.shape)
     moments = moments.about(means)
     ridge = np.append(_INTERCEPT, prior.strengths[groups])
-    gram_root = scipy.linalg.cholesky(moments.features + np.diag(ridge), lower=True)
+    gram_root = _cholesky(moments.features + np.diag(ridge))
     # With G = C C^T: M^T G M = H^T H, H = C^-1 Phi^T W, and M = C^-T H.
-    half = scipy.linalg.solve_triangular(gram_root, moments.crossed, lower=True)
+    half = _solve_lower(gram_root, moments.crossed)
     inverse_scale = np.diag(wishart.inverse_scale) + moments.factors - half.T @ half
-    root = wishart_root(rng, wishart.degrees + moments.count, inverse_scale)
-    # B = M + C^-T Z T^-1, of which the rows have the covariance (T T^T)^-1.
-    noise = np.linalg.solve(root.T, rng.standard_normal(half.shape).T).T
-    coefficients = scipy.linalg.solve_triangular(gram_root.T, half + noise, lower=False)
+    bartlett, scale_root = _bartlett(rng, wishart.degrees + moments.count, inverse_scale)
+    root = _solve_lower(scale_root, bartlett, transposed=True)
+    # B = M + C^-T Z T^-1, of which the rows have the covariance (T T^T)^-1; T^-1 is A^-1 D^T.
+    noise = rng.standard_normal(half.shape)
+    noise = _solve_lower(bartlett, noise.T, transposed=True).T @ scale_root.T
+    coefficients = _solve_lower(gram_root, half + noise, transposed=True)
     squares = ((coefficients[1:] @ root) ** 2).sum(axis=1)
     num_groups = len(prior.strengths)
     sizes = width * np.bincount(groups, minlength=num_groups)
     squares = np.bincount(groups, squares, num_groups)
     shapes, rates = expected.of_strengths(num_groups)
-    strengths = rng.gamma(shapes + sizes / 2) / (rates + squares / 2)
+    strengths = rng.standard_gamma(shapes + sizes / 2) / (rates + squares / 2)
     return Hyperprior(means + coefficients, root @ root.T, strengths)
 
 
@@ -173,9 +175,37 @@ def wishart_root(rng: np.random.Generator, degrees: float, inverse_scale: np.nda
     Returns:
       [L, L], not triangular.
     """
+    # With D D^T the inverse scale, the scale is D^-T D^-1, so that T = D^-T A.
+    bartlett, scale_root = _bartlett(rng, degrees, inverse_scale)
+    return _solve_lower(scale_root, bartlett, transposed=True)
+
+
+def _bartlett(
+    rng: np.random.Generator, degrees: float, inverse_scale: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """``A`` and ``D``, lower, with ``D D^T`` the inverse scale: `wishart_root` is ``D^-T A``."""
     width = len(inverse_scale)
-    bartlett = np.tril(rng.standard_normal((width, width)), -1)
-    bartlett[np.diag_indices(width)] = np.sqrt(rng.chisquare(degrees - np.arange(width)))
-    # With C C^T the inverse scale, the scale is C^-T C^-1, so that T = C^-T A.
-    root = scipy.linalg.cholesky(inverse_scale, lower=True)
-    return scipy.linalg.solve_triangular(root.T, bartlett, lower=False)
+    bartlett = rng.standard_normal((width, width))
+    bartlett[np.arange(width)[:, None] < np.arange(width)] = 0
+    bartlett.flat[:: width + 1] = np.sqrt(rng.chisquare(degrees - np.arange(width)))
+    return bartlett, _cholesky(inverse_scale)
+
+
+# LAPACK's own: around matrices of a dozen rows SciPy's functions take ten times as long.
+
+
+def _cholesky(matrix: np.ndarray) -> np.ndarray:
+    """``C``, lower, with ``C C^T`` the matrix."""
+    root, failed = lapack.dpotrf(matrix, lower=1)
+    if failed:
+        raise np.linalg.LinAlgError(
+            f"expected a positive definite matrix, got one of {len(matrix)} rows of which the first"
+            f" {failed} are not"
+        )
+    return root
+
+
+def _solve_lower(root: np.ndarray, sides: np.ndarray, transposed: bool = False) -> np.ndarray:
+    """``C^-1`` times the sides, or ``C^-T``, for `_cholesky`'s ``C``."""
+    solved, _ = lapack.dtrtrs(root, sides, lower=1, trans=int(transposed))
+    return solved

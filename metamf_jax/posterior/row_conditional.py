@@ -7,9 +7,9 @@ independent of the other rows',
     h_n = Lambda B^T phi_n + alpha p_n sum_m q_m (x_nm - c_m) t_m,   t_m = [v_m, 1],
 
 the sums over the row's entries. With ``A_n = C C^T`` the draw is ``C^-T (C^-1 h_n + z_n)``. The
-noise ``z_n`` comes of a key folded with the row's number, and a draw does not depend on the number
-of devices to which the rows are dealt. A compiled kernel draws one row after the other
-(`kernels.row_draws`); XLA draws batches of rows, of short runs of their entries.
+noise ``z_n`` of all rows is drawn before they are dealt out to devices, on the number of which a
+draw does not depend. A compiled kernel draws one row after the other (`kernels.row_draws`); XLA
+draws batches of rows, of short runs of their entries.
 """
 
 import functools
@@ -30,6 +30,9 @@ _EXACT = jax.lax.Precision.HIGHEST
 # Times its trace is added to the diagonal of each ``A_n``: the size of float32's rounding. Where a
 # matrix has next to no noise, its ``A_n`` would not be positive definite after a few sweeps.
 _ROUNDING = np.float32(4 * np.finfo(np.float32).eps)
+
+# Of the rows' noise, beside the key.
+_STREAM = 1
 
 
 class RowsData(NamedTuple):
@@ -117,13 +120,16 @@ def draw(
       ``w`` [N, K + 1] float32, and ``sum_m q_m e_nm^2`` [N] float64 that the new ``w`` leave.
     """
     noise = _noise(key, len(weight), precision.shape[0])
-    dealt = (_dealt(data, x) for x in (weight, pull, noise))
-    of_all = (np.asarray(x, np.float32) for x in (precision, columns, column_weight))
-    entries = data.entries
-    if values is not None:
-        entries = (*entries[:-1], parallel.split(data.mesh, _in_order(data.order, values)))
-    found = _program(data.mesh, data.compiled)(entries, *dealt, *of_all)
-    drawn, square = (x.reshape(-1, *x.shape[2:])[data.places] for x in parallel.to_host(found))
+    of_all = tuple(np.ascontiguousarray(x, np.float32) for x in (precision, columns, column_weight))
+    if data.compiled and data.mesh.size == 1:
+        drawn, square = _draw_here(data, (weight, pull, noise), of_all, values)
+    else:
+        dealt = (_dealt(data, x) for x in (weight, pull, noise))
+        entries = data.entries
+        if values is not None:
+            entries = (*entries[:-1], parallel.split(data.mesh, _in_order(data.order, values)))
+        found = _program(data.mesh, data.compiled)(entries, *dealt, *of_all)
+        drawn, square = (x.reshape(-1, *x.shape[2:])[data.places] for x in parallel.to_host(found))
     return drawn, square.astype(np.float64)
 
 
@@ -145,12 +151,13 @@ def _fitted(rows, columns, i, j):
     return (u[:, :-1] * v[:, :-1]).sum(axis=1) + u[:, -1] + v[:, -1]
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _noise(key, num_rows, width):
-    """[N, L]; of all rows in one program: in programs of other shapes the last bits may differ."""
-    return jax.vmap(lambda n: jax.random.normal(jax.random.fold_in(key, n), (width,)))(
-        jnp.arange(num_rows)
-    )
+def _noise(key: Array, num_rows: int, width: int) -> np.ndarray:
+    """[N, L]; of all rows, on every host."""
+    if not isinstance(key, np.ndarray):
+        key = np.asarray(jax.random.key_data(key))
+    # Not the numbers that the hyperprior is drawn with.
+    rng = np.random.default_rng([*key.tolist(), _STREAM])
+    return rng.standard_normal((num_rows, width), np.float32)
 
 
 def _in_order(order: Array, values: Array) -> np.ndarray:
@@ -163,6 +170,25 @@ def _dealt(data: RowsData, of_rows: Array) -> np.ndarray:
     dealt = np.ones((*data.dealt_shape, *of_rows.shape[1:]), np.float32)
     dealt.reshape(-1, *of_rows.shape[1:])[data.places] = of_rows
     return dealt
+
+
+def _draw_here(data, of_rows, of_all, values):
+    """By the compiled kernel alone, on one device: XLA's dispatch is what small matrices cost."""
+    from metamf_jax.kernels import row_draws
+
+    precision, columns, column_weight = of_all
+    starts, numbers, listed = (np.asarray(x)[0] for x in data.entries)
+    if values is not None:
+        listed = _in_order(data.order[0], values)
+    root = np.sqrt(column_weight)
+    design = np.zeros((len(root), row_draws.padded(columns.shape[1] - 1)), np.float32)
+    np.multiply(root[:, None], columns[:, :-1], out=design[:, : columns.shape[1] - 1])
+    of_columns = design, root, np.ascontiguousarray(columns[:, -1])
+    weight, pull, noise = (_dealt(data, x)[0] for x in of_rows)
+    drawn, square = row_draws.draw_rows_here(
+        *(starts, numbers, listed, *of_columns, weight, precision, pull, noise), _ROUNDING
+    )
+    return drawn[data.places], square[data.places]
 
 
 @functools.lru_cache(maxsize=8)
