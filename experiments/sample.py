@@ -20,7 +20,7 @@ from experiments import by_counts, common, splits, stores
 from metamf_jax import processes
 from metamf_jax.data import sources, tables
 from metamf_jax.data.tables.features import read_features
-from metamf_jax.factorization import step_size
+from metamf_jax.factorization import pattern_prior, step_size
 from metamf_jax.factorization.block_store import BlockStore
 from metamf_jax.factorization.dsgd import DsgdConfig
 from metamf_jax.factorization.factor_file import load_factors
@@ -570,9 +570,9 @@ def _gathered(job: _Job) -> draws_file.NamedDraws:
 def _errors_by_counts(job: _Job, answers: np.ndarray) -> dict[str, Any]:
     """Of the answers [T] for the test cells; see `by_counts.errors`."""
     train, test = job.matrix.train, job.matrix.test
-    sides = zip((train.rows, train.columns), train.shape, strict=True)
-    rows, columns = (np.bincount(np.asarray(ids), minlength=size) for ids, size in sides)
-    return by_counts.errors(rows, columns, test, answers)
+    if isinstance(train, BlockStore):
+        return by_counts.errors(train.row_count, train.column_count, test, answers)
+    return by_counts.errors(*pattern_prior.counts_of(train), test, answers)
 
 
 def _coverage(job: _Job, named: draws_file.NamedDraws) -> float | None:

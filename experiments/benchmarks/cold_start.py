@@ -69,8 +69,10 @@ def split(entries: Entries, seed: int) -> tuple[Entries, dict[str, Entries]]:
 
 
 def _select(entries: Entries, which: np.ndarray) -> Entries:
-    cells = (np.asarray(x)[which] for x in (entries.rows, entries.columns, entries.values))
-    return Entries(*cells, entries.shape)
+    rows, columns, values = (
+        np.asarray(x)[which] for x in (entries.rows, entries.columns, entries.values)
+    )
+    return Entries(rows, columns, values, entries.shape)
 
 
 def _given(config: Config, table: Table) -> dict[str, tuple[SideTable | None, SideTable | None]]:
@@ -137,7 +139,9 @@ def run(
             fitted = pipeline.complete(prior, train, given=coded)
             line = f"{seed} {name:<12}"
             for part, test in held.items():
-                values, errors = completion.predict(fitted, test.rows, test.columns)
+                values, errors = completion.predict(
+                    fitted, np.asarray(test.rows), np.asarray(test.columns)
+                )
                 found.setdefault(name, {}).setdefault(part, []).append(_rmse(values, test))
                 inside = (np.abs(values - test.values) <= _WITHIN * errors).mean()
                 line += f"  {part} {found[name][part][-1]:.4f} ({inside:.1%} in 90%)"

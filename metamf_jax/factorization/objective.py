@@ -326,9 +326,10 @@ def scaled_gradient(
     Returns:
       [K].
     """
-    if not objective.record.non_negative:
+    all_cells = objective.record.all_cells
+    if all_cells is None or not objective.record.non_negative:
         return gradient
-    falling = terms.weight * factor + objective.record.all_cells.half_gradient(factor, opposite)
+    falling = terms.weight * factor + all_cells.half_gradient(factor, opposite)
     return factor * gradient / jnp.maximum(falling, LEAST_FALL)
 
 

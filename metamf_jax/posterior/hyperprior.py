@@ -192,11 +192,12 @@ def _bartlett(
 
 
 # LAPACK's own: around matrices of a dozen rows SciPy's functions take ten times as long.
+_factorize, _solve_triangular = lapack.get_lapack_funcs(("potrf", "trtrs"), dtype=np.float64)
 
 
 def _cholesky(matrix: np.ndarray) -> np.ndarray:
     """``C``, lower, with ``C C^T`` the matrix."""
-    root, failed = lapack.dpotrf(matrix, lower=1)
+    root, failed = _factorize(matrix, lower=1)
     if failed:
         raise np.linalg.LinAlgError(
             f"expected a positive definite matrix, got one of {len(matrix)} rows of which the first"
@@ -207,5 +208,5 @@ def _cholesky(matrix: np.ndarray) -> np.ndarray:
 
 def _solve_lower(root: np.ndarray, sides: np.ndarray, transposed: bool = False) -> np.ndarray:
     """``C^-1`` times the sides, or ``C^-T``, for `_cholesky`'s ``C``."""
-    solved, _ = lapack.dtrtrs(root, sides, lower=1, trans=int(transposed))
+    solved, _ = _solve_triangular(root, sides, lower=1, trans=int(transposed))
     return solved
