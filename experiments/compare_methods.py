@@ -142,7 +142,7 @@ def _score(
     setting = tuning.tune(method, split.validation, params)
 
     def test_errors() -> np.ndarray:
-        if params is None or len(method.grid) > 1:
+        if params is None or len(method.grid) > 1 or method.axes:
             return tuning.episode_errors(method, split.test, setting, params)
         # Meta-training has compiled this.
         return make_evaluate(episode_loss(method.predict))(params, split.test)
@@ -180,6 +180,12 @@ def trained(
     are None for methods that learn nothing from other matrices.
     """
     method = make_method(name, model)
+    if method.parts:
+        found = {
+            part: trained(part, split, seed, model, training, workdir) for part in method.parts
+        }
+        seconds = sum(how.get("seconds", 0.0) for _, how in found.values())
+        return {part: params for part, (params, _) in found.items()}, {"seconds": seconds}
     if method.init is None:
         return None, {}
     own = method.trained_as or name

@@ -186,7 +186,8 @@ def test_the_shipped_grids_hold_what_predict_needs():
 
 def test_an_unknown_method_is_refused():
     with pytest.raises(
-        ValueError, match=r"unknown method 'meen'; there are metamf, mean, bayes, bias"
+        ValueError,
+        match=r"unknown method 'meen'; there are metamf, mean, bayes, bayes_learned, bias",
     ):
         make_method("meen")
 
@@ -211,6 +212,7 @@ def test_bayes_has_the_posterior_mean_of_the_sampler_of_large_matrices():
         "noise": 1.0,
         "noise_shape": 1.0,
     }
-    found = jax.jit(bayes.posterior_mean, static_argnums=2)(PADDED, setting, 30_000)
+    prior = bayes.prior_of(setting, SHAPE)
+    found = jax.jit(bayes.posterior_mean, static_argnums=2)(PADDED, prior, 30_000)
     # Of 3000 draws the mean is by up to 0.035 off that of 200,000, over seeds and cells.
     np.testing.assert_allclose(found, expected, atol=0.06)
