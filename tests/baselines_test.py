@@ -184,6 +184,22 @@ def test_the_shipped_grids_hold_what_predict_needs():
     assert max(setting["rank"] for setting in mf.GRID) <= mf._LARGEST_RANK
 
 
+def test_tuning_improves_one_name_after_the_other():
+    values = np.asarray(episodes().query.values)
+    inside = np.asarray(episodes().query.rows) < episodes().query.shape[0]
+    centre = float(values[inside].mean())
+
+    def constant(params, support, query, setting):
+        return jnp.full(query.values.shape, setting["base"] + setting["more"])
+
+    axes = {"more": (centre - 5.0, 9.0), "base": (-3.0, 5.0, 7.0)}
+    method = Method(constant, ({"base": 0.0, "more": centre},), axes=axes)
+    # No step along an axis is better, though two at once would be as good.
+    assert tuning.tune(method, episodes()) == {"base": 0.0, "more": centre}
+    method = Method(constant, ({"base": 4.0, "more": 0.0},), axes=axes)
+    assert tuning.tune(method, episodes()) == {"base": 5.0, "more": centre - 5.0}
+
+
 def test_an_unknown_method_is_refused():
     with pytest.raises(
         ValueError,
