@@ -18,6 +18,11 @@ def entries(rows, columns, values):
     return Entries(rows.astype(np.int32), columns.astype(np.int32), values, (SIDE, SIDE))
 
 
+def of_cells(cells, table):
+    rows, columns = cells[:, 0], cells[:, 1]
+    return entries(rows, columns, table[rows, columns])
+
+
 def corpus():
     """Effects of rows that rise with their numbers of cells, of columns that do not; [B, E]."""
     rng = np.random.default_rng(0)
@@ -30,14 +35,14 @@ def corpus():
         hidden = {tuple(cell) for cell in support}
         query = np.array([cell for cell in np.unique(query, axis=0) if tuple(cell) not in hidden])
         query = np.resize(query, (SIDE, 2))
-        zeros = np.zeros(len(support), np.float32)
-        phi = np.asarray(bayes_learned.features(entries(*support.T, zeros))[0], np.float64)
+        phi = np.asarray(
+            bayes_learned.features(of_cells(support, np.zeros((SIDE, SIDE), np.float32)))[0],
+            np.float64,
+        )
         effects = phi @ COEFFICIENTS + rng.normal(0, PRECISION**-0.5, SIDE)
         table = effects[:, None] + rng.normal(0, PRECISION**-0.5, SIDE)[None]
         table = (table + rng.normal(0, NOISE_PRECISION**-0.5, table.shape)).astype(np.float32)
-        matrices.append(
-            Episode(*(entries(*cells.T, table[tuple(cells.T)]) for cells in (support, query)))
-        )
+        matrices.append(Episode(*(of_cells(cells, table) for cells in (support, query))))
     return jax.tree.map(lambda *leaves: np.stack(leaves), *matrices)
 
 

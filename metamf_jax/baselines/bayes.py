@@ -65,8 +65,8 @@ class SidePrior(NamedTuple):
 
     fitted: Array
     inverse_scale: Array
-    degrees: Array
-    mean_precision: Array
+    degrees: Array | float
+    mean_precision: Array | float
 
 
 class Prior(NamedTuple):
@@ -113,9 +113,11 @@ def prior_of(setting: Setting, shape: tuple[int, int]) -> Prior:
         scale = jnp.diag(degrees / expected)
         return SidePrior(jnp.zeros((size, width)), scale, degrees, _MEAN_PRECISION)
 
-    effects = setting["row_effects"], setting["column_effects"]
-    noise = jnp.array([setting["noise_shape"], setting["noise_shape"] / setting["noise"]])
-    return Prior(*map(side, shape, effects), noise)
+    return Prior(
+        side(shape[0], setting["row_effects"]),
+        side(shape[1], setting["column_effects"]),
+        jnp.array([setting["noise_shape"], setting["noise_shape"] / setting["noise"]]),
+    )
 
 
 def posterior_mean(support: Entries, prior: Prior, num_draws: int = _NUM_DRAWS) -> jax.Array:

@@ -144,8 +144,8 @@ def start(rank: int) -> Hyperprior:
         coefficients = np.zeros((_NUM_FEATURES, rank + 1), np.float32)
         coefficients[:, :-1] = _START_SCALE * rng.standard_normal((_NUM_FEATURES, rank))
         precision = np.diag([_START_PRECISION] * rank + [effects]).astype(np.float32)
-        degrees = np.float32(rank + 1 + _START["degrees"])
-        return SideHyperprior(coefficients, precision, degrees, np.float32(2))
+        degrees = np.asarray(rank + 1 + _START["degrees"], np.float32)
+        return SideHyperprior(coefficients, precision, degrees, np.asarray(2, np.float32))
 
     noise = np.array(_START_NOISE, np.float32)
     return Hyperprior(side(_START["row_effects"]), side(_START["column_effects"]), noise)
@@ -180,6 +180,7 @@ def learn(matrices: Episode, rank: int = _RANK, turns: int = _TURNS) -> Hyperpri
 
 
 def _all_entries(matrix: Episode) -> PaddedMatrices:
+    assert isinstance(matrix.support, Entries)
     support, query = to_dense(matrix.support), to_dense(matrix.query)
     return PaddedMatrices(
         jnp.where(support.observed, support.values, query.values),
@@ -206,8 +207,12 @@ def _draw(
     def one(key, state, phi, matrix):
         key = jax.random.fold_in(key, turn)
         state, drawn = bayes.sweep(key, state, matrix, prior_of(learned, phi))
-        sides = map(_told, (state.rows, state.columns), drawn, phi)
-        return state, Told(*sides, jnp.stack([state.alpha, jnp.log(state.alpha)]))
+        told = Told(
+            _told(state.rows, drawn[0], phi[0]),
+            _told(state.columns, drawn[1], phi[1]),
+            jnp.stack([state.alpha, jnp.log(state.alpha)]),
+        )
+        return state, told
 
     states, told = jax.vmap(one)(keys, states, phi, matrices)
     return states, jax.tree.map(lambda x: x.mean(axis=0), told)
@@ -233,13 +238,13 @@ def likeliest(told: Told) -> Hyperprior:
         size = width * num_features
         gram = of_side.gram.reshape(size, size) + _RIDGE * np.eye(size)
         flat = np.linalg.solve(gram, of_side.moment.reshape(size))
-        hyper = SideHyperprior(
+        found = (
             flat.reshape(width, num_features).T,
             of_side.precision,
             _degrees(of_side),
             width / of_side.mean_square,
         )
-        return SideHyperprior(*(np.asarray(x, np.float32) for x in hyper))
+        return SideHyperprior(*(np.asarray(x, np.float32) for x in found))
 
     noise = likeliest_gamma(float(told.noise[0]), float(told.noise[1]))
     return Hyperprior(side(told.rows), side(told.columns), np.array(noise, np.float32))
