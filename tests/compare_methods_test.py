@@ -69,7 +69,9 @@ def test_compares_resumes_and_extends(untrained, tmp_path):
     assert [(row["method"], row["split"]) for row in rows] == [
         (name, str(split)) for name in METHODS for split in range(3)
     ]
-    assert rows[0].keys() == {"method", "split", "test_mse", "adapt_seconds", "train_seconds"}
+    scores = {"test_mse", "validation_mse", "adapt_seconds", "train_seconds"}
+    assert rows[0].keys() == {"method", "split"} | scores
+    assert all(float(row["validation_mse"]) > 0 for row in rows)
     errors = {
         name: np.array([float(row["test_mse"]) for row in rows if row["method"] == name])
         for name in METHODS

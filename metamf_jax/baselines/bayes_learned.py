@@ -6,8 +6,8 @@ The model and its sampler are those of `bayes`,
     Lambda ~ W(d, Lambda_0 / d),   alpha ~ Gamma(a, b)
 
 and the columns alike, with features of the pattern ``phi_n``: an intercept, the log count of the
-row's entries beside that of the mean row, the mean log count of the other entries in the columns
-where it has one, and the log count of the mean row. ``B, kappa, d, Lambda_0`` of both sides, ``a``
+row's entries beside that of the mean row, the mean log count of the columns where it has entries,
+and the log count of the mean row. ``B, kappa, d, Lambda_0`` of both sides, ``a``
 and ``b`` are the likeliest ones of the meta-train matrices: empirical Bayes by stochastic
 approximation EM (as `metamf_jax.posterior.empirical_bayes`). Every matrix has a chain; in turn all
 chains draw once under what was learned so far, and all is learned anew from averages over the last
@@ -24,7 +24,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
-import scipy.special
 
 from metamf_jax import sums
 from metamf_jax.baselines import bayes
@@ -35,14 +34,19 @@ from metamf_jax.meta_learning.meta_loss import Episode
 from metamf_jax.posterior.empirical_bayes import likeliest_gamma, log_gamma
 from metamf_jax.types import Array, Entries, PaddedMatrices
 
+# Not tuned.
 _RANK = 2
 
+# After 150 turns from 30 degrees of freedom the effects' precisions were still 1.4 and 1.7 times too
+# high, on the matrices of the test.
 _TURNS, _BURN_IN, _DECAY = 400, 250, 0.7
 _NUM_FEATURES = 4
 # Where all matrices are filled alike, the last feature is the intercept's double.
 _RIDGE = 1e-2
-# No more is trusted to the corpus than so many degrees of freedom, or as few beyond the least.
+# What the corpus may choose for the degrees of freedom beyond K.
 _LEAST_DEGREES, _MOST_DEGREES = 0.5, 300.0
+# Values without noise would have it rise without end.
+_MOST_NOISE_PRECISION = 1e3
 _START = {"row_effects": 8.0, "column_effects": 8.0, "degrees": 10.0}
 _START_NOISE, _START_PRECISION, _START_SCALE = (4.0, 3.0), 4.0, 0.1
 
@@ -246,8 +250,9 @@ def likeliest(told: Told) -> Hyperprior:
         )
         return SideHyperprior(*(np.asarray(x, np.float32) for x in found))
 
-    noise = likeliest_gamma(float(told.noise[0]), float(told.noise[1]))
-    return Hyperprior(side(told.rows), side(told.columns), np.array(noise, np.float32))
+    shape, rate = likeliest_gamma(float(told.noise[0]), float(told.noise[1]))
+    noise = np.array([shape, max(rate, shape / _MOST_NOISE_PRECISION)], np.float32)
+    return Hyperprior(side(told.rows), side(told.columns), noise)
 
 
 def _degrees(told: SideTold) -> float:
