@@ -37,8 +37,8 @@ from metamf_jax.types import Array, Entries, PaddedMatrices
 # Not tuned.
 _RANK = 2
 
-# After 150 turns from 30 degrees of freedom the effects' precisions were still 1.4 and 1.7 times too
-# high, on the matrices of the test.
+# After 150 turns from 30 degrees of freedom the effects' precisions were still 1.4 and 1.7 times
+# too high, on the matrices of the test.
 _TURNS, _BURN_IN, _DECAY = 400, 250, 0.7
 _NUM_FEATURES = 4
 # Where all matrices are filled alike, the last feature is the intercept's double.
