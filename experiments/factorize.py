@@ -120,6 +120,8 @@ _DEFAULTS = {
 }
 # Under a loss of all cells most of the fit is the zeros', and AdaGrad's first steps are theirs.
 _DEFAULTS_OF_ALL_CELLS = {"biases": False, "init": "uniform", "step_size": "bold_driver:auto"}
+# Multiplicative updates need no step size.
+_DEFAULTS_OF_BOUNDED = {**_DEFAULTS_OF_ALL_CELLS, "step_size": "constant:1"}
 
 # Of AdaGrad, by the root of the values' root mean square, with which factors scale: on MovieLens-
 # 100K and FilmTrust 0.05 and 0.08 reach the same RMSE, the larger in half the epochs; with 0.12 it
@@ -199,7 +201,8 @@ _STEP_SIZE = flags.DEFINE_string(
     "step_size",
     None,
     "constant:E, decay:E:POWER, bold_driver:E or adagrad:E; E may be `auto`, chosen on a sample."
-    " Default: adagrad, by the spread of the values; bold_driver:auto of psgd, squared_all, gkl."
+    " Default: adagrad, by the spread of the values; bold_driver:auto of psgd and squared_all,"
+    " constant:1 of gkl."
     " dsgld: constant:E or decay:E:POWER, E up to 1 (constant:1).",
 )
 _SCHEDULE = flags.DEFINE_enum("schedule", "wor", strata.SCHEDULES, "Order of the strata.")
@@ -838,7 +841,10 @@ def _chosen() -> dict[str, Any]:
     preset = _PRESETS[common.PRESET.value]
     loss = given.get("loss", _DEFAULTS["loss"])
     name, _ = objectives.resolve_names(loss, None if loss in objectives.ALIASES else "none")
-    of_loss = _DEFAULTS_OF_ALL_CELLS if RECORDS[name].all_cells else {}
+    of_loss = {}
+    if RECORDS[name].all_cells:
+        bounded = RECORDS[name].non_negative
+        of_loss = _DEFAULTS_OF_BOUNDED if bounded else _DEFAULTS_OF_ALL_CELLS
     chosen = {**_DEFAULTS, **of_loss, **preset, **given}
     if chosen["regularization"] == "auto":
         chosen["regularization"] = None

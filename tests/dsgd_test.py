@@ -136,9 +136,9 @@ class DsgdTest(parameterized.TestCase):
                 opposite = factors[1].sum(0), factors[0].sum(0)
                 for s, row in ((0, 5), (1, 7)):
                     old, free = factors[s][row].copy(), [K + 1, K][s]
-                    pull = terms[s].weight[row] * (old - terms[s].mean[row]) + opposite[s] / 2
-                    step = min(0.1, 1 / terms[s].weight[row])
-                    factors[s][row] = np.maximum(old - step * pull, 0)
+                    falling = terms[s].weight[row] * old + opposite[s] / 2
+                    pull = falling - terms[s].weight[row] * terms[s].mean[row]
+                    factors[s][row] = np.maximum(old - 0.1 * old * pull / falling, 0)
                     factors[s][row, free] = old[free]
             _serial_epoch(entries, config, terms, objective, factors, squares, epoch, 0.1, rng)
         got = method.factors(state)

@@ -118,6 +118,9 @@ def sgd(objective, per_row, step, u, v, squares, entries, terms, u_sum, v_sum):
             elif objective.loss == "gkl":
                 rest = rest + opposite / 2
             gradient = (slope * old[1 - s] + rest / side.count[i]) * free[s]
+            if objective.loss == "gkl":
+                falling = side.weight[i] * old[s] + opposite / 2
+                gradient = gradient * old[s] / falling
             rate = step
             if per_row:
                 rate = step / np.sqrt(memory[i])

@@ -28,6 +28,9 @@ from metamf_jax.types import Array
 # `u . v` is read as at least this under `gkl`.
 GKL_FLOOR: Final = 1e-6
 
+# What draws a bounded factor to zero is read as at least this; with less, the gradient is less too.
+LEAST_FALL: Final = 1e-30
+
 _FULL_FLOAT32 = jax.lax.Precision.HIGHEST
 
 

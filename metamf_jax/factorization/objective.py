@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metamf_jax.factorization.losses import LOSSES, RECORDS, Loss
+from metamf_jax.factorization.losses import LEAST_FALL, LOSSES, RECORDS, Loss
 from metamf_jax.types import Array, Entries, FactorPrior, Factors
 
 PENALTIES: Final = ("none", "l2", "weighted_l2", "root_l2", "prior")
@@ -304,6 +304,32 @@ def side_gradient(
     gradient = terms.weight * (factor if terms.mean is None else factor - terms.mean)
     all_cells = objective.record.all_cells
     return gradient if all_cells is None else gradient + all_cells.half_gradient(factor, opposite)
+
+
+def scaled_gradient(
+    objective: Objective, gradient: Array, factor: Array, terms: SideTerms, opposite: CellSums
+) -> Array:
+    """A gradient at one entry in the metric of multiplicative updates, where factors are bounded.
+
+    With ``r_n = lam_n u_n + sum_m v_m / 2``, what draws a row's factors to zero, the gradient ``g``
+    becomes ``u_n g / r_n``, elementwise. Less its sum over the row's entries, ``u_n`` would be
+    ``u_n (sum_m x_nm / (u_n . v_m) v_m) / (2 r_n)``: Lee and Seung's update (Algorithms for
+    non-negative matrix factorization, NIPS 2000), which keeps signs and needs no step size.
+
+    Args:
+      objective: the objective; where its loss does not bound the factors, nothing changes.
+      gradient: [K], half that of the objective's share at the entry.
+      factor: [K] ``u_n``.
+      terms: the row's.
+      opposite: `cell_sums` of the other side.
+
+    Returns:
+      [K].
+    """
+    if not objective.record.non_negative:
+        return gradient
+    falling = terms.weight * factor + objective.record.all_cells.half_gradient(factor, opposite)
+    return factor * gradient / jnp.maximum(falling, LEAST_FALL)
 
 
 def local_gradient(

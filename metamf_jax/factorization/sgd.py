@@ -6,8 +6,13 @@ At an entry ``x`` in row n and column m, both factors move from their old values
 
 with the gradients of `objective.local_gradient`; for the squared loss and an l2 penalty,
 ``gradient_u = -(x - u_n . v_m) v_m + lam / N_n (u_n - u0_n)``. AdaGrad divides the step of a row
-by ``sqrt(1 + sum of the mean squares of its gradients before this one)``. Where the loss
-bounds the factors, as `gkl` does, they are projected to be at least zero.
+by ``sqrt(1 + sum of the mean squares of its gradients before this one)``.
+
+Where the loss bounds the factors to be at least zero, as `gkl` does, a gradient is measured as
+multiplicative updates measure it (`objective.scaled_gradient`): a step of one at all entries of a
+row together would be such an update of the row. Plain gradients grow as ``1 / u . v``, and no one
+step size serves both rows near zero and the others. What a step above one takes below zero is
+projected back.
 
 What a run needs of all cells (``V^T V`` or ``sum_m v_m``) is computed before it and held fixed.
 Rows and columns without entries take the whole of it in one step at its start.
@@ -97,7 +102,16 @@ def entry_step(
     Returns:
       The new factors and squares.
     """
-    gradients = objectives.local_gradient(objective, value, *factors, terms, sums)
+    gradients = tuple(
+        objectives.scaled_gradient(objective, gradient, factor, side, opposite)
+        for gradient, factor, side, opposite in zip(
+            objectives.local_gradient(objective, value, *factors, terms, sums),
+            factors,
+            terms,
+            sums[::-1],
+            strict=True,
+        )
+    )
     rates = [step_size, step_size]
     if per_row:
         rates = [step_size / jnp.sqrt(s) for s in squares]
@@ -134,7 +148,8 @@ def step_without_entries(
 
     def step(factor, row):
         gradient = objectives.side_gradient(objective, factor, row, opposite)
-        curvature = row.weight + (jnp.trace(opposite) if opposite.ndim == 2 else 0)
+        gradient = objectives.scaled_gradient(objective, gradient, factor, row, opposite)
+        curvature = 1 if objective.record.non_negative else row.weight + jnp.trace(opposite)
         rate = jnp.minimum(step_size, 1 / jnp.maximum(curvature, 1e-30))
         moved = project(objective, factor - rate * gradient)
         return jnp.where((row.count == 0) & trainable, moved, factor)

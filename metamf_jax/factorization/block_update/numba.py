@@ -16,7 +16,7 @@ import numba
 import numpy as np
 
 from metamf_jax.factorization.block_update.four_entries import differ, dot_four, step_four
-from metamf_jax.factorization.losses import GKL_FLOOR, LOSSES
+from metamf_jax.factorization.losses import GKL_FLOOR, LEAST_FALL, LOSSES
 from metamf_jax.kernels.ffi import VECTORISED, NumbaKernel
 from metamf_jax.kernels.vectors import dot, in_vectors, move_both, padded
 
@@ -25,6 +25,7 @@ _SQUARED, _SQUARED_ALL, _ABSOLUTE, _LOGISTIC, _GKL = map(LOSSES.index, LOSSES)
 # Typed, or Numba would compute in float64.
 _HALF, _ONE, _ZERO, _TWO = (np.float32(x) for x in (0.5, 1, 0, 2))
 _FLOOR = np.float32(GKL_FLOOR)
+_LEAST = np.float32(LEAST_FALL)
 
 _ENTRIES = ("int32[:,:]", "int32[:,:]", "float32[:,:]")
 _WORK = ("int32[:,:]", "int32[:,:]", "int32[:]")
@@ -338,8 +339,17 @@ def _update(
                         gradient_v[k] += h * inverse_v[s, m]
                 elif kind == _GKL:
                     for k in range(width):
-                        gradient_u[k] += _HALF * sums_v[0, k] * inverse_u[b, n]
-                        gradient_v[k] += _HALF * sums_u[0, k] * inverse_v[s, m]
+                        # `objective.scaled_gradient`; what draws to zero is shared out here.
+                        share_of_u, share_of_v = inverse_u[b, n], inverse_v[s, m]
+                        g, h = block_u[n, k], block_v[m, k]
+                        fall_u = _HALF * sums_v[0, k] * share_of_u
+                        fall_v = _HALF * sums_u[0, k] * share_of_v
+                        gradient_u[k] = (gradient_u[k] + fall_u) * (
+                            g * share_of_u / max(fall_u + weight_u * g, _LEAST * share_of_u)
+                        )
+                        gradient_v[k] = (gradient_v[k] + fall_v) * (
+                            h * share_of_v / max(fall_v + weight_v * h, _LEAST * share_of_v)
+                        )
                 if biases[()]:
                     gradient_u[width - 1] = gradient_v[width - 2] = _ZERO
                 for k in range(width):
