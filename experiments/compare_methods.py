@@ -9,7 +9,8 @@ than every method that fits each matrix alone, on MovieLens-100K, MovieLens-1M a
 
 All methods see the same 200 test matrices of a split and are tuned on its validation matrices. Each
 (method, split) runs once: an interrupted call goes on where it stopped, and more splits or methods
-are added by asking for more. ``results.csv`` has a line for each, ``results.md`` the table, and
+are added by asking for more. ``results.csv`` has a line for each, with the error on the validation
+matrices, by which variants are to be chosen; ``results.md`` the table, and
 ``plots/comparison.png`` draws it. ``--preset=tiny`` takes all methods through one split.
 """
 
@@ -34,7 +35,7 @@ from metamf_jax.baselines import METHODS, make_method, tuning
 from metamf_jax.baselines.method import Method, episode_loss
 from metamf_jax.data import sources
 from metamf_jax.meta_learning.episodes import entry_counts
-from metamf_jax.meta_learning.meta_loss import ModelConfig
+from metamf_jax.meta_learning.meta_loss import Episode, ModelConfig
 from metamf_jax.meta_learning.training import TrainingConfig, make_evaluate
 from metamf_jax.metrics import mean_and_standard_error, paired_difference
 from metamf_jax.runs.checkpoint import load_params, read_params_metadata, save_params
@@ -52,7 +53,14 @@ _SUPPORT_FRACTION = flags.DEFINE_float(
 
 _REFERENCE = "metamf"
 _CONFIDENCE = 0.95
-_FIELDS: tuple[str, ...] = ("method", "split", "test_mse", "adapt_seconds", "train_seconds")
+_FIELDS: tuple[str, ...] = (
+    "method",
+    "split",
+    "test_mse",
+    "validation_mse",
+    "adapt_seconds",
+    "train_seconds",
+)
 
 
 class Comparison(NamedTuple):
@@ -141,21 +149,22 @@ def _score(
     params, training = trained(name, split, seed, config.model, config.training, workdir)
     setting = tuning.tune(method, split.validation, params)
 
-    def test_errors() -> np.ndarray:
-        if params is None or len(method.grid) > 1:
-            return tuning.episode_errors(method, split.test, setting, params)
+    def errors_on(part: Episode) -> np.ndarray:
+        if params is None or len(method.grid) > 1 or method.axes:
+            return tuning.episode_errors(method, part, setting, params)
         # Meta-training has compiled this.
-        return make_evaluate(episode_loss(method.predict))(params, split.test)
+        return make_evaluate(episode_loss(method.predict))(params, part)
 
-    if not method.on_host:
-        test_errors()  # Compiles.
+    # Of the same shapes as the test's: compiles.
+    validation_errors = errors_on(split.validation)
     begun = time.perf_counter()
-    errors = test_errors()
+    errors = errors_on(split.test)
     adapt_seconds = (time.perf_counter() - begun) / len(errors)
     return {
         "method": name,
         "split": seed,
         "test_mse": float(errors.mean(dtype=np.float64)),
+        "validation_mse": float(validation_errors.mean(dtype=np.float64)),
         "adapt_seconds": adapt_seconds,
         "train_seconds": training.get("seconds", 0.0),
         "steps": training.get("steps"),
@@ -180,6 +189,12 @@ def trained(
     are None for methods that learn nothing from other matrices.
     """
     method = make_method(name, model)
+    if method.parts:
+        found = {
+            part: trained(part, split, seed, model, training, workdir) for part in method.parts
+        }
+        seconds = sum(how.get("seconds", 0.0) for _, how in found.values())
+        return {part: params for part, (params, _) in found.items()}, {"seconds": seconds}
     if method.init is None:
         return None, {}
     own = method.trained_as or name

@@ -19,6 +19,9 @@ from metamf_jax.types import Entries
 # Keep the draws of meta-training, validation and test apart.
 _TRAIN, _VALIDATION, _TEST = range(3)
 
+# For methods that learn otherwise than by gradients.
+_MATRICES_TO_LEARN_FROM = 256
+
 # A split has 20% of the rows and of the columns for testing, 70% for training.
 TEST_TRAIN_RATIO = 20 / 70
 
@@ -56,11 +59,13 @@ class Split(NamedTuple):
     Attributes:
       parts: its three parts.
       source: draws the episodes of meta-training.
+      alike: draws matrices of the meta-train part that look like the scored ones.
       validation, test: fixed matrices, the same for all methods.
     """
 
     parts: Parts
     source: EpisodeSource
+    alike: EpisodeSource
     validation: Episode
     test: Episode
 
@@ -89,6 +94,7 @@ def draw_split(entries: Entries, config: ProtocolConfig, split_seed: int, seed: 
     return Split(
         parts,
         EpisodeSource(parts.train, episodes, seed * 3 + _TRAIN),
+        EpisodeSource(parts.train, config.episodes, seed * 3 + _TRAIN),
         lengthened(validation, lengths),
         lengthened(test, lengths),
     )
@@ -150,6 +156,9 @@ def meta_train(
     """
     assert method.init is not None
     start = time.perf_counter()
+    if method.learn is not None:
+        params = method.learn(split.alike.draw_batch(0, _MATRICES_TO_LEARN_FROM))
+        return Trained(params, 0, 0, time.perf_counter() - start)
     params = jax.jit(method.init)(jax.random.key(seed))
     if draw is None:
         draw = functools.partial(_draw, split.source, config.batch)

@@ -9,6 +9,7 @@ import pytest
 
 from experiments import common, compare_methods, figures, presets, protocol, whole_matrix
 from metamf_jax.baselines import make_method
+from metamf_jax.data import sources
 from tests.experiments_test import launch
 
 METHODS = ("metamf", "mean", "knn", "eml", "finetune")
@@ -68,7 +69,9 @@ def test_compares_resumes_and_extends(untrained, tmp_path):
     assert [(row["method"], row["split"]) for row in rows] == [
         (name, str(split)) for name in METHODS for split in range(3)
     ]
-    assert rows[0].keys() == {"method", "split", "test_mse", "adapt_seconds", "train_seconds"}
+    scores = {"test_mse", "validation_mse", "adapt_seconds", "train_seconds"}
+    assert rows[0].keys() == {"method", "split"} | scores
+    assert all(float(row["validation_mse"]) > 0 for row in rows)
     errors = {
         name: np.array([float(row["test_mse"]) for row in rows if row["method"] == name])
         for name in METHODS
@@ -118,6 +121,22 @@ def test_a_method_that_diverges_does_not_cost_the_others(untrained, monkeypatch,
     monkeypatch.setattr(protocol, "meta_train", start)
     assert compare(tmp_path, "--splits=2", methods=("eml", "mean")).code == 0
     assert len(table(tmp_path / "results.csv")) == 4
+
+
+def test_a_mean_of_two_methods_takes_their_parameters(untrained, tmp_path):
+    (tmp_path / "params").mkdir()
+    sizes: dict = dict(presets.COMPARE["smoke"])
+    config = protocol.ProtocolConfig(dataset="synthetic", preset="smoke", seed=0, **sizes)
+    split = protocol.draw_split(sources.load("synthetic", None, 0).entries, config, 0, 0)
+    arguments = split, 5, config.model, config.training, tmp_path
+    both, how = compare_methods.trained("metamf_bayes", *arguments)
+    assert how["seconds"] == 2 * 0.5
+    for name, params in both.items():
+        alone, _ = compare_methods.trained(name, *arguments)
+        jax.tree.map(np.testing.assert_array_equal, params, alone)
+    assert both.keys() == {"metamf", "bayes_learned"}
+    # Each of the two once.
+    assert untrained == [5, 5]
 
 
 def test_a_wrong_method_is_named(tmp_path):

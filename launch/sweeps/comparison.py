@@ -3,8 +3,9 @@
 from launch.points import Plot, Sweep, grid
 
 _METHODS = (
-    *("metamf", "mean", "bayes", "bias", "mf", "soft_impute", "knn", "iterative", "eml"),
-    *("finetune", "maml", "autorec_user", "autorec_item", "deep_mf", "neural_mf"),
+    *("metamf", "metamf_bayes", "mean", "bayes", "bayes_learned", "bias", "mf", "soft_impute"),
+    *("knn", "iterative", "eml", "finetune", "maml", "autorec_user", "autorec_item", "deep_mf"),
+    "neural_mf",
 )
 
 SWEEP = Sweep(

@@ -7,6 +7,7 @@ from metamf_jax.baselines import (
     autorec_item,
     autorec_user,
     bayes,
+    bayes_learned,
     bias,
     deep_mf,
     eml,
@@ -16,6 +17,7 @@ from metamf_jax.baselines import (
     maml,
     mean,
     metamf,
+    metamf_bayes,
     mf,
     neural_mf,
     soft_impute,
@@ -27,6 +29,7 @@ METHODS: dict[str, MethodOf] = {
     "metamf": metamf.method,
     "mean": alone(mean),
     "bayes": alone(bayes),
+    "bayes_learned": lambda config: bayes_learned.METHOD,
     "bias": alone(bias),
     "mf": alone(mf),
     "soft_impute": alone(soft_impute),
@@ -39,6 +42,7 @@ METHODS: dict[str, MethodOf] = {
     "autorec_item": alone(autorec_item),
     "deep_mf": alone(deep_mf),
     "neural_mf": alone(neural_mf),
+    "metamf_bayes": metamf_bayes.method,
     **metamf.VARIANTS,
 }
 

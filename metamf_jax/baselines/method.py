@@ -1,8 +1,8 @@
 """What a method of the comparison is: pure functions of one matrix, and settings to choose from."""
 
 import functools
-from collections.abc import Callable
-from types import ModuleType
+from collections.abc import Callable, Mapping
+from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -23,6 +23,12 @@ class Method(NamedTuple):
       grid: the settings among which validation matrices choose; meta-training knows none.
       init: ``init(key) -> params``, what is meta-trained; None where each matrix stands alone.
       trained_as: the name of the method whose meta-trained parameters it takes; None for its own.
+      parts: the names of methods whose parameters it takes, by name, in place of its own.
+      axes: where the grid is too large to go through: the values of each name of a setting, in a
+        sensible order of names; the grid is then their middle alone. Validation improves one name
+        after the other.
+      learn: ``learn(matrices) -> params`` from a batch of meta-training matrices, where that is not
+        by gradients; ``init`` gives parameters of the same shapes.
       on_host: whether ``predict`` works on NumPy arrays, without padding, and is not traced.
     """
 
@@ -30,6 +36,9 @@ class Method(NamedTuple):
     grid: tuple[Setting, ...] = ({},)
     init: Callable[[jax.Array], Any] | None = None
     trained_as: str | None = None
+    parts: tuple[str, ...] = ()
+    axes: Mapping[str, tuple] = MappingProxyType({})
+    learn: Callable[[Episode], Any] | None = None
     on_host: bool = False
 
 
@@ -38,11 +47,12 @@ MethodOf: TypeAlias = Callable[[ModelConfig], Method]
 
 
 def alone(module: ModuleType, on_host: bool = False) -> MethodOf:
-    """The method of a module with ``predict(support, query, setting)`` and ``GRID``."""
+    """The method of a module: ``predict(support, query, setting)``, ``GRID``, maybe ``AXES``."""
     predict = module.predict
     method = Method(
         lambda params, support, query, setting: predict(support, query, setting),
         tuple(module.GRID),
+        axes=getattr(module, "AXES", MappingProxyType({})),
         on_host=on_host,
     )
     return lambda config: method

@@ -1,6 +1,7 @@
 """Scoring methods on batches of episodes, and tuning them on validation matrices."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -50,17 +51,34 @@ def _errors_on_host(method, episodes, setting):
 
 
 def tune(method: Method, validation: Episode, params: Any = None) -> Setting:
-    """The setting of the method's grid with the least error on validation episodes.
+    """The setting of the grid, or on the axes, with the least error on validation episodes.
 
     Args:
       method: the method.
       validation: a batch of episodes.
       params: meta-trained parameters, for methods that have any.
     """
-    if len(method.grid) == 1:
+
+    def error(setting: Setting) -> float:
+        return float(episode_errors(method, validation, setting, params).mean(dtype=np.float64))
+
+    if len(method.grid) == 1 and not method.axes:
         return method.grid[0]
-    errors = [
-        episode_errors(method, validation, setting, params).mean(dtype=np.float64)
-        for setting in method.grid
-    ]
-    return method.grid[int(np.argmin(errors))]
+    errors = [error(setting) for setting in method.grid]
+    best = int(np.argmin(errors))
+    return _by_axes(method, error, method.grid[best], errors[best])
+
+
+def _by_axes(
+    method: Method, error: Callable[[Setting], float], setting: Setting, least: float
+) -> Setting:
+    """The best value of one name after the other, the others as they are by then."""
+    for name, values in method.axes.items():
+        for value in values:
+            if value == setting[name]:
+                continue
+            other = {**setting, name: value}
+            found = error(other)
+            if found < least:
+                setting, least = other, found
+    return setting

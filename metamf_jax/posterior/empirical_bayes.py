@@ -180,7 +180,7 @@ def likeliest(told: Told, ranks: np.ndarray) -> LearnedHyperprior:
     degrees, interaction, effects = _wishart(told, ranks)
     mean = Told(*(x.mean(axis=0) for x in told))
     strengths = tuple(
-        tuple(_gamma(m, log) for m, log in zip(*of_side, strict=True))
+        tuple(likeliest_gamma(m, log) for m, log in zip(*of_side, strict=True))
         for of_side in zip(mean.strengths, mean.log_strengths, strict=True)
     )
     shares = [_shape(x - 1) for x in mean.shares]
@@ -190,7 +190,7 @@ def likeliest(told: Told, ranks: np.ndarray) -> LearnedHyperprior:
         effects=(effects[0], effects[1]),
         effect_means=(tuple(mean.means[0].tolist()), tuple(mean.means[1].tolist())),
         strengths=(strengths[0], strengths[1]),
-        noise=_gamma(float(mean.alpha), float(mean.log_alpha)),
+        noise=likeliest_gamma(float(mean.alpha), float(mean.log_alpha)),
         shares=(shares[0], shares[1]),
     )
 
@@ -207,7 +207,7 @@ def _wishart(told: Told, ranks: np.ndarray) -> tuple[float, float, tuple[float, 
 
     def loss(beyond: float) -> float:
         d, f, e = scales(beyond)
-        of_rank = [_log_gamma(x / 2, int(k) + 1) for x, k in zip(d, ranks, strict=True)]
+        of_rank = [log_gamma(x / 2, int(k) + 1) for x, k in zip(d, ranks, strict=True)]
         total = 2 * (np.array(of_rank) + d * (ranks + 1) / 2 * np.log(2)).sum()
         for side in range(2):
             log_scales = ranks * np.log(d * f / np.sqrt(ranks)) + np.log(d * e[side])
@@ -222,12 +222,12 @@ def _wishart(told: Told, ranks: np.ndarray) -> tuple[float, float, tuple[float, 
     return beyond, float(f), tuple(e.tolist())
 
 
-def _log_gamma(x: float, size: int) -> float:
+def log_gamma(x: float, size: int) -> float:
     """Of the multivariate gamma function, without its constant."""
     return float(gammaln(x - np.arange(size) / 2).sum())
 
 
-def _gamma(mean: float, mean_log: float) -> tuple[float, float]:
+def likeliest_gamma(mean: float, mean_log: float) -> tuple[float, float]:
     """Shape and rate of the likeliest Gamma distribution."""
     # The equation of shares: of numbers over their mean.
     shape = _shape(float(np.log(mean)) - mean_log)
