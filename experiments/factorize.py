@@ -255,12 +255,7 @@ _PATTERN_FEATURES = flags.DEFINE_integer(
     " Default: 64, from 300,000 cells on 256; of a block store none, as they are found in memory.",
     lower_bound=0,
 )
-_START = flags.DEFINE_string(
-    "start",
-    None,
-    "Samplers: factors.safetensors of a fit of the same matrix, from which all chains start: saves"
-    " burn-in, but R-hat tells less of chains that began together. Default: small random factors.",
-)
+_START = shared_flags.start()
 _ROW_FEATURES = shared_flags.row_features()
 _COLUMN_FEATURES = shared_flags.column_features()
 _ROW_NOISE = flags.DEFINE_float(

@@ -6,12 +6,13 @@ counts do not mean what they do in such matrices (experiments/RESULTS.md).
 
     python -m experiments.learn_prior --preset=best --workdir=runs/prior
 
-    python -m experiments.learn_prior --preset=best --sets=latest_small,jester --data_dir=DIR \
-        --workdir=runs/prior-of-sets
+    python -m experiments.learn_prior --preset=best --learn_from=latest_small,jester \
+        --data_dir=DIR --workdir=runs/prior-of-sets
 
 The workdir receives ``prior.json``: ten numbers, and what they were learned from. Of each matrix a
 tenth of the entries is held out, and of a tenth of the rows and of the columns all but 0 to 5.
-``--sets`` are names or files; of each set so many random parts of its rows and columns are taken.
+``--learn_from`` are names or files; of each set so many random parts of its rows and columns are
+taken.
 """
 
 import dataclasses
@@ -31,7 +32,9 @@ from metamf_jax.factorization.step_size import sample_entries
 from metamf_jax.runs.run_log import RunLog
 from metamf_jax.types import Entries, Table
 
-_SETS = flags.DEFINE_list("sets", [], "Rating sets to learn from; synthetic matrices if none.")
+_SETS = flags.DEFINE_list(
+    "learn_from", [], "Rating sets to learn from; synthetic matrices if none."
+)
 _PRECISIONS = flags.DEFINE_bool(
     "precisions",
     False,

@@ -31,7 +31,7 @@ from metamf_jax.runs.run_log import RunLog
 from metamf_jax.types import Entries
 
 _OUTPUT = shared_flags.output()
-_START = flags.DEFINE_string("start", None, "Weights to start from: an earlier run's output.")
+_START = shared_flags.start()
 _STEPS = flags.DEFINE_integer("steps", None, "Steps, instead of the preset's.", lower_bound=1)
 
 

@@ -25,6 +25,17 @@ def input_table() -> flags.FlagHolder[str | None]:
 
 
 @functools.cache
+def start() -> flags.FlagHolder[str | None]:
+    """Of the binaries that go on from what another run found."""
+    told = (
+        "File of an earlier run to start from: of pretrain its weights; of the samplers"
+        " factors.safetensors of a fit of the same matrix, which saves burn-in, but R-hat tells"
+        " less of chains that began together."
+    )
+    return flags.DEFINE_string("start", None, told)
+
+
+@functools.cache
 def output() -> flags.FlagHolder[str | None]:
     """Of the binaries that write answers."""
     return flags.DEFINE_string("output", None, "File to write; a table: .csv, .tsv or .parquet.")

@@ -43,6 +43,11 @@ class Column(NamedTuple):
     low: float = -np.inf
     high: float = np.inf
 
+    @property
+    def of_numbers(self) -> bool:
+        """Whether the levels, if there are any, are numbers."""
+        return self.levels is None or _is_number(self.levels.type)
+
 
 def describe(name: str, array: pa.Array, declared: Declared = NOTHING) -> Column:
     """Finds out what a column is.

@@ -94,7 +94,8 @@ class Answers(NamedTuple):
     """What is said of the cells of a table; observed ones as they are.
 
     Attributes:
-      values: [N, M]: means of numbers, rounded if whole; places of the likeliest levels.
+      values: [N, M]: means of numbers, rounded if whole; places of the likeliest levels, or of
+        ordinal numbers of those nearest to the mean.
       errors: [N, M], 0 where observed: standard errors of numbers, and for levels the chance that
         another one is true.
       chances: by the number of each column with levels, [N, L]: how likely each level is.
@@ -410,7 +411,13 @@ class _Sums:
             of_trees = chances if of_trees is None else of_trees
             alone = margins.shares(margin, column.levels)
             chances = trust[0] * chances + trust[1] * of_trees + trust[2] * alone
-        return chances.argmax(axis=1), 1 - chances.max(axis=1), chances
+        answers = chances.argmax(axis=1)
+        if column.type == "ordinal" and column.of_numbers:
+            # Far levels count by how far they are.
+            numbers = np.asarray(column.levels, float)
+            expected = chances @ numbers
+            answers = np.abs(expected[:, None] - numbers).argmin(axis=1)
+        return answers, 1 - chances[np.arange(len(answers)), answers], chances
 
 
 def _one_thread():
