@@ -75,10 +75,10 @@ def test_other_files_are_refused(tmp_path):
         MetaMFImputer.load(prior.FOLDER / "general.safetensors")
     header = {"metamf_jax": "imputer", "version": "7"}
     safetensors.numpy.save_file({"a": np.zeros(1)}, path, metadata=header)
-    with pytest.raises(ValueError, match="version 7, and this package reads 1: fit again"):
+    with pytest.raises(ValueError, match="version 7, and this package reads 2: fit again"):
         MetaMFImputer.load(path)
     for tree in ({"record": "Popen", "fields": {}}, {"record": "Entries", "fields": {}}, 3):
-        header |= {"version": "1", "completion": json.dumps(tree), "options": "{}"}
+        header |= {"version": "2", "completion": json.dumps(tree), "options": "{}"}
         safetensors.numpy.save_file({"a": np.zeros(1)}, path, metadata=header)
         with pytest.raises(ValueError, match="does not hold a fit of the imputer"):
             MetaMFImputer.load(path)

@@ -22,6 +22,16 @@ def test_weights_lie_on_the_simplex_and_find_the_best_candidate():
     assert some["learned"] > some["bias"] > 0
 
 
+def test_inflation_of_a_column_is_its_own_where_it_has_cells_enough():
+    scores = np.abs(np.random.default_rng(0).normal(size=(3000, 2))) * [1, 4]
+    columns = np.tile([0, 1], 3000)
+    of_table, _ = held_out.inflation(scores.ravel())
+    found = held_out.inflation_by_column(scores.ravel(), columns, 3, of_table)
+    np.testing.assert_allclose(found, [1, 4, of_table], rtol=0.06)
+    few = held_out.inflation_by_column(scores[:3].ravel(), columns[:6], 3, of_table)
+    assert np.abs(np.log(few / of_table)).max() < 0.2
+
+
 def test_inflation_holds_nine_of_ten():
     scores = np.abs(np.random.default_rng(0).normal(size=4000))
     inflation, coverage = held_out.inflation(3 * scores)

@@ -453,3 +453,17 @@ def test_a_settled_column_is_answered_by_its_value():
     np.testing.assert_array_equal(found[:, 2], -0.2265)
     at = completion.predict(completed, np.array([3, 60, 3]), np.array([2, 2, 4]))[0]
     np.testing.assert_array_equal(at[:2], -0.2265)
+
+
+def test_intervals_of_columns_that_add_up_hold_as_those_of_others():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(400, 5))
+    values[:, 2] = values[:, 0] + values[:, 1]
+    values[:, 4] += values[:, 3]
+    gone = rng.random(values.shape) < 0.3
+    answered = pipeline.complete(PRIOR, listed(values, ~gone))
+    found, errors = completion.predict(answered, *np.nonzero(gone))
+    inside = np.abs(found - values[gone]) <= held_out.NORMAL_QUANTILE * errors
+    in_sum = np.nonzero(gone)[1] < 3
+    assert inside[in_sum].mean() > 0.8
+    assert 0.8 < inside[~in_sum].mean() < 0.98

@@ -132,13 +132,30 @@ def row_half(weights: Mapping[str, Array | float], rows: RowState, columns: Colu
         completed = _lengthened(rows.completed, len(rows.u))
         # What is said of rows is a number for each column.
         size = completed.gaussian.shape[1]
-        each = (
-            _of_columns(weights.get(name, 0.0), len(columns.v))[:size] * getattr(completed, name)
-            for name in OF_ROWS
-        )
-        blocks.append(np.sum(list(each), axis=0))
-        p = np.hstack([p, completed.variances])
+        of_columns = {
+            name: _of_columns(weights.get(name, 0.0), len(columns.v))[:size] for name in OF_ROWS
+        }
+        values = {name: getattr(completed, name) for name in OF_ROWS}
+        blocks.append(np.sum([of_columns[name] * values[name] for name in OF_ROWS], axis=0))
+        p = np.hstack([p, completed.variances + squared_departure(of_columns, values)])
     return RowHalf(np.hstack(blocks), p)
+
+
+def squared_departure(
+    weights: Mapping[str, Array | float], values: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """By how much, squared, the row models' mean departs from the Gaussian's value.
+
+    The Gaussian's variance is that about its own value: of a cell that is a sum of others it is
+    next to nothing, and an answer beside it is as far off as it lies beside it.
+
+    Args:
+      weights: of the row models by name.
+      values: theirs, at the same cells.
+    """
+    total = rows_share(weights)
+    mean = sum(weights.get(name, 0.0) * values[name] for name in OF_ROWS)
+    return np.where(total > 0, (mean / np.where(total > 0, total, 1) - values["gaussian"]) ** 2, 0)
 
 
 def _terms(rows: RowState, columns: ColumnState) -> dict[str, _Term]:

@@ -33,7 +33,7 @@ class Completion:
       standardized_by: ``matrix``, ``columns`` or ``rows``.
       scaling: of the M' columns in ``cells``, padding included.
       weights: of the candidates, by name; [M'] each.
-      inflation: by what error bars are multiplied.
+      inflation: [M'], by what error bars are multiplied.
       posterior_inflation: and those of further columns, which the posterior answers alone.
       widening: by what further, where cells are missing for their own value; else 1.
       bounds: of the columns in ``cells``.
@@ -58,7 +58,7 @@ class Completion:
     standardized_by: str
     scaling: Scaling
     weights: dict[str, np.ndarray]
-    inflation: float
+    inflation: np.ndarray
     posterior_inflation: float
     widening: float
     bounds: Bounds
@@ -180,7 +180,7 @@ def _in_units(
     completion: Completion, standardised: np.ndarray, variances: Array, places: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     scales = completion.scaling.scales[places]
-    bars = completion.inflation * np.sqrt(variances)
+    bars = completion.inflation[places] * np.sqrt(variances)
     move = completion.tilt[places] * bars**2
     values = completion.scaling.centers[places] + scales * (standardised + move)
     low, high = (bound[places] for bound in completion.bounds)

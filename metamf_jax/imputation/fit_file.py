@@ -57,7 +57,7 @@ from metamf_jax.runs.checkpoint import refusing_foreign, write_arrays
 from metamf_jax.types import Entries
 
 # One more where older files cannot be read any longer.
-_VERSION = 1
+_VERSION = 2
 _HEADER = "imputer"
 # What a completion is made of; a record of a new kind is a name here.
 _RECORDS = {

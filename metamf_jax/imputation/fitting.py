@@ -87,7 +87,8 @@ class Fit(NamedTuple):
       scaling: by it.
       fitted: the standardised matrix.
       weights: of the candidates, by name; [M'] each, padding included.
-      inflation: by what error bars are to be multiplied, the answer's and the posterior's alone.
+      inflation: by what error bars are to be multiplied, the answer's in each column and the
+        posterior's alone.
       check: what the held-out cells said.
       held_out: these cells; None where there were too few.
       numbers: [H], which of the observed cells they are.
@@ -98,7 +99,7 @@ class Fit(NamedTuple):
     scaling: Scaling
     fitted: Fitted
     weights: dict[str, np.ndarray]
-    inflation: tuple[float, float]
+    inflation: tuple[np.ndarray, float]
     check: Check
     held_out: HeldOut | None
     numbers: np.ndarray
@@ -157,7 +158,7 @@ def fit(
     size = len(whole.columns.v)
     if found is None:
         weights = held_out.start_weights(allowed)
-        grown = held_out.START_INFLATION, held_out.START_INFLATION
+        grown = np.full(size, held_out.START_INFLATION), held_out.START_INFLATION
         nothing, none = held_out.no_check(entries.shape[1]), np.zeros(0)
         every = _padded(weights, {}, size)
         return Fit(by, scales[0], whole, every, grown, nothing, None, none.astype(int), none, none)
@@ -237,7 +238,7 @@ def _predict_each(
 
 def _check(
     entries: Entries, found: _Predictions, allowed: Collection[str], size: int
-) -> tuple[dict[str, np.ndarray], tuple[float, float], Check, HeldOut]:
+) -> tuple[dict[str, np.ndarray], tuple[np.ndarray, float], Check, HeldOut]:
     """The weights, by what error bars must grow, and what else held-out cells say.
 
     Weights are of each column for a narrow table, the same for all columns of others; [size] each.
@@ -259,13 +260,20 @@ def _check(
     predicted = (each * np.column_stack(list(found.values.values()))).sum(axis=1)
     share = np.broadcast_to(candidates.rows_share(weights), size)[columns]
     bounded = np.minimum(found.deviations / units, held_out.MOST_ERROR) ** 2
+    if any(name in in_units for name in OF_ROWS):
+        of_cells = {name: weights[name][columns] for name in OF_ROWS if name in in_units}
+        bounded[1] += candidates.squared_departure(of_cells, in_units)
     bars = units * np.sqrt((1 - share) * bounded[0] + share * bounded[1])
-    inflation, coverage = held_out.inflation(np.abs(values - predicted) / bars)
+    scores = np.abs(values - predicted) / bars
+    inflation, coverage = held_out.inflation(scores)
+    by_columns = np.full(size, inflation)
+    if by_column:
+        by_columns = held_out.inflation_by_column(scores, columns, size, inflation)
     left = np.abs(values - found.values["posterior"])
     of_posterior, _ = held_out.inflation(left / (units * np.sqrt(bounded[0])))
     cells = HeldOut(columns, values, predicted, bars)
     check = held_out.check(cells, found.values["bias"], found.values["mean"], coverage, every)
-    return weights, (inflation, of_posterior), check, cells
+    return weights, (by_columns, of_posterior), check, cells
 
 
 def _fit_all(

@@ -29,6 +29,8 @@ _COLUMN_STRENGTH = 30.0
 _START_SHARE, _SHARE_STRENGTH = 0.6, 60.0
 # Error bars are this much too narrow before anything is known, with the weight of so many cells.
 START_INFLATION, _INFLATION_WEIGHT = 1.15, 10
+# And a column's is drawn to the table's.
+_CELLS_OF_TABLE = 30
 _COVERAGE = 0.9
 NORMAL_QUANTILE = 1.6448536  # Of that coverage, two-sided.
 # Up to so many observed cells: how many times a part is held out, and what share. Interval widths
@@ -245,6 +247,26 @@ def inflation(scores: np.ndarray) -> tuple[float, float]:
     halves = scores[::2], scores[1::2]
     inside = [other <= _quantile(one, every[: len(one)]) for one, other in (halves, halves[::-1])]
     return grown, float(np.concatenate(inside).mean())
+
+
+def inflation_by_column(
+    scores: np.ndarray, columns: np.ndarray, size: int, of_table: float
+) -> np.ndarray:
+    """`inflation` of each column, [size], shrunken to the table's as if by so many more cells.
+
+    Args:
+      scores: [H] errors divided by their bars.
+      columns: [H], whose cells these are.
+      size: how many columns there are.
+      of_table: `inflation` of all together.
+    """
+    found = np.full(size, of_table)
+    for m in np.unique(columns):
+        own = scores[columns == m]
+        measured = max(_quantile(own, np.ones(len(own))) / NORMAL_QUANTILE, 1e-3)
+        share = len(own) / (len(own) + _CELLS_OF_TABLE)
+        found[m] = math.exp(share * math.log(measured) + (1 - share) * math.log(of_table))
+    return found
 
 
 def moved(

@@ -427,7 +427,7 @@ def _moves(fit: Fit, dense: Entries, scales: Scaling) -> tuple[np.ndarray, float
     standardised = cells._replace(
         values=(cells.values - center) / scale, predicted=(cells.predicted - center) / scale
     )
-    bars = fit.inflation[0] * cells.bars / scale
+    bars = fit.inflation[0][cells.columns] * cells.bars / scale
     further, widening = held_out.moved(standardised, tilt[m], np.zeros(len(m)), bars)
     return further * tilt, widening
 
