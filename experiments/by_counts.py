@@ -5,26 +5,29 @@ from typing import Any
 import numpy as np
 
 from metamf_jax import metrics
+from metamf_jax.factorization import pattern_prior
+from metamf_jax.factorization.block_store import BlockStore
 from metamf_jax.types import Entries
 
 
-def errors(
-    row_counts: np.ndarray, column_counts: np.ndarray, test: Entries, answers: np.ndarray
-) -> dict[str, Any]:
+def errors(train: Entries | BlockStore, test: Entries, answers: np.ndarray) -> dict[str, Any]:
     """What ``summary.json`` holds of them; nothing where there are no test cells.
 
     Args:
-      row_counts: [N], training entries of each row.
-      column_counts: [M].
+      train: the training entries, or the store that has them.
       test: [T].
       answers: [T], for these.
     """
     if len(test.values) == 0:
         return {}
+    if isinstance(train, BlockStore):
+        of_rows, of_columns = np.asarray(train.row_count), np.asarray(train.column_count)
+    else:
+        of_rows, of_columns = pattern_prior.counts_of(train)
     squares = (np.asarray(answers, np.float64) - test.values) ** 2
     return {
-        "test_rmse_by_row_count": metrics.by_count(row_counts[test.rows], squares),
-        "test_rmse_by_column_count": metrics.by_count(column_counts[test.columns], squares),
+        "test_rmse_by_row_count": metrics.by_count(of_rows[test.rows], squares),
+        "test_rmse_by_column_count": metrics.by_count(of_columns[test.columns], squares),
     }
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,13 @@ class Split:
     test_input: str | None = None
     seed: int = 0
     entry_features: Sequence[str] = ()
+
+
+def of_config(config: Any) -> Split:
+    """What the configuration of a binary says, whose fields have the names of its flags."""
+    names = (field.name for field in dataclasses.fields(Split) if field.name != "kind")
+    there = {name: getattr(config, name) for name in names if hasattr(config, name)}
+    return Split(kind=config.split, **there)
 
 
 def split_entries(table: Table, split: Split, data_dir: str | None = None) -> tuple[Table, Entries]:

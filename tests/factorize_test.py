@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import factorize, splits
+from experiments.solving import choice, solve
 from metamf_jax.data import sources, synthetic
 from metamf_jax.factorization import pattern_prior, solver
 from metamf_jax.factorization.factor_file import load_factors, save_factors
@@ -209,7 +210,7 @@ class TestDefaults:
         overfitted = factorize.run(plain, tmp_path / "b")["results"]
         assert results["test_rmse"] < 0.97 * overfitted["test_rmse"]
         # What was chosen once is not chosen again.
-        monkeypatch.setattr(factorize.held_out_choice, "choose", None)
+        monkeypatch.setattr(choice.held_out_choice, "choose", None)
         again = factorize.run(OPEN, tmp_path / "a")["results"]
         assert {**again, "seconds_training": 0} == {**results, "seconds_training": 0}
 
@@ -247,7 +248,7 @@ class TestDefaults:
     def test_checkpoints_come_by_time_and_at_the_end(self, tmp_path, monkeypatch):
         saved = []
         monkeypatch.setattr(
-            factorize.Checkpointer, "save", lambda self, step, state: saved.append(step)
+            solve.Checkpointer, "save", lambda self, step, state: saved.append(step)
         )
         for seconds in (1e9, 0):
             factorize.run(CONFIG, tmp_path / str(seconds), checkpoint_seconds=seconds)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from experiments import factorize, predict, sample
+from experiments import factorize, predict
+from experiments.sampling import sample
 from metamf_jax.posterior import fold_in, pattern
 from metamf_jax.posterior.chains import Draws
 from metamf_jax.posterior.fold_in import Recipe

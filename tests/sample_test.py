@@ -12,7 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import factorize, sample
+from experiments import factorize
+from experiments.sampling import sample
 from launch import local_hosts
 from metamf_jax.factorization import factor_file
 from metamf_jax.imputation import prior
