@@ -9,7 +9,7 @@ a fresh order over all entries of a block costs a cache miss an entry.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -22,6 +22,11 @@ from metamf_jax.types import Array, Entries
 _CACHE_BYTES = 250_000
 
 _ENTRIES_A_BLOCK = 50_000
+
+# With so many sub-blocks, which are visited in a fresh order, the order inside them is drawn anew
+# but rarely: blocks that are large enough are cut into as many.
+MANY_SUB_BLOCKS: Final = 8
+_ENTRIES_A_PART = 2000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +173,8 @@ def cuts_for_cache(
       shape: (N, M).
       num_blocks: P.
       width: columns of the factors.
-      num_entries: in the whole matrix; a sub-block shall hold 64 on average.
+      num_entries: in the whole matrix; a sub-block shall hold 64 on average, or 2000 where it is
+        cut to have many.
 
     Returns:
       Parts of the rows and of the columns.
@@ -182,6 +188,11 @@ def cuts_for_cache(
     most = max(1, num_entries // (64 * num_blocks**2))
     shrink = min(1.0, math.sqrt(most / math.prod(parts)))
     rows, columns = (max(1, int(part * shrink)) for part in parts)
+    while rows * columns < MANY_SUB_BLOCKS <= num_entries // (_ENTRIES_A_PART * num_blocks**2):
+        if heights[0] * columns > heights[1] * rows:
+            rows *= 2
+        else:
+            columns *= 2
     return rows, columns
 
 

@@ -10,7 +10,13 @@ import numpy as np
 
 from metamf_jax.factorization import strata
 from metamf_jax.factorization.block_store import BlockStore
-from metamf_jax.factorization.blocks import BlockRng, Blocks, cuts_for_cache, make_blocks
+from metamf_jax.factorization.blocks import (
+    MANY_SUB_BLOCKS,
+    BlockRng,
+    Blocks,
+    cuts_for_cache,
+    make_blocks,
+)
 from metamf_jax.factorization.sgd import SgdConfig
 from metamf_jax.types import Entries
 
@@ -19,7 +25,7 @@ from metamf_jax.types import Entries
 # sub-blocks a block) the test RMSE after 20 epochs was 0.8521 with a shuffle every epoch, every 8th
 # and with none, and a shuffle takes as long as several epochs. With one, on matrices of a hundred
 # entries, the objective ends 1% higher when it comes rarely.
-_INSIDE_EVERY, _INSIDE_EVERY_OF_MANY, _MANY = 8, 64, 8
+_INSIDE_EVERY, _INSIDE_EVERY_OF_MANY = 8, 64
 
 # Streams of random numbers drawn from one seed.
 _CUT, _EPOCH, _INSIDE = range(3)
@@ -89,7 +95,7 @@ def draw_visits(
     offsets = _offsets_in_order(cut, strata_drawn)
     order = np.broadcast_to(np.arange(offsets.shape[2] - 1), offsets[:, :, 1:].shape)
     order = rng.permuted(order, axis=2)
-    every = _INSIDE_EVERY if order.shape[2] < _MANY else _INSIDE_EVERY_OF_MANY
+    every = _INSIDE_EVERY if order.shape[2] < MANY_SUB_BLOCKS else _INSIDE_EVERY_OF_MANY
     every = 1 if config.point_order == "full" else every
     return Visits(
         strata_drawn,
