@@ -74,6 +74,8 @@ class BlocksTest(parameterized.TestCase):
     def test_cuts_fit_the_cache_but_keep_entries_together(self):
         # 1,000,209 ratings of 6040 x 3706, rank 32: 1.25 MB of factors.
         assert blocks.cuts_for_cache((6040, 3706), 1, 32, 1_000_209) == (7, 4)
+        # Of a block that the caches hold, eight parts all the same.
+        assert blocks.cuts_for_cache((6040, 3706), 4, 32, 1_000_209) == (4, 2)
         assert blocks.cuts_for_cache((6040, 3706), 64, 32, 1_000_209) == (1, 1)
         assert blocks.cuts_for_cache((10**6, 10**6), 1, 32, 6400) == (10, 10)
         # 100 columns leave room for more rows.
