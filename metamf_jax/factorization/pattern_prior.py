@@ -14,10 +14,8 @@ chosen on the matrix like the strength of any other penalty. With ``k = k' = 1``
 """
 
 import dataclasses
-import json
 import os
-import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -131,7 +129,7 @@ def add(factors: Factors, offsets: tuple[np.ndarray, np.ndarray]) -> Factors:
 
 def save(path: str | os.PathLike, learned: PatternPrior) -> None:
     """Writes a JSON file."""
-    files.write_text(path, json.dumps(dataclasses.asdict(learned), indent=1) + "\n")
+    files.write_record(path, learned)
 
 
 def load(path: str | os.PathLike) -> PatternPrior:
@@ -140,12 +138,4 @@ def load(path: str | os.PathLike) -> PatternPrior:
     Raises:
       ValueError: there is no such file, or it does not hold such a prior.
     """
-    try:
-        held: dict[str, Any] = json.loads(pathlib.Path(path).read_text())
-        of_rows, of_columns = map(tuple, held.pop("means"))
-        pairs = {name: tuple(held.pop(name)) for name in ("strengths", "powers")}
-        return PatternPrior(means=(of_rows, of_columns), **pairs, **held)
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"expected a prior of experiments.learn_prior in {path}: {error!r}"
-        ) from error
+    return files.read_record(path, PatternPrior, "a prior of experiments.learn_prior")

@@ -10,10 +10,7 @@ by the sampler: no entry counts twice.
 """
 
 import dataclasses
-import json
 import os
-import pathlib
-from typing import Any
 
 import numpy as np
 
@@ -83,7 +80,7 @@ class LearnedHyperprior:
 
 def save(path: str | os.PathLike, learned: LearnedHyperprior) -> None:
     """Writes a JSON file."""
-    files.write_text(path, json.dumps(dataclasses.asdict(learned), indent=1) + "\n")
+    files.write_record(path, learned)
 
 
 def load(path: str | os.PathLike) -> LearnedHyperprior:
@@ -92,16 +89,4 @@ def load(path: str | os.PathLike) -> LearnedHyperprior:
     Raises:
       ValueError: there is no such file, or it does not hold a learned hyperprior.
     """
-    try:
-        return from_dict(json.loads(pathlib.Path(path).read_text()))
-    except (AttributeError, OSError, TypeError, ValueError) as error:
-        raise ValueError(f"expected a learned hyperprior in {path}: {error}") from error
-
-
-def from_dict(held: dict) -> LearnedHyperprior:
-    """From what `dataclasses.asdict` makes of one, lists in place of tuples."""
-    return LearnedHyperprior(**{name: _tuples(value) for name, value in held.items()})
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(x) for x in value) if isinstance(value, (list, tuple)) else value
+    return files.read_record(path, LearnedHyperprior, "a learned hyperprior")

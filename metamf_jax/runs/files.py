@@ -1,17 +1,22 @@
 """Files that are never left half written, and folders that one process has to itself."""
 
 import contextlib
+import dataclasses
 import errno
+import json
 import os
 import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 try:
     import fcntl
 except ImportError:  # Windows has no such locks.
     fcntl = None
+
+_Record = TypeVar("_Record")
 
 LOCK = "lock"
 # The file descriptors of the locks that this process holds, by the path of the folder.
@@ -40,6 +45,28 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes a whole text file, aside and renamed."""
     with written_aside(path) as aside:
         aside.write_text(text, encoding="utf-8")
+
+
+def write_record(path: str | os.PathLike, record: Any) -> None:
+    """Writes a dataclass as JSON, aside and renamed."""
+    write_text(path, json.dumps(dataclasses.asdict(record), indent=1) + "\n")
+
+
+def read_record(path: str | os.PathLike, kind: type[_Record], what: str) -> _Record:
+    """Reads what `write_record` wrote of a dataclass of this kind, its lists as tuples.
+
+    Raises:
+      ValueError: there is no such file, or it does not hold ``what`` is expected.
+    """
+    try:
+        held = json.loads(Path(path).read_text(encoding="utf-8"))
+        return kind(**{name: _tuples(value) for name, value in held.items()})
+    except (AttributeError, OSError, TypeError, ValueError) as error:
+        raise ValueError(f"expected {what} in {path}: {error}") from error
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(x) for x in value) if isinstance(value, list) else value
 
 
 @contextlib.contextmanager
