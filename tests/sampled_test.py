@@ -235,15 +235,15 @@ def test_small_rating_matrices_have_a_learned_hyperprior():
     rng = np.random.default_rng(0)
     listed = np.nonzero(rng.random((30, 30)) < 0.25)
     ratings = Entries(*listed, rng.integers(1, 6, len(listed[0])).astype(float), (30, 30))
-    learned = sampled.hyperprior_for(ratings)
-    assert learned is not None
-    assert sampled.suits(ratings, learned)
+    assert sampled.like_ratings(ratings, 1.0)
     assert not sampled.suits(ratings)
-    assert not sampled.suits(select(ratings, np.arange(len(listed[0])) < 90), learned)
+    assert not sampled.like_ratings(select(ratings, np.arange(len(listed[0])) < 90), 1.0)
+    # An image is told by its other cells.
+    assert not sampled.like_ratings(ratings, 0.2)
+    assert not sampled.like_ratings(ratings, np.nan)
+    learned = sampled.packaged_hyperprior()
     drawn = sampled.fit(ratings, "matrix", ChainsConfig(1, 2, 2), learned)
     assert drawn.config.learned == learned
-    numbers = dataclasses.replace(ratings, values=rng.normal(size=len(listed[0])))
-    assert sampled.hyperprior_for(numbers) is None
 
 
 def test_the_estimator_transforms_what_it_fitted(ratings, completed, dense):

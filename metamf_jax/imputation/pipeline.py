@@ -29,7 +29,7 @@ in the seed.
 """
 
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Hashable
 from typing import NamedTuple
 
 import jax
@@ -45,16 +45,16 @@ from metamf_jax.imputation import (
     sampled,
     scaling,
 )
-from metamf_jax.imputation.candidates import CANDIDATES, OF_FACTORS
+from metamf_jax.imputation.candidates import CANDIDATES, OF_FACTORS, OF_ROWS
 from metamf_jax.imputation.completion import Completion
 from metamf_jax.imputation.feature_tables import Features
 from metamf_jax.imputation.fitting import Fit
 from metamf_jax.imputation.held_out import Check, HeldOut
+from metamf_jax.imputation.memory import Memory
 from metamf_jax.imputation.places import Places, require_valid, set_aside
 from metamf_jax.imputation.prior import LearnedPrior
 from metamf_jax.imputation.sampled import Sampled
 from metamf_jax.imputation.scaling import STANDARDIZATIONS, Scaling
-from metamf_jax.posterior.chains import ChainsConfig
 from metamf_jax.posterior.given import GivenFeatures
 from metamf_jax.posterior.learned_hyperprior import LearnedHyperprior
 from metamf_jax.types import Entries
@@ -67,7 +67,9 @@ DRAWS = "draws"
 HYPERPRIOR = "hyperprior"
 # And they know which cells are observed.
 PATTERN = "pattern"
-PARTS = (*CANDIDATES, DRAWS, HYPERPRIOR, PATTERN)
+# What they have of the answer before anything is known of the matrix is learned, too.
+SHARE = "share"
+PARTS = (*CANDIDATES, DRAWS, HYPERPRIOR, PATTERN, SHARE)
 # Parts held out to compare draws on: each takes chains of its own.
 _PARTS_BY_DRAWS = 2
 # Narrow tables with more rows are fitted on so many, and at least so many cells of each column.
@@ -84,19 +86,23 @@ class _Job(NamedTuple):
       entries: of it, with empty rows and columns.
       places: where these and the others stand.
       learned: what its hyperparameters are expected to be, if that is known.
+      share: of draws, before anything is known of the matrix.
       with_pattern: whether features of which cells are observed are known.
       given: features of its rows and columns, if any.
       seed: of the choice of held-out cells.
       progress: told of each stage as it begins.
+      memory: of fits and draws.
     """
 
     entries: Entries
     places: Places
     learned: LearnedHyperprior | None
+    share: float
     with_pattern: bool
     given: Given | None
     seed: int
     progress: Callable[[str], None]
+    memory: Memory
 
 
 class _Drawn(NamedTuple):
@@ -132,6 +138,7 @@ def complete(
     seed: int = 0,
     progress: Callable[[str], None] = lambda stage: None,
     given: Given | None = None,
+    memory: Memory | None = None,
 ) -> Completion:
     """Completes a matrix from its observed cells.
 
@@ -148,6 +155,7 @@ def complete(
       seed: of the choice of held-out cells.
       progress: told of each stage as it begins.
       given: features of all rows and columns, from `feature_tables.coded`.
+      memory: of completions of the same entries, features and seed, to share their work.
 
     Raises:
       ValueError: no cell, a cell outside of the matrix or twice, a value that is not finite, an
@@ -160,29 +168,44 @@ def complete(
         # Before all the work, what can be known by then.
         allowed_by = DRAWS in allowed and standardize in (None, "matrix")
         _require_draws(dense, entries.shape, allowed_by, missing)
-    every, learned = dense, sampled.hyperprior_for(dense)
-    by_draws = DRAWS in allowed and missing == "at_random"
-    by_draws = by_draws and (given is not None or sampled.suits(dense, learned))
+    every = dense
+    may_draw = DRAWS in allowed and missing == "at_random"
+    by_draws = may_draw and (given is not None or sampled.suits(dense))
     trials = _trials(dense, standardize)
     of_sample = not any(trial.transposed or by_draws for trial in trials)
     of_sample = of_sample and _narrow(dense) and dense.shape[0] > _MOST_FITTED_ROWS
     if of_sample:
         dense = _sample_of_rows(dense, seed)
     turned, fits = scaling.transpose(dense), []
+    memory = memory or Memory()
     for trial in trials:
         matrix = turned if trial.transposed else dense
         by = "matrix" if trial.by == "matrix" else "columns"
-        fits.append(fitting.fit(prior, matrix, by, trial.with_rows, seed, progress, allowed))
+        with_rows = trial.with_rows and any(name in allowed for name in OF_ROWS)
+        # The prior is kept too, so that no other comes to have its number.
+        _, parts = memory.get(
+            (id(prior.params), trial, with_rows, of_sample),
+            lambda matrix=matrix, by=by, with_rows=with_rows: (
+                prior,
+                fitting.fit(prior, matrix, by, with_rows, seed, progress),
+            ),
+        )
+        fits.append(fitting.check(matrix, parts, allowed))
     best = int(np.argmin(_errors(fits, trials, dense)))
     trial, fit = trials[best], fits[best]
     _require_finite(fit, entries)
-    by_draws = by_draws and trial.by == "matrix"
     if given is not None:
-        _require_draws(dense, entries.shape, by_draws, missing)
+        _require_draws(dense, entries.shape, by_draws and trial.by == "matrix", missing)
+    ratings = trial.by == "matrix" and _like_ratings(dense, fit)
+    by_draws = trial.by == "matrix" and (by_draws or (may_draw and ratings))
     drawn = _Drawn(None, 0.0, fit.check, None)
     if by_draws:
-        learned = learned if HYPERPRIOR in allowed else None
-        job = _Job(entries, places, learned, PATTERN in allowed, given, seed, progress)
+        learned = sampled.packaged_hyperprior() if ratings and HYPERPRIOR in allowed else None
+        share = held_out.START_SHARE
+        if ratings and SHARE in allowed:
+            share = sampled.share_of_ratings(len(dense.rows))
+        known = PATTERN in allowed
+        job = _Job(entries, places, learned, share, known, given, seed, progress, memory)
         drawn = _by_draws(fit, dense, trial.transposed, job)
     if trial.transposed:
         dense, places = turned, places.turned
@@ -307,6 +330,12 @@ def _require_finite(fit: Fit, entries: Entries) -> None:
         )
 
 
+def _like_ratings(dense: Entries, fit: Fit) -> bool:
+    """Of a matrix of one unit, whether it is small, as noisy as ratings, and its rows tell less."""
+    untold = (fit.check.rmse / float(fit.scaling.scales[0])) ** 2
+    return fit.fitted.row_models is None and sampled.like_ratings(dense, untold)
+
+
 def _require_draws(dense: Entries, shape: tuple[int, int], by_draws: bool, missing: str) -> None:
     """Refuses features where draws, which alone know them, do not answer."""
     count = len(dense.rows)
@@ -343,6 +372,12 @@ def _by_draws(fit: Fit, dense: Entries, transposed: bool, job: _Job) -> _Drawn:
     drawn, bars = _held_out_draws(dense, given, job)
     compared, features = slice(len(drawn)), None
     cells = HeldOut(*(x[compared] for x in fit.held_out))
+    if job.learned is not None and not sampled.of_few_levels(dense):
+        # Perhaps no ratings.
+        flat = job._replace(learned=None)
+        other = _held_out_draws(dense, given, flat)
+        if _worse(cells.values, drawn, other[0]):
+            job, (drawn, bars) = flat._replace(share=held_out.START_SHARE), other
     if job.given is not None:
         other = _held_out_draws(dense, None, job)
         features = _compared(job.given, cells.values, drawn, other[0])
@@ -350,7 +385,7 @@ def _by_draws(fit: Fit, dense: Entries, transposed: bool, job: _Job) -> _Drawn:
             drawn, bars = other
     unit = fit.scaling.scales[0]
     share = held_out.draws_share(
-        (cells.values - drawn) / unit, (cells.values - cells.predicted) / unit
+        (cells.values - drawn) / unit, (cells.values - cells.predicted) / unit, job.share
     )
     used = job.given if features is not None and features.used else None
     # Where they have no share, draws still answer for rows and columns known by features alone.
@@ -371,20 +406,30 @@ def _held_out_draws(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Values and errors of held-out cells by short chains that do not know them."""
     found = []
-    for numbers in held_out.folds(len(dense.rows), job.seed)[:_PARTS_BY_DRAWS]:
+    for number, numbers in enumerate(held_out.folds(len(dense.rows), job.seed)[:_PARTS_BY_DRAWS]):
         job.progress("drawing from the posterior without held-out cells")
         kept = fitting.without(dense, numbers)
-        part = _drawn(kept, given, job, sampled.SHORT_LENGTHS)
+        part = _drawn(kept, given, job, number)
         rows, columns = (np.asarray(x)[numbers] for x in (dense.rows, dense.columns))
         found.append(sampled.predict(part, rows, columns))
     values, bars = (np.concatenate(x) for x in zip(*found, strict=True))
     return values, bars
 
 
-def _drawn(
-    entries: Entries, given: Given | None, job: _Job, lengths: ChainsConfig = sampled.LENGTHS
-) -> Sampled:
-    return sampled.fit(entries, "matrix", lengths, job.learned, job.with_pattern, given)
+def _drawn(entries: Entries, given: Given | None, job: _Job, part: int | None = None) -> Sampled:
+    """Draws of the whole matrix, or short chains of what is left of it without a part."""
+    lengths = sampled.LENGTHS if part is None else sampled.SHORT_LENGTHS
+    return job.memory.get(
+        draws_key(job.learned, job.with_pattern, given is not None, part),
+        lambda: sampled.fit(entries, "matrix", lengths, job.learned, job.with_pattern, given),
+    )
+
+
+def draws_key(
+    learned: LearnedHyperprior | None, with_pattern: bool, with_given: bool, part: int | None
+) -> Hashable:
+    """Under what draws are kept; see `_drawn`."""
+    return "draws", learned, with_pattern, with_given, part
 
 
 def _compared(
@@ -395,11 +440,14 @@ def _compared(
     Cells of rows with cells say little of what they are worth to rows without; and features that
     tell nothing are given next to no weight by the draws themselves.
     """
-    squares = (values - with_them) ** 2, (values - without) ** 2
-    worse = squares[0] - squares[1]
-    used = bool(worse.mean() <= worse.std() / np.sqrt(len(worse)))
-    rmse, rmse_without = (float(np.sqrt(x.mean())) for x in squares)
-    return Features(given, rmse, rmse_without, used)
+    rmse, rmse_without = (float(np.sqrt(((values - x) ** 2).mean())) for x in (with_them, without))
+    return Features(given, rmse, rmse_without, not _worse(values, with_them, without))
+
+
+def _worse(values: np.ndarray, one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether the squared errors of one are larger by more than a standard error; [H] each."""
+    more = (values - one) ** 2 - (values - other) ** 2
+    return bool(more.mean() > more.std() / np.sqrt(len(more)))
 
 
 def _padded(fit: Fit, dense: Entries, padded: int) -> Scaling:
