@@ -70,6 +70,7 @@ def test_imputer_says_what_each_part_is_worth(tmp_path):
         "no learned hyperprior",
         "no learned share",
         "no pattern",
+        "no encoder of ratings",
         "no learned prior",
         "no learned part",
         "no posterior",

@@ -15,8 +15,8 @@ was never trained starts the posterior; without the hyperprior or the pattern, d
 hyperpriors, or know nothing of which cells are observed. For cuts draws alone are compared too.
 With "no learned part" the encoder is untrained, hyperpriors are flat and the share of draws starts
 where it does for any matrix. Lines that fit or draw alike share that, so that their seconds are of
-what they add. Errors are root mean squares in units of each column's deviation for tables, in rating
-points otherwise. The same command goes on with a run that was stopped.
+what they add. Errors are root mean squares in units of each column's deviation for tables, in
+rating points otherwise. The same command goes on with a run that was stopped.
 """
 
 import dataclasses
@@ -311,14 +311,15 @@ def ablations(prior: LearnedPrior, task: Task, memory: Memory, seed: int = 0) ->
         allowed = [name for name in pipeline.PARTS if name not in parts]
         return functools.partial(_completed, prior, allowed, seed, memory)
 
-    of_draws = pipeline.HYPERPRIOR, pipeline.SHARE
+    learned_parts = "learned", pipeline.RATINGS, pipeline.HYPERPRIOR, pipeline.SHARE
     answers = {
         "no draws": without(pipeline.DRAWS),
         "no learned hyperprior": without(pipeline.HYPERPRIOR),
         "no learned share": without(pipeline.SHARE),
         "no pattern": without(pipeline.PATTERN),
+        "no encoder of ratings": without(pipeline.RATINGS),
         "no learned prior": without("learned", prior=untrained),
-        "no learned part": without(*of_draws, "learned", prior=untrained),
+        "no learned part": without(*learned_parts, prior=untrained),
         "no posterior": without("posterior"),
         "no rows alike": without(*OF_ROWS),
         "effects alone": functools.partial(_completed, prior, ["bias", "mean"], seed, memory),

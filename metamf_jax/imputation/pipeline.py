@@ -4,6 +4,8 @@
    prior.
 2. Values are standardised, by one mean and deviation, by each column's or by each row's
    (`scaling`). By rows, all that follows is done to the transpose.
+3. Small matrices that turn out to be as noisy as ratings are (`sampled.like_ratings`) have an
+   encoder of their own, if the learned prior is the package's `general` one.
 3. Candidates for what the cells hold are found (`fitting`, `candidates`), each knowing what the
    former knows: a bias model with learned shrinkage; factors under the encoder's prior
    (`zero_shot`); a posterior that starts there and learns its precisions from the matrix
@@ -52,7 +54,7 @@ from metamf_jax.imputation.fitting import Fit
 from metamf_jax.imputation.held_out import Check, HeldOut
 from metamf_jax.imputation.memory import Memory
 from metamf_jax.imputation.places import Places, require_valid, set_aside
-from metamf_jax.imputation.prior import LearnedPrior
+from metamf_jax.imputation.prior import LearnedPrior, load_prior
 from metamf_jax.imputation.sampled import Sampled
 from metamf_jax.imputation.scaling import STANDARDIZATIONS, Scaling
 from metamf_jax.posterior.given import GivenFeatures
@@ -63,13 +65,14 @@ from metamf_jax.types import Entries
 MISSING = ("at_random", "by_value")
 # Beside the candidates, draws of the posterior, which have a share of their own.
 DRAWS = "draws"
-# For small rating matrices their hyperparameters have a learned prior.
+# Small rating matrices have an encoder of their own, and draws of them a learned hyperprior.
+RATINGS = "ratings"
 HYPERPRIOR = "hyperprior"
 # And they know which cells are observed.
 PATTERN = "pattern"
 # What they have of the answer before anything is known of the matrix is learned, too.
 SHARE = "share"
-PARTS = (*CANDIDATES, DRAWS, HYPERPRIOR, PATTERN, SHARE)
+PARTS = (*CANDIDATES, RATINGS, DRAWS, HYPERPRIOR, PATTERN, SHARE)
 # Parts held out to compare draws on: each takes chains of its own.
 _PARTS_BY_DRAWS = 2
 # Narrow tables with more rows are fitted on so many, and at least so many cells of each column.
@@ -149,9 +152,10 @@ def complete(
       missing: ``at_random``, for whatever else is observed, or ``by_value``, one of `MISSING`. The
         observed cells cannot tell for sure: imputed values are moved for those who know the latter
         (see `row_gaussian.missing_by_value` for what it costs where they are wrong).
-      allowed: the `PARTS` that may be used: which candidates may have a weight, whether draws may
-        have a share, be under the learned hyperprior and know features of the pattern; to see what
-        each is worth.
+      allowed: the `PARTS` that may be used: which candidates may have a weight, whether rating
+        matrices have an encoder of their own, whether draws may have a share, be under the learned
+        hyperprior, know features of the pattern and start from a learned share; to see what each is
+        worth.
       seed: of the choice of held-out cells.
       progress: told of each stage as it begins.
       given: features of all rows and columns, from `feature_tables.coded`.
@@ -176,27 +180,20 @@ def complete(
     of_sample = of_sample and _narrow(dense) and dense.shape[0] > _MOST_FITTED_ROWS
     if of_sample:
         dense = _sample_of_rows(dense, seed)
-    turned, fits = scaling.transpose(dense), []
-    memory = memory or Memory()
-    for trial in trials:
-        matrix = turned if trial.transposed else dense
-        by = "matrix" if trial.by == "matrix" else "columns"
-        with_rows = trial.with_rows and any(name in allowed for name in OF_ROWS)
-        # The prior is kept too, so that no other comes to have its number.
-        _, parts = memory.get(
-            (id(prior.params), trial, with_rows, of_sample),
-            lambda matrix=matrix, by=by, with_rows=with_rows: (
-                prior,
-                fitting.fit(prior, matrix, by, with_rows, seed, progress),
-            ),
-        )
-        fits.append(fitting.check(matrix, parts, allowed))
-    best = int(np.argmin(_errors(fits, trials, dense)))
-    trial, fit = trials[best], fits[best]
+    turned, memory = scaling.transpose(dense), memory or Memory()
+    own = prior is load_prior("general") and RATINGS in allowed
+    # Most matrices of few levels are ratings: for these the wrong one is hardly ever fitted.
+    likely = own and sampled.of_few_levels(dense) and len(trials) == 1
+    first = load_prior("ratings") if likely else prior
+    trial, fit = _best_trial(first, dense, trials, allowed, seed, progress, memory)
+    ratings = trial.by == "matrix" and _like_ratings(dense, fit)
+    prior = load_prior("ratings") if own and ratings else prior
+    if prior is not first:
+        trial, fit = _best_trial(prior, dense, trials, allowed, seed, progress, memory)
+        ratings = ratings and trial.by == "matrix"
     _require_finite(fit, entries)
     if given is not None:
         _require_draws(dense, entries.shape, by_draws and trial.by == "matrix", missing)
-    ratings = trial.by == "matrix" and _like_ratings(dense, fit)
     by_draws = trial.by == "matrix" and (by_draws or (may_draw and ratings))
     drawn = _Drawn(None, 0.0, fit.check, None)
     if by_draws:
@@ -293,6 +290,34 @@ def _trials(dense: Entries, standardize: str | None) -> list[_Trial]:
         _Trial(by, by == "rows" or (by == "matrix" and flat), by != "matrix" or not again)
         for by in tried
     ]
+
+
+def _best_trial(
+    prior: LearnedPrior,
+    dense: Entries,
+    trials: list[_Trial],
+    allowed: Collection[str],
+    seed: int,
+    progress: Callable[[str], None],
+    memory: Memory,
+) -> tuple[_Trial, Fit]:
+    """The trial of the least error on held-out cells, and its fit."""
+    fits, turned = [], scaling.transpose(dense)
+    for trial in trials:
+        matrix = turned if trial.transposed else dense
+        by = "matrix" if trial.by == "matrix" else "columns"
+        with_rows = trial.with_rows and any(name in allowed for name in OF_ROWS)
+        # The prior is kept too, so that no other comes to have its number.
+        _, parts = memory.get(
+            (id(prior.params), trial, with_rows, dense.shape),
+            lambda matrix=matrix, by=by, with_rows=with_rows: (
+                prior,
+                fitting.fit(prior, matrix, by, with_rows, seed, progress),
+            ),
+        )
+        fits.append(fitting.check(matrix, parts, allowed))
+    best = int(np.argmin(_errors(fits, trials, dense)))
+    return trials[best], fits[best]
 
 
 def _narrow(entries: Entries) -> bool:

@@ -177,8 +177,9 @@ def share_of_ratings(count: int) -> float:
 
 
 def of_few_levels(entries: Entries) -> bool:
-    """Whether the values are levels, as most ratings are."""
-    return len(np.unique(entries.values)) <= _MOST_LEVELS
+    """Whether a matrix is small, and its values levels as those of most ratings are."""
+    small = _FEWEST_RATINGS <= len(entries.rows) <= _MOST_RATINGS
+    return small and len(np.unique(entries.values)) <= _MOST_LEVELS
 
 
 def suits_with_features(entries: Entries, shape: tuple[int, int]) -> bool:
