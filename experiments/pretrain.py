@@ -1,4 +1,4 @@
-"""Learns the general prior that the package ships, from synthetic families of matrices.
+"""Learns the priors that the package ships, from synthetic families of matrices.
 
 Claim: a prior learned from synthetic ratings, surveys, sensor tables, images and feature tables
 imputes real matrices of none of these worlds. `experiments.benchmarks.imputer` measures it.
@@ -6,20 +6,24 @@ imputes real matrices of none of these worlds. `experiments.benchmarks.imputer` 
     python -m experiments.pretrain --preset=best --workdir=runs/pretrain \
         --output=metamf_jax/imputation/weights/general.safetensors
 
+With --source=ratings it learns of rating matrices alone, cut from synthetic worlds of ratings
+(`experiments.rating_episodes`); `experiments.zero_shot` measures what that is worth on real ones.
+
 No file of data is read.
 """
 
 import dataclasses
 import os
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import common, shared_flags
+from experiments import common, presets, rating_episodes, shared_flags
+from experiments.rating_episodes import SizeClass
 from metamf_jax.data.families import draw_matrix
 from metamf_jax.imputation import scaling
 from metamf_jax.imputation.prior import FILE, LearnedPrior, metadata
@@ -33,21 +37,16 @@ from metamf_jax.types import Entries
 _OUTPUT = shared_flags.output()
 _START = shared_flags.start()
 _STEPS = flags.DEFINE_integer("steps", None, "Steps, instead of the preset's.", lower_bound=1)
-
-
-class SizeClass(NamedTuple):
-    """Sizes of the matrices of one batch, which is padded to the largest.
-
-    Attributes:
-      rows, columns: least and most.
-      cells: most observed cells.
-      batch: matrices.
-    """
-
-    rows: tuple[int, int]
-    columns: tuple[int, int]
-    cells: int
-    batch: int
+_SOURCE = flags.DEFINE_enum(
+    "source",
+    "families",
+    ["families", "ratings"],
+    "Matrices of all families, or cut from worlds of ratings.",
+)
+_WORLDS = flags.DEFINE_integer("worlds", None, "So many worlds of ratings, used again and again.")
+_OVERRIDES = flags.DEFINE_multi_string(
+    "set", [], "Changes one value, such as model.inner.steps=10; may be repeated."
+)
 
 
 _SMALL = (
@@ -71,6 +70,8 @@ class Config:
     training: training.TrainingConfig
     classes: tuple[SizeClass, ...]
     start: str | None = None
+    source: str = "families"
+    worlds: int | None = None
 
 
 _BEST = Config(
@@ -114,6 +115,29 @@ PRESETS = {
     "paper": _shorter("paper", 2000),
     "best": _BEST,
 }
+
+# Of rating matrices: small ones are the most, and say the least each.
+_OF_RATINGS = (
+    SizeClass((15, 40), (15, 40), 512, 16),
+    SizeClass((15, 40), (15, 40), 512, 16),
+    SizeClass((40, 80), (40, 80), 1536, 8),
+    SizeClass((80, 150), (80, 150), 4096, 4),
+)
+
+
+def of_ratings(config: Config, worlds: int | None = None) -> Config:
+    """The same for rating matrices.
+
+    Args:
+      config: one of `PRESETS`.
+      worlds: how many; new ones all the time if not given.
+    """
+    shorter = dataclasses.replace(config.training, average_decay=0.998)
+    classes = _OF_RATINGS if config.preset in ("paper", "best") else _OF_RATINGS[:1]
+    return dataclasses.replace(
+        config, training=shorter, classes=classes, source="ratings", worlds=worlds
+    )
+
 
 # Loss of a matrix imputed perfectly, in standardised units: below it nothing is gained.
 _LEAST_ERROR = 0.01
@@ -164,6 +188,16 @@ def episode_loss(
     return weight * jnp.log(error + _LEAST_ERROR), weight
 
 
+def _validation(config: Config) -> meta_loss.Episode:
+    """Matrices that no step of training draws."""
+    rng = np.random.default_rng([config.seed, 2**31])
+    if config.source == "ratings":
+        size = config.classes[0]._replace(batch=200)
+        return rating_episodes.draw_batch(rng, size, config.seed, 2**31)
+    middle = config.classes[min(2, len(config.classes) - 1)]
+    return draw_batch(rng, middle._replace(batch=50))
+
+
 def run(
     config: Config, workdir: str | os.PathLike, output: str | os.PathLike | None = None
 ) -> dict[str, Any]:
@@ -181,10 +215,12 @@ def run(
 
     def draw(step: int) -> meta_loss.Episode:
         rng = np.random.default_rng([config.seed, step])
-        return draw_batch(rng, config.classes[rng.integers(len(config.classes))])
+        size = config.classes[rng.integers(len(config.classes))]
+        if config.source == "ratings":
+            return rating_episodes.draw_batch(rng, size, config.seed, step, config.worlds)
+        return draw_batch(rng, size)
 
-    middle = config.classes[min(2, len(config.classes) - 1)]
-    validation = draw_batch(np.random.default_rng([config.seed, 2**31]), middle._replace(batch=50))
+    validation = _validation(config)
     params = meta_loss.make_model(config.model).init(jax.random.key(config.seed))
     if config.start is not None:
         params = load_params(config.start, params)
@@ -219,6 +255,10 @@ def main() -> None:
     config = dataclasses.replace(
         PRESETS[common.PRESET.value], seed=common.SEED.value, start=_START.value
     )
+    if _SOURCE.value == "ratings":
+        config = of_ratings(config, _WORLDS.value)
+    changed = {"model": config.model, "training": config.training}
+    config = dataclasses.replace(config, **presets.overridden(changed, _OVERRIDES.value))
     if _STEPS.value is not None:
         steps = dataclasses.replace(config.training, max_steps=_STEPS.value)
         config = dataclasses.replace(config, training=steps)
