@@ -19,7 +19,7 @@ from metamf_jax.types import Entries
 
 # Of the variance before it is put on a scale: columns, rows, products of factors, noise; and how
 # near to them worlds are, Dirichlet.
-_SHARES, _NEARNESS = np.array([0.18, 0.18, 0.14, 0.5]), 8.0
+_SHARES, _NEARNESS = np.array([0.22, 0.18, 0.14, 0.46]), 8.0
 _MOST_RANK = 10
 _LEAST_OBSERVED, _MOST_OBSERVED = 0.02, 0.8
 
@@ -35,10 +35,10 @@ def draw_world(rng: np.random.Generator, shape: tuple[int, int]) -> Entries:
       Its observed entries, 2% to 80% of all cells, in random order.
     """
     (u, v), interaction = _factors(rng, shape), _unit_products
-    popularity, activity = _popularity(rng, shape[1], 3.0), _popularity(rng, shape[0], 1.6)
+    popularity, activity = _popularity(rng, shape[1], 3.5), _popularity(rng, shape[0], 1.6)
     tastes = u if rng.random() < 0.5 else u @ rng.standard_normal((u.shape[1], u.shape[1]))
     logits = activity[:, None] + popularity + rng.uniform(0, 0.8) * interaction(tastes, v)
-    column_effects = _correlated(rng, popularity, rng.uniform(-0.4, 0.9))
+    column_effects = _correlated(rng, popularity, _liking(rng))
     row_effects = _correlated(rng, activity, rng.uniform(-0.6, 0.3))
     by_value = rng.uniform(0, 0.6) * (rng.random() < 0.5)
     shares = np.sqrt(rng.dirichlet(_NEARNESS * _SHARES))
@@ -87,6 +87,11 @@ def _popularity(rng, size: int, most: float) -> np.ndarray:
     else:
         drawn = np.sqrt(3) * rng.uniform(-1, 1, size)
     return rng.uniform(0.1 * most, most) * drawn
+
+
+def _liking(rng) -> float:
+    """How popularity goes with quality: mostly the popular is better."""
+    return rng.uniform(0, 0.9) if rng.random() < 0.8 else rng.uniform(-0.6, 0)
 
 
 def _correlated(rng, x: np.ndarray, correlation: float) -> np.ndarray:
