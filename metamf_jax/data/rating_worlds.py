@@ -19,7 +19,7 @@ from metamf_jax.types import Entries
 
 # Of the variance before it is put on a scale: columns, rows, products of factors, noise; and how
 # near to them worlds are, Dirichlet.
-_SHARES, _NEARNESS = np.array([0.22, 0.18, 0.14, 0.46]), 8.0
+_SHARES, _NEARNESS = np.array([0.2, 0.2, 0.14, 0.46]), 6.0
 _MOST_RANK = 10
 _LEAST_OBSERVED, _MOST_OBSERVED = 0.02, 0.8
 
