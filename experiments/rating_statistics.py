@@ -17,17 +17,14 @@ from typing import Any
 import numpy as np
 import scipy.special
 import scipy.stats
-from absl import flags
 
-from experiments import common
+from experiments import common, shared_flags
 from experiments.rating_cuts import RATING_SETS, rating_cut, rating_set
 from metamf_jax.data.rating_worlds import draw_world
 from metamf_jax.runs.run_log import RunLog
 from metamf_jax.types import Entries
 
-_SETS = flags.DEFINE_list(
-    "sets", list(RATING_SETS), "Real rating sets; or none."
-)
+_SETS = shared_flags.rating_sets()
 
 # Rows and columns with fewer ratings say little of their own mean and spread.
 _FEWEST = 8
@@ -177,9 +174,7 @@ def _tastes_seen(matrix: np.ndarray, observed: np.ndarray) -> float:
     return _correlation(agree, alike)
 
 
-def run(
-    config: Config, workdir: str | os.PathLike, data_dir: str | None = None
-) -> dict[str, Any]:
+def run(config: Config, workdir: str | os.PathLike, data_dir: str | None = None) -> dict[str, Any]:
     """Measures, prints a table for each way of cutting; returns what ``summary.json`` holds."""
     log = RunLog(workdir, "rating_statistics", config)
     results: dict[str, Any] = {}
@@ -221,10 +216,8 @@ def _written(table: dict[str, dict[str, float]]) -> str:
 
 
 def main() -> None:
-    sets = () if _SETS.value == ["none"] else tuple(_SETS.value)
-    config = dataclasses.replace(
-        PRESETS[common.PRESET.value], sets=sets, seed=common.SEED.value
-    )
+    sets = tuple(_SETS.value or RATING_SETS)
+    config = dataclasses.replace(PRESETS[common.PRESET.value], sets=sets, seed=common.SEED.value)
     workdir = common.WORKDIR.value or f"runs/statistics-{config.preset}"
     run(config, workdir, common.DATA_DIR.value)
 
