@@ -95,6 +95,7 @@ _OF_RATINGS = (
     SizeClass((40, 80), (40, 80), 1536, 8),
     SizeClass((80, 150), (80, 150), 4096, 4),
 )
+_TINY_RATINGS = (SizeClass((8, 12), (8, 12), 48, 4),)
 
 
 def of_ratings(config: Config, worlds: int | None = None) -> Config:
@@ -105,7 +106,7 @@ def of_ratings(config: Config, worlds: int | None = None) -> Config:
       worlds: how many; new ones all the time if not given.
     """
     shorter = dataclasses.replace(config.training, average_decay=0.998)
-    classes = _OF_RATINGS if config.preset in ("paper", "best") else _OF_RATINGS[:1]
+    classes = {"smoke": _TINY_RATINGS, "tiny": _OF_RATINGS[:1]}.get(config.preset, _OF_RATINGS)
     return dataclasses.replace(
         config, training=shorter, classes=classes, source="ratings", worlds=worlds
     )
@@ -164,7 +165,7 @@ def _validation(config: Config) -> meta_loss.Episode:
     """Matrices that no step of training draws."""
     rng = np.random.default_rng([config.seed, 2**31])
     if config.source == "ratings":
-        size = config.classes[0]._replace(batch=200)
+        size = config.classes[0]._replace(batch=50 if config.preset == "smoke" else 200)
         return rating_episodes.draw_batch(rng, size, config.seed, 2**31)
     middle = config.classes[min(2, len(config.classes) - 1)]
     return draw_batch(rng, middle._replace(batch=50))

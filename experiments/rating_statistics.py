@@ -12,6 +12,7 @@ more ratings they have; of a set it is the mean over cuts, of the synthetic worl
 
 import dataclasses
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -186,7 +187,7 @@ def run(config: Config, workdir: str | os.PathLike, data_dir: str | None = None)
             for i in range(config.cuts):
                 rng = np.random.default_rng([config.seed, i])
                 found.append(statistics(rating_cut(rng, entries, config.side, way == "popular")))
-            table[name] = _over(found, lambda x: float(np.nanmean(x)))
+            table[name] = _over(found, lambda x: float(x.mean()))
         drawn = []
         for i in range(config.worlds):
             rng = np.random.default_rng([config.seed, i])
@@ -194,7 +195,7 @@ def run(config: Config, workdir: str | os.PathLike, data_dir: str | None = None)
             drawn.append(statistics(rating_cut(rng, world, config.side, way == "popular")))
         for quantile in (0.05, 0.5, 0.95):
             table[f"synthetic {quantile:.0%}"] = _over(
-                drawn, lambda x, q=quantile: float(np.nanquantile(x, q))
+                drawn, lambda x, q=quantile: float(np.quantile(x, q))
             )
         results[way] = table
         log.print(f"{way} cuts of {config.side} x {config.side}")
@@ -202,8 +203,16 @@ def run(config: Config, workdir: str | os.PathLike, data_dir: str | None = None)
     return log.finish(results)
 
 
-def _over(found: list[dict[str, float]], summary) -> dict[str, float]:
-    return {name: summary(np.array([each[name] for each in found])) for name in found[0]}
+def _over(
+    found: list[dict[str, float]], summary: Callable[[np.ndarray], float]
+) -> dict[str, float]:
+    """Of each statistic, over the cuts that have it."""
+    told = {}
+    for name in found[0]:
+        values = np.array([each[name] for each in found])
+        values = values[np.isfinite(values)]
+        told[name] = summary(values) if len(values) else np.nan
+    return told
 
 
 def _written(table: dict[str, dict[str, float]]) -> str:

@@ -57,7 +57,7 @@ class Config:
 
 
 PRESETS = {
-    "smoke": Config("smoke", (16, 32), (), (), (), 16),
+    "smoke": Config("smoke", (8,), (), (), (), 8),
     "tiny": Config("tiny", (256, 1024), (8,), (8,), (32,), 1024),
     "paper": Config(
         "paper",

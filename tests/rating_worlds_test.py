@@ -72,7 +72,8 @@ def test_statistics_of_what_goes_with_the_pattern():
     values[rng.random((150, 200)) > 0.3 * np.exp(popularity + activity).clip(0, 3)] = np.nan
     found = rating_statistics.statistics(matrix(values))
     assert found["popular_liked"] > 0.8
-    assert abs(found["active_like"]) < 0.4
+    # Who rates much rates what is less popular, too.
+    assert found["active_like"] < -0.4
     assert found["levels"] == 5
     assert found["mode"] <= found["row_mode"] <= 1
 
@@ -126,11 +127,11 @@ def test_scaling_curves_train_each_point_once(tmp_path):
     scaling_curves.run(config, tmp_path)
     text = (tmp_path / "scaling.csv").read_text()
     assert text.splitlines()[0] == "varied,value,seed,synthetic"
-    assert len(text.splitlines()) == 3
-    changed = (tmp_path / "matrices-32-0" / "model.safetensors").stat().st_mtime_ns
+    assert len(text.splitlines()) == 2
+    changed = (tmp_path / "matrices-8-0" / "model.safetensors").stat().st_mtime_ns
     scaling_curves.run(config, tmp_path)
     assert (tmp_path / "scaling.csv").read_text() == text
-    assert (tmp_path / "matrices-32-0" / "model.safetensors").stat().st_mtime_ns == changed
+    assert (tmp_path / "matrices-8-0" / "model.safetensors").stat().st_mtime_ns == changed
 
 
 def test_ratings_are_a_source_of_pretraining():
