@@ -165,8 +165,9 @@ def _validation(config: Config) -> meta_loss.Episode:
     """Matrices that no step of training draws."""
     rng = np.random.default_rng([config.seed, 2**31])
     if config.source == "ratings":
-        size = config.classes[0]._replace(batch=50 if config.preset == "smoke" else 200)
-        return rating_episodes.draw_batch(rng, size, config.seed, 2**31)
+        small = config.preset == "smoke"
+        size = (_TINY_RATINGS if small else _OF_RATINGS)[0]._replace(batch=20 if small else 400)
+        return rating_episodes.draw_batch(rng, size, config.seed, 2**31, at_hand=size.batch // 10)
     middle = config.classes[min(2, len(config.classes) - 1)]
     return draw_batch(rng, middle._replace(batch=50))
 

@@ -41,7 +41,12 @@ _MOST = 10.0
 
 
 def draw_batch(
-    rng: np.random.Generator, size: SizeClass, seed: int, step: int, worlds: int | None = None
+    rng: np.random.Generator,
+    size: SizeClass,
+    seed: int,
+    step: int,
+    worlds: int | None = None,
+    at_hand: int = _WORLDS,
 ) -> Episode:
     """Draws rating matrices, split at random in what is observed and what is scored.
 
@@ -54,10 +59,11 @@ def draw_batch(
       size: square matrices, of the sides of the rows.
       seed, step: of the worlds.
       worlds: how many there are in all; None for new ones every few steps.
+      at_hand: from how many the batch is cut.
     """
     support, query = [], []
     for i in range(size.batch):
-        number = step // _STEPS * _WORLDS + i % _WORLDS
+        number = step // _STEPS * _WORLDS + i % at_hand
         world = _world(seed, number if worlds is None else number % worlds)
         entries = _cut(rng, world, int(rng.integers(*size.rows, endpoint=True)))
         count = max(1, round(rng.uniform(*_SUPPORT) * len(entries.rows)))

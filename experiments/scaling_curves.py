@@ -6,7 +6,8 @@ and more cells hardly.
     python -m experiments.scaling_curves --preset=paper --data_dir=DIR --workdir=runs/scaling
 
 Varied one at a time: matrices seen (each run has a schedule of its own), worlds of ratings that
-these are cut from, channels, and the most cells that are shown of a matrix in training. Errors are
+these are cut from, channels, the most cells that are shown of a matrix in training, and the
+inference that the prior is trained through. Errors are
 those of `experiments.zero_shot` on the protocol's test matrices, standardised by their own support,
 and the mean log error on held-out synthetic matrices. A run that is there is not made again.
 """
@@ -24,6 +25,8 @@ from absl import flags
 from experiments import common, pretraining, shared_flags, zero_shot_errors
 from metamf_jax import plotting
 from metamf_jax.imputation.prior import load_prior
+from metamf_jax.meta_learning.map_estimation import MapConfig
+from metamf_jax.meta_learning.meta_loss import ModelConfig
 from metamf_jax.metrics import mean_and_standard_error
 from metamf_jax.runs.files import write_text
 from metamf_jax.runs.run_log import RunLog
@@ -41,6 +44,7 @@ class Config:
       worlds: that these are cut from; new ones all the time for the others.
       channels: of the encoder.
       cells: most observed cells of a training matrix.
+      forms: names of `_FORMS`.
       usual: matrices seen where these are not varied.
       sets: rating sets tested on.
       seeds: of each point.
@@ -52,26 +56,35 @@ class Config:
     channels: tuple[int, ...]
     cells: tuple[int, ...]
     usual: int
+    forms: tuple[str, ...] = ()
     sets: tuple[str, ...] = ()
     seeds: int = 1
 
+
+_FORMS = {
+    "ridge 1": MapConfig(1, "ridge"),
+    "ridge 10": MapConfig(10, "ridge"),
+    "curvature 10": MapConfig(10, "curvature"),
+    "converged": MapConfig(memory="implicit"),
+}
 
 PRESETS = {
     "smoke": Config("smoke", (8,), (), (), (), 8),
     "tiny": Config("tiny", (256, 1024), (8,), (8,), (32,), 1024),
     "paper": Config(
         "paper",
-        (256, 1024, 4096, 16384, 32768),
+        (256, 1024, 4096, 8192, 16384, 32768),
         (8, 64, 512),
         (8, 16, 64),
         (16, 64, 256),
-        16384,
+        8192,
+        ("ridge 1", "ridge 10", "curvature 10", "converged"),
     ),
 }
-PRESETS["best"] = dataclasses.replace(PRESETS["paper"], preset="best", usual=32768)
+PRESETS["best"] = dataclasses.replace(PRESETS["paper"], preset="best", usual=16384)
 
 
-def points(config: Config) -> dict[tuple[str, int], pretraining.Config]:
+def points(config: Config) -> dict[tuple[str, int | str], pretraining.Config]:
     """The run of each value of what is varied."""
     base = pretraining.of_ratings(
         pretraining.PRESETS["smoke" if config.preset == "smoke" else "best"]
@@ -79,13 +92,19 @@ def points(config: Config) -> dict[tuple[str, int], pretraining.Config]:
     # Of the smallest matrices alone: all that the protocol asks for.
     size = base.classes[0]
 
-    def made(matrices=config.usual, worlds=None, channels=base.model.encoder.channels, cells=None):
+    def made(
+        matrices=config.usual,
+        worlds=None,
+        channels=base.model.encoder.channels,
+        cells=None,
+        inner=base.model.inner,
+    ):
         steps = max(1, matrices // size.batch)
         encoder = dataclasses.replace(base.model.encoder, channels=channels)
         shorter = dataclasses.replace(base.training, max_steps=steps, evaluate_every=steps)
         return dataclasses.replace(
             base,
-            model=dataclasses.replace(base.model, encoder=encoder),
+            model=ModelConfig(encoder, inner),
             training=shorter,
             classes=(size._replace(cells=cells or size.cells),),
             worlds=worlds,
@@ -96,6 +115,7 @@ def points(config: Config) -> dict[tuple[str, int], pretraining.Config]:
         **{("worlds", n): made(worlds=n) for n in config.worlds},
         **{("channels", n): made(channels=n) for n in config.channels},
         **{("cells", n): made(cells=n) for n in config.cells},
+        **{("form", name): made(inner=_FORMS[name]) for name in config.forms},
     }
 
 
@@ -106,8 +126,12 @@ def run(config: Config, workdir: str | os.PathLike, data_dir: str | None = None)
     rows = []
     for (varied, value), training in points(config).items():
         for seed in range(config.seeds):
-            folder = log.workdir / f"{varied}-{value}-{seed}"
-            trained = pretraining.run(dataclasses.replace(training, seed=seed), folder)
+            folder = log.workdir / f"{varied}-{value}-{seed}".replace(" ", "-")
+            try:
+                trained = pretraining.run(dataclasses.replace(training, seed=seed), folder)
+            except FloatingPointError as error:
+                log.print(f"{varied} {value}: {error}")
+                continue
             row = {"varied": varied, "value": value, "seed": seed}
             row["synthetic"] = trained["results"]["validation_loss"]
             prior = load_prior(folder)
