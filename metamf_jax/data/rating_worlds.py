@@ -6,7 +6,7 @@ set. What it is like is drawn anew for each, in ranges that cover what real sets
 
 * a value is a row's effect plus, stretched by the row's habit, a column's effect, a product of
   factors (in some worlds of clusters) and noise with shares of rows and columns, put on a scale of
-  2 to 21 levels, or a continuous one, at thresholds that are partly the row's own;
+  3 to 21 levels, or a continuous one, at thresholds that are partly the row's own;
 * a cell is the likelier observed the more popular its column and the more active its row is, by
   heavy tails, and the more it is to the row's taste or the higher its value;
 * the popular is liked the more; the active like a little less, or more.
@@ -19,7 +19,7 @@ from metamf_jax.types import Entries
 
 # Of the variance before it is put on a scale: columns, rows, products of factors, noise; and how
 # near to them worlds are, Dirichlet.
-_SHARES, _NEARNESS = np.array([0.2, 0.2, 0.14, 0.46]), 6.0
+_SHARES, _NEARNESS = np.array([0.15, 0.17, 0.13, 0.55]), 12.0
 _MOST_RANK = 10
 _LEAST_OBSERVED, _MOST_OBSERVED = 0.02, 0.8
 
@@ -35,20 +35,20 @@ def draw_world(rng: np.random.Generator, shape: tuple[int, int]) -> Entries:
       Its observed entries, 2% to 80% of all cells, in random order.
     """
     (u, v), interaction = _factors(rng, shape), _unit_products
-    popularity, activity = _popularity(rng, shape[1], 3.5), _popularity(rng, shape[0], 1.6)
+    popularity, activity = _popularity(rng, shape[1], 3.5), _popularity(rng, shape[0], 2.0)
     tastes = u if rng.random() < 0.5 else u @ rng.standard_normal((u.shape[1], u.shape[1]))
-    logits = activity[:, None] + popularity + rng.uniform(0, 0.8) * interaction(tastes, v)
+    logits = activity[:, None] + popularity + rng.uniform(0, 0.5) * interaction(tastes, v)
     column_effects = _correlated(rng, popularity, _liking(rng))
-    row_effects = _correlated(rng, activity, rng.uniform(-0.6, 0.3))
-    by_value = rng.uniform(0, 0.6) * (rng.random() < 0.5)
+    row_effects = _correlated(rng, activity, rng.uniform(-0.6, 0.1))
+    by_value = rng.uniform(0, 0.5) * (rng.random() < 0.5)
     shares = np.sqrt(rng.dirichlet(_NEARNESS * _SHARES))
     signal = shares[0] * column_effects + shares[2] * interaction(u, v)
     logits = logits + by_value * signal
     rows, columns = _observed(rng, logits)
     noise = rng.standard_normal(len(rows)) * np.sqrt(
-        _noise_shares(rng, shape[0])[rows] * _noise_shares(rng, shape[1])[columns]
+        _noise_shares(rng, shape[0], 2.0)[rows] * _noise_shares(rng, shape[1], 5.0)[columns]
     )
-    stretch = np.exp(rng.uniform(0, 0.6) * rng.standard_normal(shape[0]))
+    stretch = np.exp(rng.uniform(0.1, 0.55) * rng.standard_normal(shape[0]))
     latent = shares[1] * row_effects[rows] + stretch[rows] * (
         signal[rows, columns] + shares[3] * noise
     )
@@ -91,7 +91,7 @@ def _popularity(rng, size: int, most: float) -> np.ndarray:
 
 def _liking(rng) -> float:
     """How popularity goes with quality: mostly the popular is better."""
-    return rng.uniform(0, 0.9) if rng.random() < 0.8 else rng.uniform(-0.6, 0)
+    return rng.uniform(0, 0.8) if rng.random() < 0.85 else rng.uniform(-0.6, 0)
 
 
 def _correlated(rng, x: np.ndarray, correlation: float) -> np.ndarray:
@@ -103,9 +103,9 @@ def _correlated(rng, x: np.ndarray, correlation: float) -> np.ndarray:
     return correlation * (x - x.mean()) / x.std() + np.sqrt(1 - correlation**2) * drawn
 
 
-def _noise_shares(rng, size: int) -> np.ndarray:
-    """Variances [size] about 1."""
-    evenness = np.exp(rng.uniform(np.log(1.5), np.log(20)))
+def _noise_shares(rng, size: int, least: float) -> np.ndarray:
+    """Variances [size] about 1, nearer to it the larger ``least`` is."""
+    evenness = least * np.exp(rng.uniform(0, np.log(10)))
     shares = 1 / rng.gamma(evenness, size=size).clip(0.1 * evenness)
     return shares / shares.mean()
 
@@ -126,7 +126,7 @@ def _on_scale(rng, latent: np.ndarray, rows: np.ndarray, num_rows: int) -> np.nd
     if rng.random() < 0.2:
         pressed = rng.uniform(0.2, 1.5) * np.exp(0.4 * rng.standard_normal(num_rows))
         return np.tanh(pressed[rows] * (latent + rng.normal(0, 0.3))) / np.tanh(pressed[rows])
-    num_levels = int(rng.choice([2, 3, 4, 5, 5, 5, 6, 7, 8, 9, 10, 10, 10, 11, 21]))
+    num_levels = int(rng.choice([3, 4, 5, 5, 5, 5, 5, 6, 7, 8, 9, 10, 10, 10, 11, 21]))
     # How often each level is used: a beta distribution, and something of its own.
     a, b = np.exp(rng.uniform(np.log(0.8), np.log(6), 2))
     edges = np.arange(1, num_levels) / num_levels
