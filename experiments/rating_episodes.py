@@ -35,7 +35,7 @@ class SizeClass(NamedTuple):
 
 # Worlds that are at hand at a time, and for how many steps.
 _WORLDS, _STEPS = 8, 16
-_SIDE = 300
+_SIDE = 250
 _FEWEST, _SUPPORT = 15, (0.3, 0.9)
 _MOST = 10.0
 

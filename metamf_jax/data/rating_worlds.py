@@ -74,7 +74,8 @@ def _factors(rng, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
 def _unit_products(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     # The variance of all products, from second moments alone.
     variance = ((u.T @ u) * (v.T @ v)).sum() / (len(u) * len(v))
-    return (u / np.sqrt(variance)) @ v.T
+    # [N, K], [M, K] -> [N, M]. Not by BLAS: on a busy machine its threads wait for each other.
+    return np.einsum("nk,mk->nm", u / np.sqrt(variance), v)
 
 
 def _popularity(rng, size: int, most: float) -> np.ndarray:
