@@ -10,7 +10,8 @@ On the test matrices of the protocol: mean squared error in the units of `compar
 values standardised by the meta-train part of the set, as all methods there have them, and by the
 matrix's own support alone. With --cuts, on popular cuts of rating sets (30 to 150 on a side, a
 fifth of the ratings held out): squared error beside that of draws of the posterior under the
-learned hyperprior, and of the mean of the two answers.
+learned hyperprior, and of the mean of the two answers; with --imputer also beside that of the whole
+imputer with each prior.
 """
 
 import dataclasses
@@ -35,6 +36,7 @@ _CUTS = flags.DEFINE_integer("cuts", 0, "Cuts of each set and side.", lower_boun
 _SIDES = flags.DEFINE_multi_integer("cut_side", [30, 60, 100], "Of the cuts; may be repeated.")
 _CUT_SETS = flags.DEFINE_list("cut_sets", list(RATING_SETS), "Rating sets that are cut.")
 _DRAWS = flags.DEFINE_bool("draws", True, "Whether draws of the posterior are compared with.")
+_IMPUTER = flags.DEFINE_bool("imputer", False, "Whether the whole imputer is compared with.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Config:
     sides: tuple[int, ...]
     cuts: int
     draws: bool = True
+    imputer: bool = False
     seed: int = 0
 
 
@@ -57,22 +60,27 @@ def run(config: Config, workdir: str | os.PathLike, data_dir: str | None = None)
     priors = {name: load_prior(name) for name in config.weights}
     results: dict[str, Any] = {"protocol": {}, "cuts": {}}
     for name in config.sets if config.splits else ():
+        found: dict[str, list[dict[str, float]]] = {weights: [] for weights in priors}
         for split in range(config.splits):
             test = protocol_matrices(name, split, data_dir)
             for weights, prior in priors.items():
-                errors = {k: float(x.mean()) for k, x in protocol_errors(prior, test).items()}
-                results["protocol"][f"{name} {split} {weights}"] = errors
-                told = "  ".join(f"{k} {x:.4f}" for k, x in errors.items())
-                log.print(f"{name} split {split}  {weights:24s} {told}")
+                errors = protocol_errors(prior, test)
+                found[weights].append({k: float(x.mean()) for k, x in errors.items()})
+        results["protocol"][name] = found
+        for weights, errors in found.items():
+            told = (f"{k} {np.mean([each[k] for each in errors]):.4f}" for k in errors[0])
+            log.print(f"{name}, {config.splits} splits  {weights:24s} {'  '.join(told)}")
     for name in config.cut_sets if config.cuts else ():
         entries = rating_set(name, data_dir)
         for side in config.sides:
             lines = []
             for i in range(config.cuts):
                 rng = np.random.default_rng([config.seed, i, side])
-                lines.append(cut_errors(priors, *_split(rng, entries, side), config.draws))
+                train, test = _split(rng, entries, side)
+                lines.append(cut_errors(priors, train, test, config.draws, config.imputer))
             results["cuts"][f"{name} {side}"] = lines
-            log.print(f"{name} {side} x {side}  {_told(lines, next(iter(priors)))}")
+            reference = "draws" if config.draws else next(iter(priors))
+            log.print(f"{name} {side} x {side}  {_told(lines, reference)}")
     return log.finish(results)
 
 
@@ -86,7 +94,7 @@ def _split(rng: np.random.Generator, entries: Entries, side: int) -> tuple[Entri
 
 
 def _told(lines: list[dict[str, float]], reference: str) -> str:
-    """Mean errors, and by which share they are larger than the first's, with standard errors."""
+    """By which share errors are larger than the reference's, with standard errors over cuts."""
     base = np.array([line[reference] for line in lines])
     told = [f"{reference} {base.mean():.4f}"]
     for name in lines[0]:
@@ -106,6 +114,7 @@ def main() -> None:
         tuple(_SIDES.value),
         _CUTS.value,
         _DRAWS.value,
+        _IMPUTER.value,
         common.SEED.value,
     )
     run(config, common.WORKDIR.value or "runs/zero-shot", common.DATA_DIR.value)

@@ -9,7 +9,7 @@ import numpy as np
 from experiments import presets, protocol
 from experiments.protocol import ProtocolConfig
 from metamf_jax.data import sources
-from metamf_jax.imputation import sampled, scaling
+from metamf_jax.imputation import completion, pipeline, sampled, scaling
 from metamf_jax.imputation.prior import LearnedPrior
 from metamf_jax.meta_learning import padding
 from metamf_jax.meta_learning.meta_loss import Episode, episode_loss, make_model
@@ -83,15 +83,30 @@ _adapted = jax.jit(_adapt, static_argnums=0)
 
 
 def cut_errors(
-    priors: dict[str, LearnedPrior], train: Entries, test: Entries, with_draws: bool
+    priors: dict[str, LearnedPrior],
+    train: Entries,
+    test: Entries,
+    with_draws: bool,
+    with_imputer: bool = False,
 ) -> dict[str, float]:
-    """Mean squared errors of one cut by method, in units of its training cells' variance."""
+    """Mean squared errors of one cut by method, in units of its training cells' variance.
+
+    Args:
+      priors: by name; each answers alone.
+      train, test: of the cut.
+      with_draws: whether draws of the posterior answer too, and the mean of both.
+      with_imputer: whether the whole imputer with each of the priors does.
+    """
+    rows, columns = np.asarray(test.rows), np.asarray(test.columns)
     answers = {name: answer(prior, train, test) for name, prior in priors.items()}
     if with_draws:
         found = sampled.fit(train, "matrix", learned=sampled.packaged_hyperprior())
-        drawn = sampled.predict(found, np.asarray(test.rows), np.asarray(test.columns))[0]
+        drawn = sampled.predict(found, rows, columns)[0]
         answers |= {f"{name} and draws": (each + drawn) / 2 for name, each in answers.items()}
         answers["draws"] = drawn
+    for name, prior in priors.items() if with_imputer else ():
+        completed = pipeline.complete(prior, train)
+        answers[f"imputer with {name}"] = completion.predict(completed, rows, columns)[0]
     unit = float(train.values.var())
     return {
         name: float(((each - test.values) ** 2).mean()) / unit for name, each in answers.items()
