@@ -70,7 +70,7 @@ def draw_batch(
         observed = _some(entries, slice(min(count, size.cells)))
         scored = _some(entries, slice(count, count + size.cells // 2))
         own = rng.random() < 0.5 and np.ptp(observed.values) > 0
-        measured = fit_standardization(observed.values if own else world.values)
+        measured = fit_standardization(np.asarray((observed if own else world).values))
         support.append(standardize(observed, measured))
         scored = standardize(scored, measured)
         clipped = np.clip(scored.values, -_MOST, _MOST)

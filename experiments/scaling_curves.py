@@ -154,17 +154,18 @@ def _draw(folder: pathlib.Path, config: Config, rows: list[dict[str, Any]]) -> N
     for varied in ("matrices", "worlds", "channels", "cells"):
         of_these = [row for row in rows if row["varied"] == varied]
         series = {
-            name: [
-                tuple(
-                    float(np.mean([row[key] for row in of_these if row["value"] == value]))
-                    for key in ("value", name, f"{name}_error")
-                )
-                for value in getattr(config, varied)
-            ]
+            name: [_point(of_these, value, name) for value in getattr(config, varied)]
             for name in config.sets
         }
         if of_these and series:
             plotting.error_curves(folder / f"{varied}.png", series, varied, log=True)
+
+
+def _point(rows: list[dict[str, Any]], value: float, name: str) -> tuple[float, float, float]:
+    """(value, error, standard error) of a rating set, mean over seeds."""
+    of_value = [row for row in rows if row["value"] == value]
+    error, spread = (np.mean([row[k] for row in of_value]) for k in (name, f"{name}_error"))
+    return value, float(error), float(spread)
 
 
 def main() -> None:

@@ -87,9 +87,12 @@ def run(config: Config, workdir: str | os.PathLike, data_dir: str | None = None)
 def _split(rng: np.random.Generator, entries: Entries, side: int) -> tuple[Entries, Entries]:
     cut = rating_cut(rng, entries, side)
     held = rng.permutation(len(cut.rows)) < max(1, round(0.2 * len(cut.rows)))
-    return tuple(
-        Entries(cut.rows[which], cut.columns[which], cut.values[which], cut.shape)
-        for which in (~held, held)
+    return _select(cut, ~held), _select(cut, held)
+
+
+def _select(entries: Entries, which: np.ndarray) -> Entries:
+    return Entries(
+        entries.rows[which], entries.columns[which], entries.values[which], entries.shape
     )
 
 
