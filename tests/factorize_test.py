@@ -77,6 +77,10 @@ class TestFactorize:
         )
         results = factorize.run(config, tmp_path)["results"]
         assert 1 < results["epochs"] < 40
+        # Started again, it ends where it stopped, also if it was killed just then.
+        (tmp_path / "summary.json").unlink()
+        again = factorize.run(config, tmp_path)["results"]
+        assert (again["epochs"], again["objective"]) == (results["epochs"], results["objective"])
 
     @pytest.mark.parametrize(
         ("changes", "message"),
