@@ -8,8 +8,8 @@ Claim: a prior learned from synthetic worlds of ratings is near one learned in t
 
 On the test matrices of the protocol: mean squared error in the units of `compare_methods`, with
 values standardised by the meta-train part of the set, as all methods there have them, and by the
-matrix's own support alone. With --cuts, on popular cuts of rating sets (30 to 150 on a side, a
-fifth of the ratings held out): squared error beside that of draws of the posterior under the
+matrix's own support alone. With --cuts, on popular cuts of rating sets (a fifth of the ratings held
+out, or all but --shown of them): squared error beside that of draws of the posterior under the
 learned hyperprior, and of the mean of the two answers; with --imputer also beside that of the whole
 imputer with each prior.
 """
@@ -36,6 +36,9 @@ _CUTS = flags.DEFINE_integer("cuts", 0, "Cuts of each set and side.", lower_boun
 _SIDES = flags.DEFINE_multi_integer("cut_side", [30, 60, 100], "Of the cuts; may be repeated.")
 _CUT_SETS = flags.DEFINE_list("cut_sets", list(RATING_SETS), "Rating sets that are cut.")
 _DRAWS = flags.DEFINE_bool("draws", True, "Whether draws of the posterior are compared with.")
+_SHOWN = flags.DEFINE_integer(
+    "shown", None, "Cells of a cut that are shown, not four fifths of them.", lower_bound=2
+)
 _IMPUTER = flags.DEFINE_bool("imputer", False, "Whether the whole imputer is compared with.")
 
 
@@ -51,6 +54,7 @@ class Config:
     cuts: int
     draws: bool = True
     imputer: bool = False
+    shown: int | None = None
     seed: int = 0
 
 
@@ -76,7 +80,7 @@ def run(config: Config, workdir: str | os.PathLike, data_dir: str | None = None)
             lines = []
             for i in range(config.cuts):
                 rng = np.random.default_rng([config.seed, i, side])
-                train, test = _split(rng, entries, side)
+                train, test = _split(rng, entries, side, config.shown)
                 lines.append(cut_errors(priors, train, test, config.draws, config.imputer))
             results["cuts"][f"{name} {side}"] = lines
             reference = "draws" if config.draws else next(iter(priors))
@@ -84,9 +88,14 @@ def run(config: Config, workdir: str | os.PathLike, data_dir: str | None = None)
     return log.finish(results)
 
 
-def _split(rng: np.random.Generator, entries: Entries, side: int) -> tuple[Entries, Entries]:
+def _split(
+    rng: np.random.Generator, entries: Entries, side: int, shown: int | None
+) -> tuple[Entries, Entries]:
+    """A cut's shown and held-out cells."""
     cut = rating_cut(rng, entries, side)
-    held = rng.permutation(len(cut.rows)) < max(1, round(0.2 * len(cut.rows)))
+    count = len(cut.rows)
+    held_out = max(1, round(0.2 * count) if shown is None else count - shown)
+    held = rng.permutation(count) < held_out
     return _select(cut, ~held), _select(cut, held)
 
 
@@ -118,6 +127,7 @@ def main() -> None:
         _CUTS.value,
         _DRAWS.value,
         _IMPUTER.value,
+        _SHOWN.value,
         common.SEED.value,
     )
     run(config, common.WORKDIR.value or "runs/zero-shot", common.DATA_DIR.value)
