@@ -6,13 +6,16 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import zero_shot_errors
+from experiments import rating_episodes, zero_shot_errors
+from experiments.rating_episodes import SizeClass
+from metamf_jax.baselines import bias, method
 from metamf_jax.data.rating_worlds import draw_world
-from metamf_jax.imputation.prior import LearnedPrior
+from metamf_jax.imputation.prior import LearnedPrior, load_prior
 from metamf_jax.meta_learning import padding
 from metamf_jax.meta_learning.encoder import EncoderConfig
 from metamf_jax.meta_learning.map_estimation import MapConfig
-from metamf_jax.meta_learning.meta_loss import Episode, ModelConfig, make_model
+from metamf_jax.meta_learning.meta_loss import Episode, ModelConfig, episode_loss, make_model
+from metamf_jax.meta_learning.training import make_evaluate
 from metamf_jax.types import Entries
 
 
@@ -63,3 +66,18 @@ def test_answers_are_within_the_range_of_what_was_seen(prior):
     errors = zero_shot_errors.cut_errors({"ours": prior}, train, test, with_draws=False)
     expected = ((answered - test.values) ** 2).mean() / train.values.var()
     assert errors == {"ours": pytest.approx(expected)}
+
+
+def test_the_packaged_prior_of_ratings_does_better_than_a_bias_model_on_worlds_it_has_not_seen():
+    size = SizeClass((15, 20), (15, 20), 128, 80)
+    unseen = rating_episodes.draw_batch(np.random.default_rng(0), size, 10**6, 0, at_hand=40)
+    ours = make_model(load_prior("ratings").config)
+    evaluate = make_evaluate(lambda params, episode: episode_loss(ours, params, episode))
+    errors = evaluate(load_prior("ratings").params, unseen)
+    setting = {"mean_shrinkage": 3.0, "row_shrinkage": 4.0, "column_shrinkage": 4.0}
+    of_bias = make_evaluate(
+        method.episode_loss(lambda params, *parts: bias.predict(*parts[:2], setting))
+    )
+    ratios = np.log(errors / of_bias({}, unseen))
+    assert ratios.mean() < -3 * ratios.std() / len(ratios) ** 0.5
+    assert ratios.mean() < -0.02
