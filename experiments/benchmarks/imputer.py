@@ -41,9 +41,9 @@ from experiments.imputation_tasks import (
     remove,
     standardised,
 )
+from experiments.rating_cuts import rating_cut, rating_set
 from metamf_jax.baselines import bias, iterative, knn, mf, soft_impute
-from metamf_jax.data import data_dir as data_dirs
-from metamf_jax.data import jester, movielens, tables
+from metamf_jax.data import movielens
 from metamf_jax.imputation import completion, held_out, pipeline, sampled
 from metamf_jax.imputation.candidates import OF_ROWS
 from metamf_jax.imputation.memory import Memory
@@ -118,12 +118,12 @@ def tasks(config: Config, data_dir: str | None) -> Iterator[Task]:
 
 
 def _all_tasks(config: Config, data_dir: str | None) -> Iterator[Task]:
-    load = functools.cache(lambda name: _ratings(name, data_dir))
+    load = functools.cache(lambda name: rating_set(name, data_dir))
     for repeat in range(max(config.repeats, config.cut_repeats)):
         for name in config.ratings if repeat < config.cut_repeats else ():
             for side in config.sides:
                 rng = np.random.default_rng([config.seed, repeat, side])
-                train, test = _split(rng, _cut(rng, load(name), side), 0.2)
+                train, test = _split(rng, rating_cut(rng, load(name), side), 0.2)
                 yield Task(f"{name} {side} x {side}", "cut", train, test, np.ones(train.shape[1]))
         if repeat >= config.repeats:
             continue
@@ -153,15 +153,6 @@ def _table(name: str) -> np.ndarray:
     return getattr(datasets, f"load_{name}")().data
 
 
-def _ratings(name: str, data_dir: str | None) -> Entries:
-    if name == "filmtrust":
-        remedy = "its ratings, with a header and tabs between user, item and rating"
-        names = "ratings.tsv.gz", "ratings.tsv"
-        return tables.read_table(data_dirs.find(data_dir, name, names, remedy)).entries
-    load = jester.jester if name == "jester" else getattr(movielens, name)
-    return load(data_dir).entries
-
-
 def _remove(rng, values: np.ndarray, share: float, way: str) -> tuple[Entries, Entries]:
     score = rng.gumbel(size=values.shape)
     if way == "high values":
@@ -178,22 +169,6 @@ def _select(entries: Entries, which: np.ndarray) -> Entries:
 def _split(rng, entries: Entries, share: float) -> tuple[Entries, Entries]:
     held = rng.permutation(len(entries.rows)) < max(1, round(share * len(entries.rows)))
     return _select(entries, ~held), _select(entries, held)
-
-
-def _cut(rng, entries: Entries, side: int) -> Entries:
-    """Random rows and columns, more likely those with more cells: random ones would be empty."""
-    places = []
-    for listed, size in zip((entries.rows, entries.columns), entries.shape, strict=True):
-        counts = np.bincount(listed, minlength=size).astype(float)
-        count = min(side, size)
-        picked = rng.choice(size, count, replace=False, p=counts / counts.sum())
-        place = np.full(size, -1, np.int32)
-        place[picked] = np.arange(count)
-        places.append((place, count))
-    rows, columns = places[0][0][entries.rows], places[1][0][entries.columns]
-    inside = (rows >= 0) & (columns >= 0)
-    shape = places[0][1], places[1][1]
-    return Entries(rows[inside], columns[inside], entries.values[inside], shape)
 
 
 def _tuned(
