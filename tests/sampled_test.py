@@ -8,6 +8,7 @@ import pytest
 import scipy.sparse
 
 from metamf_jax import MetaMFImputer
+from metamf_jax.data.rating_matrices import draw_rating_matrix
 from metamf_jax.imputation import (
     columns,
     completion,
@@ -21,6 +22,7 @@ from metamf_jax.imputation import (
     update,
 )
 from metamf_jax.imputation.candidates import CANDIDATES
+from metamf_jax.imputation.memory import Memory
 from metamf_jax.imputation.prior import load_prior
 from metamf_jax.posterior.chains import ChainsConfig
 from metamf_jax.types import Entries
@@ -244,6 +246,41 @@ def test_small_rating_matrices_have_a_learned_hyperprior():
     learned = sampled.packaged_hyperprior()
     drawn = sampled.fit(ratings, "matrix", ChainsConfig(1, 2, 2), learned)
     assert drawn.config.learned == learned
+
+
+def test_what_is_learned_of_ratings_is_for_what_is_as_noisy():
+    """The same levels, and numbers of any scale; but not what the other cells tell."""
+    matrix = draw_rating_matrix(np.random.default_rng(3), 30)
+    rng = np.random.default_rng(4)
+    scale = rng.uniform(-0.3, 0.3, len(matrix.values))
+    for values in (matrix.values, matrix.values + scale):
+        found = pipeline.complete(PRIOR, dataclasses.replace(matrix, values=values))
+        assert found.prior is load_prior("ratings")
+        assert found.sampled is not None
+        alone = pipeline.complete(PRIOR, found.entries, allowed=("posterior", "bias"))
+        assert alone.prior is PRIOR
+        assert alone.sampled is None
+    told = (matrix.rows + matrix.columns).astype(float)
+    found = pipeline.complete(PRIOR, dataclasses.replace(matrix, values=told))
+    assert found.prior is PRIOR
+    assert found.sampled is None
+
+
+def test_completions_share_what_they_fit_and_draw_alike():
+    """With a memory answers are those without, and all is made once."""
+    matrix, memory = draw_rating_matrix(np.random.default_rng(5), 30), Memory()
+    stages = []
+    parts = [pipeline.PARTS, [x for x in pipeline.PARTS if x not in ("share", "posterior")]]
+    for allowed in parts:
+        found = pipeline.complete(
+            PRIOR, matrix, allowed=allowed, memory=memory, progress=stages.append
+        )
+    own = pipeline.complete(PRIOR, matrix, allowed=parts[1])
+    for one, other in zip(
+        completion.predict_rows(found, 0, 5), completion.predict_rows(own, 0, 5), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+    assert sum(stage.startswith("fitting") for stage in stages) == 1
 
 
 def test_the_estimator_transforms_what_it_fitted(ratings, completed, dense):

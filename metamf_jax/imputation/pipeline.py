@@ -4,13 +4,13 @@
    prior.
 2. Values are standardised, by one mean and deviation, by each column's or by each row's
    (`scaling`). By rows, all that follows is done to the transpose.
-3. Small matrices that turn out to be as noisy as ratings are (`sampled.like_ratings`) have an
-   encoder of their own, if the learned prior is the package's `general` one.
 3. Candidates for what the cells hold are found (`fitting`, `candidates`), each knowing what the
    former knows: a bias model with learned shrinkage; factors under the encoder's prior
    (`zero_shot`); a posterior that starts there and learns its precisions from the matrix
    (`posterior`). Besides, the column's mean. For narrow tables four more (`row_models`): Gaussians
-   over the rows, of values and of normal scores, each with and without trees for its errors.
+   over the rows, of values and of normal scores, each with and without trees for its errors. Small
+   matrices that turn out to be as noisy as ratings are (`sampled.like_ratings`) have an encoder of
+   their own, if the learned prior is the package's `general` one.
 4. A held-out check on observed cells (`held_out`) weights the candidates, for narrow tables in each
    column by itself, chooses the standardisation, and measures by how much the error bars are too
    narrow (split conformal prediction; Vovk et al. 2005). Too few cells to check leave everything at
@@ -19,9 +19,11 @@
    ones) are the likelier to be missing, what is imputed is moved that way
    (`row_gaussian.missing_by_value`), as far as held-out cells that stand for the missing ones bear
    out, and error bars are those of such cells.
-6. A large sparse matrix with one unit for all cells is answered by draws of its posterior too
-   (`sampled`): these and the weighted candidates are averaged, by what short chains make of the
-   held-out cells (`held_out.draws_share`). Draws alone know what a user's tables tell of rows and
+6. A large sparse matrix with one unit for all cells, or a small one like ratings, is answered by
+   draws of its posterior too (`sampled`): these and the weighted candidates are averaged, by what
+   short chains make of the held-out cells (`held_out.draws_share`). Of matrices like ratings the
+   draws have a learned hyperprior; where values are not few levels, unless draws without it are
+   better on held-out cells. Draws alone know what a user's tables tell of rows and
    columns: with such a matrix of one unit is answered by draws in any case, with these features
    unless held-out cells are answered better without, and rows and columns of which nothing else is
    known by draws alone.
