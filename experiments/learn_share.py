@@ -87,9 +87,10 @@ def _measure(rng: np.random.Generator, side: int) -> dict[str, float]:
     )
     allowed = [name for name in pipeline.PARTS if name != pipeline.SHARE]
     found = pipeline.complete(load_prior("general"), train, allowed=allowed)
+    places = np.asarray(test.rows), np.asarray(test.columns)
     drawn = float(found.sampled is not None)
     draws, candidates = (
-        test.values - completion.predict(of_one, test.rows, test.columns)[0]
+        test.values - completion.predict(of_one, *places)[0]
         for of_one in (dataclasses.replace(found, draws_share=share) for share in (drawn, 0.0))
     )
     moments = (draws**2).mean(), (draws * candidates).mean(), (candidates**2).mean()

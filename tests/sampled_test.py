@@ -3,6 +3,7 @@
 import dataclasses
 import pickle
 
+import jax
 import numpy as np
 import pytest
 import scipy.sparse
@@ -260,6 +261,11 @@ def test_what_is_learned_of_ratings_is_for_what_is_as_noisy():
         alone = pipeline.complete(PRIOR, found.entries, allowed=("posterior", "bias"))
         assert alone.prior is PRIOR
         assert alone.sampled is None
+    # As the file of a fit holds it.
+    held = load_prior("ratings")
+    held = held._replace(params=jax.tree.map(np.array, held.params))
+    assert pipeline.is_packaged(held, "ratings")
+    assert not pipeline.is_packaged(held, "general")
     told = (matrix.rows + matrix.columns).astype(float)
     found = pipeline.complete(PRIOR, dataclasses.replace(matrix, values=told))
     assert found.prior is PRIOR

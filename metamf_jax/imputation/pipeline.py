@@ -183,7 +183,7 @@ def complete(
     if of_sample:
         dense = _sample_of_rows(dense, seed)
     turned, memory = scaling.transpose(dense), memory or Memory()
-    own = prior is load_prior("general") and RATINGS in allowed
+    own = RATINGS in allowed and is_packaged(prior, "general")
     # Most matrices of few levels are ratings: for these the wrong one is hardly ever fitted.
     likely = own and sampled.of_few_levels(dense) and len(trials) == 1
     first = load_prior("ratings") if likely else prior
@@ -292,6 +292,15 @@ def _trials(dense: Entries, standardize: str | None) -> list[_Trial]:
         _Trial(by, by == "rows" or (by == "matrix" and flat), by != "matrix" or not again)
         for by in tried
     ]
+
+
+def is_packaged(prior: LearnedPrior, name: str) -> bool:
+    """Whether a prior is the package's of this name, perhaps from the file of a fit."""
+    known = load_prior(name)
+    if prior is known or prior.config != known.config or prior.trained_on != known.trained_on:
+        return prior is known
+    same = jax.tree.map(np.array_equal, prior.params, known.params)
+    return all(jax.tree.leaves(same))
 
 
 def _best_trial(
