@@ -250,43 +250,42 @@ def test_small_rating_matrices_have_a_learned_hyperprior():
 
 
 def test_what_is_learned_of_ratings_is_for_what_is_as_noisy():
-    """The same levels, and numbers of any scale; but not what the other cells tell."""
+    """The draws for numbers of any scale, the encoder for levels; none for what others tell."""
     matrix = draw_rating_matrix(np.random.default_rng(3), 30)
-    rng = np.random.default_rng(4)
-    scale = rng.uniform(-0.3, 0.3, len(matrix.values))
-    for values in (matrix.values, matrix.values + scale):
+    beside = np.random.default_rng(4).uniform(-0.3, 0.3, len(matrix.values))
+    for values, prior in ((matrix.values, load_prior("ratings")), (matrix.values + beside, PRIOR)):
         found = pipeline.complete(PRIOR, dataclasses.replace(matrix, values=values))
-        assert found.prior is load_prior("ratings")
+        assert found.prior is prior
         assert found.sampled is not None
-        alone = pipeline.complete(PRIOR, found.entries, allowed=("posterior", "bias"))
-        assert alone.prior is PRIOR
-        assert alone.sampled is None
+    alone = pipeline.complete(PRIOR, matrix, allowed=("posterior", "bias"))
+    assert alone.prior is PRIOR
+    assert alone.sampled is None
+    told = (matrix.rows + matrix.columns).astype(float)
+    found = pipeline.complete(PRIOR, dataclasses.replace(matrix, values=told))
+    assert found.prior is PRIOR
+    assert found.sampled is None
     # As the file of a fit holds it.
     held = load_prior("ratings")
     held = held._replace(params=jax.tree.map(np.array, held.params))
     assert pipeline.is_packaged(held, "ratings")
     assert not pipeline.is_packaged(held, "general")
-    told = (matrix.rows + matrix.columns).astype(float)
-    found = pipeline.complete(PRIOR, dataclasses.replace(matrix, values=told))
-    assert found.prior is PRIOR
-    assert found.sampled is None
 
 
 def test_completions_share_what_they_fit_and_draw_alike():
-    """With a memory answers are those without, and all is made once."""
-    matrix, memory = draw_rating_matrix(np.random.default_rng(5), 30), Memory()
-    stages = []
-    parts = [pipeline.PARTS, [x for x in pipeline.PARTS if x not in ("share", "posterior")]]
-    for allowed in parts:
-        found = pipeline.complete(
-            PRIOR, matrix, allowed=allowed, memory=memory, progress=stages.append
-        )
-    own = pipeline.complete(PRIOR, matrix, allowed=parts[1])
+    """With a memory answers are those without, and nothing is fitted again."""
+    matrix, memory = draw_rating_matrix(np.random.default_rng(3), 30), Memory()
+    again = []
+    pipeline.complete(PRIOR, matrix, memory=memory)
+    allowed = [part for part in pipeline.PARTS if part not in ("share", "mean")]
+    found, own = (
+        pipeline.complete(PRIOR, matrix, allowed=allowed, memory=known, progress=again.append)
+        for known in (memory, None)
+    )
     for one, other in zip(
         completion.predict_rows(found, 0, 5), completion.predict_rows(own, 0, 5), strict=True
     ):
         np.testing.assert_array_equal(one, other)
-    assert sum(stage.startswith("fitting") for stage in stages) == 1
+    assert sum(stage.startswith("fitting") for stage in again) == 1
 
 
 def test_the_estimator_transforms_what_it_fitted(ratings, completed, dense):

@@ -39,8 +39,8 @@ def fit(values: np.ndarray, observed: np.ndarray) -> Marginals:
 
     Args:
       values: [N, M], whatever the missing cells hold.
-      observed: [N, M] bool. A column without any, such as one of which the only cell is held out, is
-        taken to hold a zero: its mean, of standardised values.
+      observed: [N, M] bool. A column without any, such as one of which the only cell is held out,
+        is taken to hold a zero: its mean, of standardised values.
     """
     most = max(1, min(_MOST_KNOTS, int(observed.sum(axis=0).max())))
     found = np.empty((3, values.shape[1], most))

@@ -9,8 +9,8 @@
    (`zero_shot`); a posterior that starts there and learns its precisions from the matrix
    (`posterior`). Besides, the column's mean. For narrow tables four more (`row_models`): Gaussians
    over the rows, of values and of normal scores, each with and without trees for its errors. Small
-   matrices that turn out to be as noisy as ratings are (`sampled.like_ratings`) have an encoder of
-   their own, if the learned prior is the package's `general` one.
+   matrices of few levels that turn out to be as noisy as ratings are (`sampled.like_ratings`) have
+   an encoder of their own, if the learned prior is the package's `general` one.
 4. A held-out check on observed cells (`held_out`) weights the candidates, for narrow tables in each
    column by itself, chooses the standardisation, and measures by how much the error bars are too
    narrow (split conformal prediction; Vovk et al. 2005). Too few cells to check leave everything at
@@ -183,10 +183,10 @@ def complete(
     if of_sample:
         dense = _sample_of_rows(dense, seed)
     turned, memory = scaling.transpose(dense), memory or Memory()
-    own = RATINGS in allowed and is_packaged(prior, "general")
+    levels = sampled.of_few_levels(dense)
+    own = levels and RATINGS in allowed and is_packaged(prior, "general")
     # Most matrices of few levels are ratings: for these the wrong one is hardly ever fitted.
-    likely = own and sampled.of_few_levels(dense) and len(trials) == 1
-    first = load_prior("ratings") if likely else prior
+    first = load_prior("ratings") if own and len(trials) == 1 else prior
     trial, fit = _best_trial(first, dense, trials, allowed, seed, progress, memory)
     ratings = trial.by == "matrix" and _like_ratings(dense, fit)
     prior = load_prior("ratings") if own and ratings else prior
