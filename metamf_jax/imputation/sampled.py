@@ -43,10 +43,10 @@ FURTHER_LENGTHS = ChainsConfig(num_chains=2, burn_in=10, num_draws=100)
 # unit is answered by draws. Those of 30 x 30 with some 200 cells were answered better in one rating
 # set, worse in another.
 _FEWEST, _MOST_OBSERVED, _FEWEST_A_ROW = 1000, 0.5, 3.5
-# What the learned hyperprior is for: it was learned from matrices of 100 to 9,000 cells. On ten cuts
-# each of MovieLens-100K, -1M, latest-small and FilmTrust it lowered the squared error of draws by 6%
-# at 30 x 30, 4% at 60 x 60, 3% at 100 x 100 and 2% at 150 x 150, and of the whole imputer by 0.6% to
-# 1.3% (`experiments.benchmarks.imputer --ablation`; more in RESULTS).
+# What the learned hyperprior is for: it was learned from matrices of 100 to 9,000 cells. On ten
+# cuts each of MovieLens-100K, -1M, latest-small and FilmTrust it lowered the squared error of draws
+# by 6% at 30 x 30, 4% at 60 x 60, 3% at 100 x 100 and 2% at 150 x 150, and of the whole imputer by
+# 0.6% to 1.3% (`experiments.benchmarks.imputer --ablation`; more in RESULTS).
 _FEWEST_RATINGS, _MOST_RATINGS = 100, 10_000
 # And of ratings candidates leave so much of the variance untold: the hyperprior expects a noise of
 # 0.32, and of less than 0.16 with a chance of one in a thousand. Images and plates are told better.
