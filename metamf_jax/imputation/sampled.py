@@ -54,8 +54,8 @@ _LEAST_UNTOLD = 0.35
 # Of few levels are ratings, of more they may be.
 _MOST_LEVELS = 20
 # Log odds of draws' share in the answer, beside the candidates: at 500 cells, and by how much they
-# grow when cells are e times as many.
-_SHARE_BY_CELLS = 0.89, 0.70
+# grow when cells are e times as many; by `experiments.learn_share --preset=best`.
+_SHARE_BY_CELLS = 1.12, 0.12
 _LEARNED = pathlib.Path(__file__).parent / "weights" / "ratings.json"
 # Where features are given fewer cells will do: nothing else knows them, and the held-out check sees
 # what draws are worth.
