@@ -28,6 +28,10 @@ _ENTRIES_A_BLOCK = 50_000
 MANY_SUB_BLOCKS: Final = 8
 _ENTRIES_A_PART = 2000
 
+# Sub-blocks that a GPU visits side by side, at most: eight on each of 132 multiprocessors. Smaller
+# ones than of so many entries would differ too much in size, and the largest is waited for.
+_MOST_ABREAST, _ENTRIES_ABREAST = 1024, 32
+
 
 @dataclasses.dataclass(frozen=True)
 class Side:
@@ -84,6 +88,7 @@ class Blocks:
       v: where the columns went.
       offsets: [P, P, Q + 1] int32: sub-block q of block (i, j) are the entries from
         ``offsets[i, j, q]`` up to ``offsets[i, j, q + 1]`` of row block i.
+      cuts: parts of a block's rows and of its columns, together Q.
       own: the row blocks whose entries are here, P' of them; the others' are in other processes.
       entries: [P', L] each, row block by row block; in each, the entries of column block 0 come
         first, and there those of sub-block 0.
@@ -92,6 +97,7 @@ class Blocks:
     u: Side
     v: Side
     offsets: np.ndarray
+    cuts: tuple[int, int]
     own: range
     entries: BlockEntries
 
@@ -194,6 +200,19 @@ def cuts_for_cache(
         else:
             columns *= 2
     return rows, columns
+
+
+def cuts_for_strata(shape: tuple[int, int], num_blocks: int, num_entries: int) -> tuple[int, int]:
+    """Into how many parts to cut the sides of a block, as many of rows as of columns.
+
+    Args:
+      shape: (N, M).
+      num_blocks: P.
+      num_entries: in the whole matrix.
+    """
+    fits = math.isqrt(num_entries // (_ENTRIES_ABREAST * num_blocks**2))
+    parts = max(1, min(_MOST_ABREAST, fits, *(size // num_blocks for size in shape)))
+    return parts, parts
 
 
 def deal_sides(
@@ -310,4 +329,4 @@ def make_blocks(
         listed, _ = cut_row_block(i, sides, listed, blocks[1][span], cuts, block_rng)
         for padded, x in zip(table, listed, strict=True):
             padded[k, : len(span)] = x
-    return Blocks(u, v, np.stack([_offsets(c) for c in counts]), own, table)
+    return Blocks(u, v, np.stack([_offsets(c) for c in counts]), cuts, own, table)
