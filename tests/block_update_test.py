@@ -98,8 +98,8 @@ class BlockUpdateTest(parameterized.TestCase):
     def test_equals_serial_numpy(self, backend, loss, penalty, biases, per_row):
         self._check_equals_serial_numpy(backend, loss, penalty, biases, per_row)
 
-    @needs_dialect
     @parameterized.parameters(MOSAIC_CASES)
+    @needs_dialect
     def test_interpreted_kernel_equals_serial_numpy(self, *case):
         with interpreted():
             self._check_equals_serial_numpy("mosaic_gpu", *case)
@@ -172,8 +172,8 @@ class BlockUpdateTest(parameterized.TestCase):
                 np.testing.assert_allclose(side.factors, other.factors, rtol=2e-5, atol=2e-6)
                 np.testing.assert_allclose(side.squares, other.squares, rtol=2e-5)
 
-    @needs_dialect
     @parameterized.parameters(MOSAIC_CASES)
+    @needs_dialect
     def test_kernel_lowers_for_cuda(self, loss, penalty, biases, per_row):
         objective, *arguments = _problem(loss, penalty, biases)
         step = jnp.float32(0.05)

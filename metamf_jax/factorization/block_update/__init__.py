@@ -21,6 +21,8 @@ BACKENDS: Final = ("auto", "xla", "numba", "mosaic_gpu")
 
 # Those that visit sub-blocks of a block side by side, where they share neither rows nor columns.
 ABREAST: Final = ("mosaic_gpu",)
+# Those that write in place to arrays which JAX does not let differ between devices.
+UNCHECKED: Final = ("mosaic_gpu",)
 
 
 class SideBlocks(NamedTuple):
@@ -56,8 +58,8 @@ class Work(NamedTuple):
 
 def in_series(work: Work) -> Work:
     """Sub-strata as one series of sub-blocks, [B, Q]."""
-    spans = (x.reshape(x.shape[0], -1) for x in (work.first, work.last))
-    return Work(*spans, work.slots)
+    first, last = (x.reshape(x.shape[0], -1) for x in (work.first, work.last))
+    return Work(first, last, work.slots)
 
 
 def choose_backend(name: str) -> str:

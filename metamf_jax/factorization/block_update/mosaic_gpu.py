@@ -35,21 +35,28 @@ Xie, Tan, Fong, Liang: CuMF_SGD, 2016, whose updates are not free of conflicts.
 """
 
 import functools
+import importlib
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-
-try:
-    from jax.experimental.pallas import mosaic_gpu as plgpu
-except ImportError:  # Not every jaxlib has the dialect.
-    plgpu = None
 
 from metamf_jax.factorization import objective as objectives
 from metamf_jax.factorization import sgd
 from metamf_jax.factorization.block_update import xla
 from metamf_jax.factorization.objective import SideTerms, Terms
 from metamf_jax.types import Array, Factors
+
+
+def _import_dialect() -> Any:
+    try:
+        return importlib.import_module("jax.experimental.pallas.mosaic_gpu")
+    except ImportError:  # Not every jaxlib has it: see `reason_against`.
+        return None
+
+
+plgpu = _import_dialect()
 
 # `squared_all` wants a product of K x K at every entry.
 LOSSES = ("squared", "absolute", "logistic", "gkl")
@@ -88,7 +95,7 @@ def _entry_step(objective, per_row, rank, step, value, factors, squares, terms, 
         )
         for mask, gradient, factor, side, opposite in zip(
             free,
-            objectives.unmasked_gradient(objective, value, *factors, terms, sums),
+            objectives.unmasked_gradient(objective, value, factors.u, factors.v, terms, sums),
             factors,
             terms,
             sums[::-1],
