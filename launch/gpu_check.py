@@ -4,10 +4,11 @@
     bash launch/gpu_check.sh OUT --small    # on a CPU: that the check itself works
 
 Told are: the device and the packages there; whether the methods give the CPU's answers, and the
-same bits twice; times of steps of meta-training, of sweeps of ALS and of the sampler, of SGD, of
-pretraining; and which of the tests that make sense on one GPU pass. Each part is a process of its
-own with a time limit of its own, whatever becomes of the others. OUT receives DEVICE.json and
-DEVICE.md, written anew after each part, and log.txt with what the parts printed.
+same bits twice; times of steps of meta-training, of sweeps of ALS and of the sampler, of SGD
+through XLA and through the kernel of `block_update.mosaic_gpu`, of pretraining; and which of the
+tests that make sense on one GPU pass. Each part is a process of its own with a time limit of its
+own, whatever becomes of the others. OUT receives DEVICE.json and DEVICE.md, written anew after each
+part, and log.txt with what the parts printed.
 
 Exit codes: 0, every part ended well and all answers agree; 1, else.
 """
@@ -316,6 +317,7 @@ def make_parts(scratch: pathlib.Path, small: bool, on_gpu: bool) -> list[Part]:
         *map(meta_step, (2,) if small else (16, 256, 4096)),
         accelerator("sweeps", 90, "sweeps"),
         accelerator("updates of SGD", 70, "updates"),
+        accelerator("updates of SGD by a kernel", 70, "kernel"),
         of_cpu("beside the CPU's kernels"),
         accelerator("sweeps of the CPU", 60, "sweeps", JAX_PLATFORMS="cpu"),
         Part("pretraining", pretraining, 80, functools.partial(steps_of_pretraining, pretrained)),

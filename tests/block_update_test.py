@@ -146,7 +146,7 @@ class BlockUpdateTest(parameterized.TestCase):
             assert np.array_equal(side.squares, old.squares) != per_row
 
     @needs_dialect
-    def test_sub_strata_side_by_side_equal_sub_blocks_in_series(self):
+    def test_sub_strata_of_the_kernel_equal_sub_blocks_in_series(self):
         objective, u, v, entries, _, sums = _problem("squared", "l2", False)
         # Sub-blocks of 6, 6, 6 and no entries: rows up to 6 or from there, columns likewise.
         parts = np.arange(L) // 6
