@@ -193,6 +193,11 @@ def test_findings_of_the_device(tmp_path, monkeypatch, capsys):
     assert all(f["updates_per_second"] > 0 for f in by_measure["updates"])
     (left_out,) = by_measure["kernel"]
     assert left_out["left_out"].startswith("the backend 'mosaic_gpu' needs an NVIDIA GPU")
+    eight, many, *even = by_measure["bounds"]
+    assert all(0 < f["share_at_work"] <= 1 for f in even)
+    assert eight["from_memory"] == 32 * many["from_memory"] == (16 * 4 + 12) * 10**9 / 8
+    assert eight["sent"] == many["sent"] == (4 * 4 + 12) * 10**5
+    assert eight["held"] == (12 * 10**9 + (4 * 4 + 12) * (10**7 + 10**5)) / 8
     with np.load(tmp_path / "answers.npz") as answers:
         assert set(answers) == {f"map, plain/{number}" for number in range(4)}
     with pytest.raises(ValueError, match="expected measures among speed"):

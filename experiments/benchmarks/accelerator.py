@@ -4,6 +4,7 @@ Claim: on a GPU the methods for one matrix give the CPU's answers. How fast they
 claimed: of DSGD nothing is expected, since XLA's loop takes one entry after the other, whatever the
 number of blocks, and what the same step would do over many blocks abreast stands beside. So does,
 last and where it runs, the backend `mosaic_gpu`: whether it gives XLA's factors, and its updates.
+What memory and links of larger machines allow an epoch of a billion entries is counted.
 
     python -m experiments.benchmarks.accelerator --measure=speed,sweeps,updates --preset=paper
     JAX_PLATFORMS=cpu python -m experiments.benchmarks.accelerator --measure=answers --output=A.npz
@@ -28,6 +29,7 @@ import numpy as np
 from absl import flags
 
 from experiments import common, shared_flags
+from experiments.benchmarks import epoch_bounds
 from metamf_jax import parallel, sums
 from metamf_jax.data import synthetic
 from metamf_jax.factorization import (
@@ -62,7 +64,7 @@ from metamf_jax.runs.files import written_aside
 from metamf_jax.runs.run_log import RunLog
 from metamf_jax.types import Entries, FactorPrior, Factors
 
-MEASURES = ("speed", "answers", "sweeps", "updates", "kernel")
+MEASURES = ("speed", "answers", "sweeps", "updates", "kernel", "bounds")
 
 _MEASURE = flags.DEFINE_list("measure", list(MEASURES), f"Of {', '.join(MEASURES)}.")
 _KERNELS = flags.DEFINE_bool("kernels", True, "Whether compiled kernels may run, on a CPU.")
@@ -453,6 +455,31 @@ def difference_from_xla(config: Config, backend: str, per_row: bool) -> dict[str
     }
 
 
+def bounds(config: Config) -> Iterator[Task]:
+    """What `epoch_bounds` counts for a billion entries; how even the kernel's sub-blocks are."""
+    for machine in epoch_bounds.MACHINES:
+        for rank in config.ranks:
+            counted = functools.partial(
+                epoch_bounds.epoch_bounds, machine, epoch_bounds.BILLION, rank
+            )
+            yield Task({"what": machine.name, "rank": rank}, counted)
+    for blocks in (1, 8):
+        about = {"what": "sub-blocks of ratings", "blocks": blocks}
+        yield Task(about, functools.partial(_evenness, config, blocks))
+
+
+def _evenness(config: Config, num_blocks: int) -> dict[str, float]:
+    """Of the time until a sub-stratum's largest sub-block is done, the share that one works."""
+    work = DsgdConfig(num_blocks=num_blocks, backend="mosaic_gpu", seed=config.seed)
+    visit = visits.draw_visits(visits.cut_matrix(_ratings(config), work, num_blocks, 1), work, 1)
+    # [P, S, G, G] -> [S, G, P, G] -> [launch, sub-block]
+    counts = np.moveaxis(visit.last - visit.first, 0, 2)
+    counts = counts.reshape(counts.shape[0] * counts.shape[1], -1)
+    launches, abreast = counts.shape
+    share = counts.mean(axis=1).sum() / counts.max(axis=1).sum()
+    return {"launches": launches, "abreast": abreast, "share_at_work": float(share)}
+
+
 def _time_abreast(config: Config, rank: int, blocks: int) -> tuple[int, float]:
     """Entries, `_EACH` of every block, and their seconds; one of each block at a time."""
     rng = np.random.default_rng(config.seed)
@@ -512,6 +539,7 @@ def run(
         "sweeps": sweeps,
         "updates": updates,
         "kernel": kernel,
+        "bounds": bounds,
     }
     device, findings = parallel.devices()[0].device_kind, []
     for measure in config.measures:
