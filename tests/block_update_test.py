@@ -1,5 +1,6 @@
 """Every backend runs the same SGD as serial NumPy, for every loss and penalty."""
 
+import doctest
 import itertools
 from unittest import mock
 
@@ -180,6 +181,9 @@ class BlockUpdateTest(parameterized.TestCase):
         traced = _update.trace("mosaic_gpu", objective, per_row, step, *arguments)
         program = traced.lower(lowering_platforms=("cuda",)).as_text()
         assert program.count("custom_call @mosaic_gpu") == 1
+
+    def test_docstring_of_the_kernel(self):
+        assert doctest.testmod(mosaic_gpu) == (0, 1)
 
     def test_kernel_refuses_a_loss(self):
         objective, *arguments = _problem("squared_all", "l2", False)

@@ -354,21 +354,21 @@ def local_gradient(
     Returns:
       With respect to ``u_n`` and ``v_m``, each [K]; zero in frozen columns.
     """
-    gradients = unmasked_gradient(objective, value, u, v, terms, sums)
+    slope = half_slope(objective, value, (u * v).sum())
+    gradients = unmasked_gradient(objective, slope, u, v, terms, sums)
     mask_u, mask_v = trainable(objective, u.shape[-1])
     return jnp.where(mask_u, gradients[0], 0), jnp.where(mask_v, gradients[1], 0)
 
 
 def unmasked_gradient(
     objective: Objective,
-    value: Array,
+    slope: Array,
     u: Array,
     v: Array,
     terms: Terms,
     sums: tuple[CellSums, CellSums],
 ) -> tuple[Array, Array]:
-    """`local_gradient` with something in the frozen columns, too."""
-    slope = half_slope(objective, value, (u * v).sum())
+    """`local_gradient` from the `half_slope` at the entry, with something in the frozen columns."""
     return (
         slope * v + side_gradient(objective, u, terms.u, sums[1]) / terms.u.count,
         slope * u + side_gradient(objective, v, terms.v, sums[0]) / terms.v.count,
