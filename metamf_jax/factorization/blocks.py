@@ -232,6 +232,36 @@ def deal_sides(
     return u, v
 
 
+def even_ranks(
+    counts: np.ndarray, num_blocks: int, parts: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Ranks for `side_of_ranks` that give all parts of all blocks about as many entries.
+
+    Rows are dealt out in turn, there and back, those with the most entries first.
+
+    Args:
+      counts: [N], entries of each row.
+      num_blocks: P.
+      parts: of a block, see `cuts_for_strata`.
+      rng: orders rows with equally many entries.
+
+    Returns:
+      [N] int32.
+    """
+    size = len(counts)
+    ranks = np.arange(size)
+    side = side_of_ranks(ranks, num_blocks)
+    bins = side.place * parts // side.shape[1] * num_blocks + side.block
+    held = np.bincount(bins)
+    by_bin = _stable_order(bins, len(held))
+    turn = np.empty(size, np.int64)
+    turn[by_bin] = ranks - np.repeat(held.cumsum() - held, held)
+    slots = np.lexsort((np.where(turn % 2, -bins, bins), turn))
+    rank = np.empty(size, np.int32)
+    rank[np.lexsort((rng.permutation(size), -counts))] = slots
+    return rank
+
+
 def _stable_order(numbers: np.ndarray, size: int) -> np.ndarray:
     """Sorts numbers below `size`. NumPy sorts those of 16 bits and less by radix."""
     return np.argsort(numbers.astype(np.min_scalar_type(size)), kind="stable")
@@ -294,6 +324,7 @@ def make_blocks(
     rng: np.random.Generator,
     block_rng: BlockRng,
     own: range | None = None,
+    even: bool = False,
 ) -> Blocks:
     """Cuts the matrix.
 
@@ -304,11 +335,22 @@ def make_blocks(
       rng: permutes rows and columns.
       block_rng: draws the order of each block's entries.
       own: the row blocks whose entries to keep; None for all.
+      even: whether rows and columns are dealt out by `even_ranks`.
 
     Raises:
       ValueError: more blocks than rows or columns.
     """
-    sides = u, v = deal_sides(entries.shape, num_blocks, rng)
+    u, v = deal_sides(entries.shape, num_blocks, rng)
+    if even:
+        u, v = (
+            side_of_ranks(
+                even_ranks(np.bincount(ids, minlength=size), num_blocks, parts, rng), num_blocks
+            )
+            for ids, size, parts in zip(
+                (entries.rows, entries.columns), entries.shape, cuts, strict=True
+            )
+        )
+    sides = u, v
     own = range(num_blocks) if own is None else own
     rows, columns, values = (np.asarray(x) for x in (entries.rows, entries.columns, entries.values))
     blocks = u.block[rows], v.block[columns]

@@ -70,7 +70,9 @@ def cut_matrix(
         cuts = cuts_for_strata(entries.shape, num_blocks, num_entries)
     elif config.point_order == "blocks":
         cuts = cuts_for_cache(entries.shape, num_blocks, width, num_entries)
-    return make_blocks(entries, num_blocks, cuts, sides_rng(config), block_rng(config, 0), own)
+    even = config.backend in block_update.ABREAST  # The largest sub-block is waited for.
+    rngs = sides_rng(config), block_rng(config, 0)
+    return make_blocks(entries, num_blocks, cuts, *rngs, own, even)
 
 
 class Visits(NamedTuple):
