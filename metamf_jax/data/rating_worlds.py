@@ -9,7 +9,7 @@ set. What it is like is drawn anew for each, in ranges that cover what real sets
   3 to 21 levels, or a continuous one, at thresholds that are partly the row's own;
 * a cell is the likelier observed the more popular its column and the more active its row is, by
   heavy tails, and the more it is to the row's taste or the higher its value;
-* the popular is liked the more; the active like a little less, or more.
+* the popular is mostly liked the more; the active like a little less, or more.
 """
 
 import numpy as np
