@@ -102,7 +102,7 @@ SOLVERS: Final = {
         reads_step_size=True,
     ),
     "als": Kind(
-        "alternating least squares, exact (Cholesky)",
+        "alternating least squares, exact (Cholesky) or by conjugate gradients",
         "ALS",
         als.LOSSES,
         _make_als,

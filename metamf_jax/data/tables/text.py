@@ -257,13 +257,17 @@ def arrow_columns(
         data = re.sub(rb" ?(\r?\n) ?", rb"\1", data).strip(b" ")
     names = [str(position) for position in range(found.num_columns)]
     first_line = data.find(b"\n") + 1 or len(data)
+    block_size = max(1 << 22, 8 * first_line)
     try:
         table = pyarrow.csv.read_csv(
             pa.py_buffer(data),
             read_options=pyarrow.csv.ReadOptions(
                 column_names=names,
                 skip_rows_after_names=1 if found.header else 0,
-                block_size=max(1 << 22, 8 * first_line),
+                block_size=block_size,
+                # Threads gain nothing there, and a process that ended at once sometimes aborted
+                # (pyarrow 26 beside JAX).
+                use_threads=len(data) > block_size,
             ),
             parse_options=pyarrow.csv.ParseOptions(
                 delimiter=delimiter,
