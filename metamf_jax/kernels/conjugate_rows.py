@@ -73,7 +73,7 @@ def _make_step_rows(vectors):
             for k in range(length):
                 direction[k] = residual[k]
 
-            for step in range(steps[()]):
+            for _ in range(steps[()]):
                 for k in range(length):
                     image[k] = ridge * direction[k]
                 if shared:
