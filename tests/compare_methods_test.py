@@ -139,6 +139,42 @@ def test_a_mean_of_two_methods_takes_their_parameters(untrained, tmp_path):
     assert untrained == [5, 5]
 
 
+def test_meta_trains_on_other_sets(monkeypatch, tmp_path):
+    """On shares of those; what learns nothing from other matrices is tuned on the set's own."""
+    seen = {}
+
+    def start(method, teaching, config, seed, draw=None):
+        seen["drawn"] = teaching.source.draw_batch(0, 4)
+        return protocol.Trained(method.init(jax.random.key(seed)), 1, 1, 0.5)
+
+    def tune(method, validation, params):
+        seen["alone" if params is None else "taught"] = len(validation.query.rows)
+        return method.grid[0]
+
+    monkeypatch.setattr(protocol, "meta_train", start)
+    monkeypatch.setattr(compare_methods.tuning, "tune", tune)
+    other = tmp_path / "other.csv"
+    cells = [f"{n},{m},{(n * m) % 7}" for n in range(90) for m in range(80) if (n + m) % 2]
+    other.write_text("\n".join(cells))
+    folder, more = tmp_path / "run", ("--splits=1", f"--meta_train={other},synthetic")
+    ended = compare(folder, *more, methods=("metamf", "mean"))
+    assert ended.code == 0, ended.err
+    matrices = presets.COMPARE["smoke"]["scored_matrices"]
+    assert seen["alone"] == matrices
+    assert seen["taught"] == 2 * matrices
+    sizes: dict = dict(presets.COMPARE["smoke"])
+    config = protocol.ProtocolConfig(dataset="synthetic", preset="smoke", seed=0, **sizes)
+    own = protocol.draw_split(sources.load("synthetic", None, 0).entries, config, 0, 0)
+    # The second half of the batch.
+    expected = own.source.draw_batch(0, 2).query.values
+    got = np.asarray(seen["drawn"].query.values)[2:]
+    np.testing.assert_array_equal(got[got != 0], expected[expected != 0])
+
+    refused = compare(folder, "--splits=1", methods=("metamf",))
+    assert refused.code == 1
+    assert "meta_train" in refused.err
+
+
 def test_a_wrong_method_is_named(tmp_path):
     ended = compare(tmp_path / "new", methods=("mean", "magic"))
     assert ended.code == 1

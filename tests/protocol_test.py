@@ -1,5 +1,7 @@
 """The draws that experiments share."""
 
+import dataclasses
+
 import numpy as np
 
 from experiments import figures, protocol, train
@@ -75,6 +77,32 @@ def test_lengthened_batches_hold_the_same_cells():
             np.testing.assert_array_equal(a.rows, b.rows)
             np.testing.assert_array_equal(a.columns, b.columns)
             np.testing.assert_array_equal(a.values, b.values)
+
+
+def test_joined_batches_hold_the_cells_of_each():
+    """Of other shapes and lengths, in equal shares."""
+    narrow = protocol.draw_split(
+        world(), dataclasses.replace(CONFIG, episodes=EpisodeConfig((9, 9), (4, 4))), 0, 0
+    )
+    wide = protocol.draw_split(
+        world(0.9), dataclasses.replace(CONFIG, episodes=EpisodeConfig((25, 25), (25, 25))), 0, 0
+    )
+    teaching = protocol.joined([narrow, wide])
+    got = teaching.source.draw_batch(3, 5)
+    alone = narrow.source.draw_batch(3, 3), wide.source.draw_batch(3, 2)
+    assert narrow.source.draw_batch(3, 3).support.shape != got.support.shape == (30, 30)
+    for side in ("support", "query"):
+        expected = [x for part in alone for x in padding.unstack_entries(getattr(part, side))]
+        found = padding.unstack_entries(getattr(got, side))
+        assert len(found) == len(expected) == 5
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(a.rows, b.rows)
+            np.testing.assert_array_equal(a.columns, b.columns)
+            np.testing.assert_array_equal(a.values, b.values)
+    padding_rows = got.support.rows[got.support.columns == 30]
+    assert len(padding_rows)
+    assert (padding_rows == 30).all()
+    assert teaching.validation.support.rows.shape[0] == 2 * CONFIG.scored_matrices
 
 
 def test_supports_are_nested_and_the_query_is_fixed():
