@@ -52,6 +52,7 @@ _META_TRAIN = flags.DEFINE_list(
     "meta_train", None, "Data sets to meta-train on; default: the one of --dataset."
 )
 _METHODS = shared_flags.methods()
+_OVERRIDE = shared_flags.override()
 _SIDE = shared_flags.side()
 _SPLITS = flags.DEFINE_integer("splits", None, "Random splits; default: the preset's.", 1)
 _SUPPORT_FRACTION = flags.DEFINE_float(
@@ -343,7 +344,7 @@ def _markdown(
 
 def config_from_flags() -> Config:
     """The configuration that the flags ask for."""
-    sizes = dict(presets.COMPARE[common.PRESET.value])
+    sizes = presets.overridden(presets.COMPARE[common.PRESET.value], _OVERRIDE.value)
     episodes = {}
     if _SIDE.value is not None:
         episodes["rows"] = episodes["columns"] = (_SIDE.value, _SIDE.value)
