@@ -6,7 +6,7 @@ import numpy as np
 
 from experiments import figures, protocol, train
 from metamf_jax.meta_learning import padding
-from metamf_jax.meta_learning.episodes import EpisodeConfig
+from metamf_jax.meta_learning.episodes import EpisodeConfig, entry_counts
 from metamf_jax.meta_learning.meta_loss import ModelConfig
 from metamf_jax.meta_learning.training import TrainingConfig
 from metamf_jax.runs import run_log
@@ -80,21 +80,16 @@ def test_lengthened_batches_hold_the_same_cells():
 
 
 def test_joined_batches_hold_the_cells_of_each():
-    """Of other shapes and lengths, in equal shares."""
-    narrow = protocol.draw_split(
-        world(), dataclasses.replace(CONFIG, episodes=EpisodeConfig((9, 9), (4, 4))), 0, 0
-    )
-    wide = protocol.draw_split(
-        world(0.9), dataclasses.replace(CONFIG, episodes=EpisodeConfig((25, 25), (25, 25))), 0, 0
-    )
-    teaching = protocol.joined([narrow, wide])
-    got = teaching.source.draw_batch(3, 5)
-    alone = narrow.source.draw_batch(3, 3), wide.source.draw_batch(3, 2)
-    assert narrow.source.draw_batch(3, 3).support.shape != got.support.shape == (30, 30)
+    """Of other shapes and lengths."""
+    parts = []
+    for density, episodes in ((0.6, EpisodeConfig((9, 9), (4, 4))), (0.9, EpisodeConfig())):
+        config = dataclasses.replace(CONFIG, episodes=episodes)
+        parts.append(protocol.draw_split(world(density), config, 0, 0).source.draw_batch(3, 3))
+    got = protocol.joined_batch(parts)
+    assert parts[0].support.shape != got.support.shape == (30, 30)
     for side in ("support", "query"):
-        expected = [x for part in alone for x in padding.unstack_entries(getattr(part, side))]
+        expected = [x for part in parts for x in padding.unstack_entries(getattr(part, side))]
         found = padding.unstack_entries(getattr(got, side))
-        assert len(found) == len(expected) == 5
         for a, b in zip(found, expected, strict=True):
             np.testing.assert_array_equal(a.rows, b.rows)
             np.testing.assert_array_equal(a.columns, b.columns)
@@ -102,7 +97,21 @@ def test_joined_batches_hold_the_cells_of_each():
     padding_rows = got.support.rows[got.support.columns == 30]
     assert len(padding_rows)
     assert (padding_rows == 30).all()
-    assert teaching.validation.support.rows.shape[0] == 2 * CONFIG.scored_matrices
+
+
+def test_teaching_has_equal_shares_of_each_data_set():
+    filled = dataclasses.replace(CONFIG.episodes, support_fraction=(0.25, 0.25))
+    config = dataclasses.replace(CONFIG, training_episodes=filled)
+    teaching = protocol.draw_teaching([world(), world(0.2)], config, 0, 0)
+    alone = [protocol.draw_split(entries, config, 0, 0) for entries in (world(), world(0.2))]
+    drawn = teaching.source.draw_batch(3, 5)
+    shares = [split.source.draw_batch(3, share) for split, share in zip(alone, (3, 2), strict=True)]
+    expected = protocol.joined_batch(shares)
+    np.testing.assert_array_equal(drawn.support.values, expected.support.values)
+    # Filled as the episodes are, not as what is scored.
+    assert len(teaching.validation.query.rows) == 2 * CONFIG.scored_matrices
+    shown, asked = (entry_counts(side) for side in teaching.validation)
+    np.testing.assert_array_equal(shown, np.maximum((shown + asked) // 4, 1))
 
 
 def test_supports_are_nested_and_the_query_is_fixed():
