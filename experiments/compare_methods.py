@@ -134,7 +134,8 @@ def run(
             split = protocol.draw_split(entries, config, split_seed, split_seed)
             teaching = split
             if taught:
-                teaching = protocol.draw_teaching(taught, config, split_seed, split_seed)
+                of_each = [protocol.draw_split(x, config, split_seed, split_seed) for x in taught]
+                teaching = protocol.joined(of_each)
         for name in missing:
             try:
                 result = _score(name, made[name], split, teaching, split_seed, config, workdir)

@@ -91,25 +91,12 @@ class Teaching(NamedTuple):
     validation: Episode
 
 
-def draw_teaching(
-    data_sets: Sequence[Entries], config: ProtocolConfig, split_seed: int, seed: int
-) -> Teaching:
-    """Meta-training on several data sets, each standardised by itself, to equal shares.
-
-    What the matrices to come look like is not known here: the validation matrices that stop
-    meta-training are filled as its episodes are. Arguments and errors as of `draw_split`.
-    """
-    splits = [draw_split(entries, config, split_seed, seed) for entries in data_sets]
-    episodes = config.training_episodes or config.episodes
-    episodes = dataclasses.replace(episodes, added_deviation=(0.0, 0.0))
-    validation = [
-        EpisodeSource(split.parts.validation, episodes, split_seed * 3 + _VALIDATION)
-        for split in splits
-    ]
+def joined(splits: Sequence[Split]) -> Teaching:
+    """Meta-training on several data sets, each standardised by itself, to equal shares."""
     return Teaching(
         JoinedSource([split.source for split in splits]),
         JoinedSource([split.alike for split in splits]),
-        joined_batch([source.draw_batch(0, config.scored_matrices) for source in validation]),
+        joined_batch([split.validation for split in splits]),
     )
 
 

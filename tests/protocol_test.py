@@ -2,11 +2,12 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 
 from experiments import figures, protocol, train
 from metamf_jax.meta_learning import padding
-from metamf_jax.meta_learning.episodes import EpisodeConfig, entry_counts
+from metamf_jax.meta_learning.episodes import EpisodeConfig
 from metamf_jax.meta_learning.meta_loss import ModelConfig
 from metamf_jax.meta_learning.training import TrainingConfig
 from metamf_jax.runs import run_log
@@ -100,18 +101,18 @@ def test_joined_batches_hold_the_cells_of_each():
 
 
 def test_teaching_has_equal_shares_of_each_data_set():
-    filled = dataclasses.replace(CONFIG.episodes, support_fraction=(0.25, 0.25))
-    config = dataclasses.replace(CONFIG, training_episodes=filled)
-    teaching = protocol.draw_teaching([world(), world(0.2)], config, 0, 0)
-    alone = [protocol.draw_split(entries, config, 0, 0) for entries in (world(), world(0.2))]
+    alone = [protocol.draw_split(entries, CONFIG, 0, 0) for entries in (world(), world(0.2))]
+    teaching = protocol.joined(alone)
     drawn = teaching.source.draw_batch(3, 5)
     shares = [split.source.draw_batch(3, share) for split, share in zip(alone, (3, 2), strict=True)]
     expected = protocol.joined_batch(shares)
-    np.testing.assert_array_equal(drawn.support.values, expected.support.values)
-    # Filled as the episodes are, not as what is scored.
-    assert len(teaching.validation.query.rows) == 2 * CONFIG.scored_matrices
-    shown, asked = (entry_counts(side) for side in teaching.validation)
-    np.testing.assert_array_equal(shown, np.maximum((shown + asked) // 4, 1))
+    for got, wanted in zip(jax.tree.leaves(drawn), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    first = padding.unstack_entries(alone[0].validation.query)
+    both = padding.unstack_entries(teaching.validation.query)
+    assert len(both) == 2 * CONFIG.scored_matrices
+    for got, wanted in zip(both, first, strict=False):
+        np.testing.assert_array_equal(got.values, wanted.values)
 
 
 def test_supports_are_nested_and_the_query_is_fixed():

@@ -48,10 +48,6 @@ class EpisodeConfig:
       count_power: a row or column is drawn the likelier the more entries it has, in proportion to
         this power of their number; least and most, each episode draws its own. Cuts of one sparse
         matrix are then of many fillings. 0 for all alike.
-      added_deviation: of random row effects, of column effects and of noise that are added to an
-        episode's values, which are then scaled back to a variance of one where they had it; least
-        and most, each episode draws its own three. What a matrix says of itself then counts for
-        more, as it must where matrices of another kind are to come.
       minimum_cells: a draw with fewer observed entries is made again,
       attempts: at most so many times; then the fullest is taken.
     """
@@ -60,7 +56,6 @@ class EpisodeConfig:
     columns: tuple[int, int] = (30, 30)
     support_fraction: tuple[float, float] = (0.5, 0.5)
     count_power: tuple[float, float] = (0.0, 0.0)
-    added_deviation: tuple[float, float] = (0.0, 0.0)
     minimum_cells: int = 15
     attempts: int = 100
 
@@ -74,12 +69,11 @@ class EpisodeConfig:
         low, high = self.support_fraction
         if not 0 < low <= high < 1:
             raise ValueError(f"support_fraction must lie between 0 and 1, got {low, high}")
-        for name in ("count_power", "added_deviation"):
-            low, high = getattr(self, name)
-            if not 0 <= low <= high:
-                raise ValueError(
-                    f"{name} must be (least, most) with 0 <= least <= most, got {low, high}"
-                )
+        low, high = self.count_power
+        if not 0 <= low <= high:
+            raise ValueError(
+                f"count_power must be (least, most) with 0 <= least <= most, got {low, high}"
+            )
         if self.attempts < 1:
             raise ValueError(f"attempts must be at least 1, got {self.attempts}")
 
@@ -233,8 +227,6 @@ class EpisodeSource:
         order = np.lexsort((rng.random(len(matrix)), matrix))
         matrix, row, column = matrix[order], row[order], column[order]
         values = self._values[found[matrix, row, column]]
-        if config.added_deviation[1]:
-            values = _with_added(rng, config.added_deviation, values, (matrix, row, column), found)
         rank = np.arange(len(matrix)) - (np.cumsum(counts) - counts)[matrix]
         shape = -(-found.shape[1] // 10) * 10, -(-found.shape[2] // 10) * 10
 
@@ -286,21 +278,3 @@ def _distinct_by_weight(rng: np.random.Generator, log_weights: np.ndarray, size:
     arrivals = rng.standard_exponential(log_weights.shape) * np.exp(-log_weights)
     first = np.argpartition(arrivals, size - 1, axis=1)[:, :size]
     return rng.permuted(first, axis=1)
-
-
-def _with_added(
-    rng: np.random.Generator,
-    bounds: tuple[float, float],
-    values: np.ndarray,
-    places: tuple[np.ndarray, ...],
-    found: np.ndarray,
-) -> np.ndarray:
-    """Values [E] at these places of matrices [B, R, C] with effects and noise added."""
-    matrix, row, column = places
-    deviations = rng.uniform(*bounds, (3, len(found)))
-
-    rows, columns = (rng.standard_normal((len(found), size)) for size in found.shape[1:])
-    parts = rows[matrix, row], columns[matrix, column], rng.standard_normal(len(values))
-    added = sum(of[matrix] * part for of, part in zip(deviations, parts, strict=True))
-    scale = np.sqrt(1 + (deviations**2).sum(axis=0))
-    return ((values + added) / scale[matrix]).astype(np.float32)
