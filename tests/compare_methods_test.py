@@ -183,20 +183,22 @@ def test_a_wrong_method_is_named(tmp_path):
 
 
 def test_every_figure_has_numbers_and_a_picture(untrained, tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "_DRAWN", ("metamf", "mean"))
     # Scoring is tested above; here each method and shape would compile.
     monkeypatch.setattr(
         figures.tuning,
         "episode_errors",
         lambda method, part, *_: part.query.values.var(axis=1) + (method.init is None),
     )
-    arguments = ("--preset=smoke", "--transfer_datasets=synthetic", f"--workdir={tmp_path}")
+    arguments = (
+        *("--preset=smoke", "--transfer_datasets=synthetic", f"--workdir={tmp_path}"),
+        *("--methods=metamf,mean", "--sides=12", "--sides=14"),
+    )
     ended = launch(figures, *arguments)
     assert ended.code == 0, ended.err
     sizes = presets.FIGURES["smoke"]
     expected = {
         "support_fraction": ("support_fraction", 2 * len(sizes["fractions"])),
-        "side": ("side", 2 * len(sizes["sides"])),
+        "side": ("side", 2 * 2),
         "training_matrices": ("training_matrices", 2 * len(sizes["matrices"])),
         "inner_steps": ("inner_steps", 2 * len(sizes["steps"])),
         "transfer": ("trained_on", 2),
@@ -221,6 +223,9 @@ def test_every_figure_has_numbers_and_a_picture(untrained, tmp_path, monkeypatch
     assert untrained == []
     assert "unknown figure 'x'; there are support_fraction, side" in (
         launch(figures, *arguments, "--figures=x").err
+    )
+    assert "expected metamf as the first method to draw, got 'mean'" in (
+        launch(figures, *arguments, "--methods=mean").err
     )
 
 

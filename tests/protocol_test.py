@@ -47,7 +47,7 @@ def test_the_names_in_config_json_stay():
     assert run_log.plain(trained).keys() == names | {"split_seed"}
     sizes = {"fractions": (), "sides": (), "matrices": (), "steps": ()}
     drawn = figures.Config(transfer_datasets=(), **sizes, **fields)
-    assert run_log.plain(drawn).keys() == names | {"transfer_datasets"} | sizes.keys()
+    assert run_log.plain(drawn).keys() == names | {"transfer_datasets", "methods"} | sizes.keys()
 
 
 def test_a_split_is_fixed_by_its_seeds():
