@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metamf_jax.kernels import ffi
-from metamf_jax.sums import xla
+from metamf_jax.sums import one_hot, xla
 from metamf_jax.types import Array, Entries, FactorPrior, Factors, PaddedMatrices
 
 Observations: TypeAlias = Entries | PaddedMatrices
@@ -311,13 +311,14 @@ def using_backend(name: str):
     Args:
       name: ``"auto"``, the default: compiled kernels on the CPU platform, where Numba is installed
         and everything is float32, XLA elsewhere; ``"numba"``: only the kernels (for tests and
-        timings); ``"xla"``: never.
+        timings); ``"xla"``: never; ``"one_hot"``: products with one-hot matrices in place of
+        the sums of the exchangeable layers, for higher derivatives of short lists.
 
     Raises:
       ValueError: if the name is unknown, or Numba is asked for and missing.
     """
-    if name not in ("auto", "numba", "xla"):
-        raise ValueError(f"expected the backend 'auto', 'numba' or 'xla', got {name!r}")
+    if name not in ("auto", "numba", "xla", "one_hot"):
+        raise ValueError(f"expected the backend 'auto', 'numba', 'xla' or 'one_hot', got {name!r}")
     if name == "numba" and not ffi.is_available():
         raise ValueError("the backend 'numba' needs Numba: pip install 'metamf_jax[cpu]'")
     return _backend(name)
@@ -340,8 +341,11 @@ def _run(name: str, *arguments: Array, fallback: Callable[..., Any] | None = Non
     ``fallback`` is for the XLA backend, where its module has no function of this name.
     """
     arguments = tuple(map(jnp.asarray, arguments))
-    fallback = functools.partial(fallback or getattr(xla, name), **static)
     backend = _backend.value
+    fallback = fallback or getattr(xla, name)
+    if backend == "one_hot":
+        fallback = getattr(one_hot, name, fallback)
+    fallback = functools.partial(fallback, **static)
     if backend == "numba":
         return _numba(name)(*arguments, **static)
     of_kernels = {np.dtype(np.int32), np.dtype(np.float32)}
