@@ -4,10 +4,11 @@
     bash launch/gpu_check.sh OUT --small    # on a CPU: that the check itself works
 
 Told are: the device and the packages there; whether the methods give the CPU's answers, and the
-same bits twice; times of steps of meta-training, of sweeps of ALS and of the sampler, of SGD, of
-pretraining; and which of the tests that make sense on one GPU pass. Each part is a process of its
-own with a time limit of its own, whatever becomes of the others. OUT receives DEVICE.json and
-DEVICE.md, written anew after each part, and log.txt with what the parts printed.
+same bits twice; times of steps of meta-training, of sweeps of ALS and of the sampler, of SGD
+through XLA and through the kernel of `block_update.mosaic_gpu`, of pretraining; and which of the
+tests that make sense on one GPU pass. Each part is a process of its own with a time limit of its
+own, whatever becomes of the others. OUT receives DEVICE.json and DEVICE.md, written anew after each
+part, and log.txt with what the parts printed.
 
 Exit codes: 0, every part ended well and all answers agree; 1, else.
 """
@@ -313,6 +314,7 @@ def make_parts(scratch: pathlib.Path, small: bool, on_gpu: bool) -> list[Part]:
         accelerator("answers of this device", 120, "answers", f"--output={ours}"),
         of_cpu("beside the CPU through XLA", "--nokernels"),
         accelerator("speed", 40, "speed"),
+        accelerator("updates of SGD by a kernel", 70, "kernel"),
         *map(meta_step, (2,) if small else (16, 256, 4096)),
         accelerator("sweeps", 90, "sweeps"),
         accelerator("updates of SGD", 70, "updates"),

@@ -267,7 +267,9 @@ def to_host(tree: Any) -> Any:
     return jax.tree.map(fetch, tree)
 
 
-def sharded(mesh: Mesh, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
+def sharded(
+    mesh: Mesh, function: Callable, in_specs: Any, out_specs: Any, check_varying: bool = True
+) -> Callable:
     """Runs the function on every device's share, compiled once per shape.
 
     Each call waits for the result. Without that, a queue of programs with collectives starves:
@@ -278,8 +280,13 @@ def sharded(mesh: Mesh, function: Callable, in_specs: Any, out_specs: Any) -> Ca
       function: sees the local share of every array; may use collectives over `AXIS`.
       in_specs: `SPLIT` or `REPLICATED` for each argument.
       out_specs: likewise for what it returns.
+      check_varying: whether JAX checks that what is `REPLICATED` does not differ from device to
+        device.
     """
-    program = jax.jit(jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs))
+    mapped = jax.shard_map(
+        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=check_varying
+    )
+    program = jax.jit(mapped)
     spans_processes = _spans_processes(mesh)
 
     def call(*arguments):

@@ -1,5 +1,6 @@
 """Every backend runs the same SGD as serial NumPy, for every loss and penalty."""
 
+import doctest
 import itertools
 from unittest import mock
 
@@ -11,7 +12,7 @@ from absl.testing import parameterized
 
 from metamf_jax.factorization import block_update
 from metamf_jax.factorization import objective as objectives
-from metamf_jax.factorization.block_update import SideBlocks, Work
+from metamf_jax.factorization.block_update import SideBlocks, Work, mosaic_gpu
 from metamf_jax.factorization.blocks import BlockEntries
 from metamf_jax.factorization.objective import LOSSES, Objective, SideTerms, Terms
 from tests import numpy_reference
@@ -29,6 +30,25 @@ CASES = [
     ("gkl", "prior", True, True),
     ("squared_all", "prior", False, True),
 ]
+
+# Its interpreter takes a second for each: between them, these have everything.
+MOSAIC_CASES = [
+    ("squared", "prior", True, True),
+    ("absolute", "l2", False, False),
+    ("logistic", "l2", True, False),
+    ("gkl", "prior", True, True),
+]
+
+needs_dialect = pytest.mark.skipif(
+    bool(mosaic_gpu.reason_against()),
+    reason=f"the backend 'mosaic_gpu' {mosaic_gpu.reason_against()}",
+)
+
+
+def interpreted(**parameters):
+    """On a CPU, as a GPU would; a race is an error."""
+    plgpu = mosaic_gpu.plgpu
+    return plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(detect_races=True, **parameters))
 
 
 def _problem(loss, penalty, biases, seed=0):
@@ -77,6 +97,15 @@ def _update(*arguments):
 class BlockUpdateTest(parameterized.TestCase):
     @parameterized.parameters((b, *c) for b in ("xla", "numba") for c in CASES)
     def test_equals_serial_numpy(self, backend, loss, penalty, biases, per_row):
+        self._check_equals_serial_numpy(backend, loss, penalty, biases, per_row)
+
+    @parameterized.parameters(MOSAIC_CASES)
+    @needs_dialect
+    def test_interpreted_kernel_equals_serial_numpy(self, *case):
+        with interpreted():
+            self._check_equals_serial_numpy("mosaic_gpu", *case)
+
+    def _check_equals_serial_numpy(self, backend, loss, penalty, biases, per_row):
         objective, u, v, entries, work, sums = _problem(loss, penalty, biases)
         step = jnp.float32(0.05)
         got = _update(backend, objective, per_row, step, u, v, entries, work, sums)
@@ -117,6 +146,50 @@ class BlockUpdateTest(parameterized.TestCase):
             assert not np.array_equal(side.factors, old.factors)
             assert np.array_equal(side.squares, old.squares) != per_row
 
+    @needs_dialect
+    def test_sub_strata_of_the_kernel_equal_sub_blocks_in_series(self):
+        objective, u, v, entries, _, sums = _problem("squared", "l2", False)
+        # Sub-blocks of 6, 6, 6 and no entries: rows up to 6 or from there, columns likewise.
+        parts = np.arange(L) // 6
+        entries.rows[...] = entries.rows % 6 + 6 * (parts // 2)
+        entries.columns[...] = entries.columns % 5 + 5 * (parts % 2)
+        first = 6 * np.array([[[0, 3], [1, 2]], [[2, 1], [3, 0]]], "i")
+        last = np.minimum(first + 6, 18)
+        slots = np.array([1, 0], "i")
+
+        def run(backend, first, last):
+            step, work = jnp.float32(0.05), Work(first, last, slots)
+            return _update(backend, objective, True, step, u, v, entries, work, sums)
+
+        # Sub-strata whose sub-blocks share rows or columns are found out.
+        with interpreted(), pytest.raises(jax.errors.JaxRuntimeError, match="RACE DETECTED"):
+            jax.block_until_ready(run("mosaic_gpu", *(x.reshape(2, 1, 4) for x in (first, last))))
+        with interpreted():
+            got = run("mosaic_gpu", first, last)
+        for side, *expected in zip(
+            got, run("xla", first, last), run("numba", first, last), strict=True
+        ):
+            for other in expected:
+                np.testing.assert_allclose(side.factors, other.factors, rtol=2e-5, atol=2e-6)
+                np.testing.assert_allclose(side.squares, other.squares, rtol=2e-5)
+
+    @parameterized.parameters(MOSAIC_CASES)
+    @needs_dialect
+    def test_kernel_lowers_for_cuda(self, loss, penalty, biases, per_row):
+        objective, *arguments = _problem(loss, penalty, biases)
+        step = jnp.float32(0.05)
+        traced = _update.trace("mosaic_gpu", objective, per_row, step, *arguments)
+        program = traced.lower(lowering_platforms=("cuda",)).as_text()
+        assert program.count("custom_call @mosaic_gpu") == 1
+
+    def test_docstring_of_the_kernel(self):
+        assert doctest.testmod(mosaic_gpu) == (0, 1)
+
+    def test_kernel_refuses_a_loss(self):
+        objective, *arguments = _problem("squared_all", "l2", False)
+        with pytest.raises(ValueError, match="logistic, gkl, but the loss is 'squared_all'"):
+            mosaic_gpu.block_update(objective, False, jnp.float32(0.05), *arguments)
+
     def test_choice_of_backend(self):
         assert block_update.choose_backend("auto") == "numba"
         assert block_update.choose_backend("xla") == "xla"
@@ -125,5 +198,12 @@ class BlockUpdateTest(parameterized.TestCase):
                 assert block_update.choose_backend("auto") == "xla"
                 with pytest.raises(ValueError, match="'numba' needs a CPU"):
                     block_update.choose_backend("numba")
-        with pytest.raises(ValueError, match="expected a backend among auto, xla, numba, got"):
+        for platform, reason in (("tpu", "an NVIDIA GPU"), ("gpu", "Mosaic GPU as jax has it")):
+            with (
+                mock.patch.object(jax, "default_backend", return_value=platform),
+                mock.patch.object(mosaic_gpu, "plgpu", None),
+                pytest.raises(ValueError, match=f"'mosaic_gpu' needs {reason}"),
+            ):
+                block_update.choose_backend("mosaic_gpu")
+        with pytest.raises(ValueError, match="among auto, xla, numba, mosaic_gpu, got"):
             block_update.choose_backend("pallas")

@@ -81,6 +81,23 @@ class BlocksTest(parameterized.TestCase):
         # 100 columns leave room for more rows.
         assert blocks.cuts_for_cache((19_000, 100), 1, 32, 10**6) == (11, 1)
 
+    def test_cuts_for_strata(self):
+        assert blocks.cuts_for_strata((10**6, 10**5), 8, 10**8) == (220, 220)
+        assert blocks.cuts_for_strata((10**7, 10**7), 1, 10**9) == (1024, 1024)
+        assert blocks.cuts_for_strata((10**6, 40), 8, 10**8) == (5, 5)
+        assert blocks.cuts_for_strata((40, 40), 2, 10) == (1, 1)
+
+    @parameterized.parameters((1, 1, 5), (47, 3, 4), (1000, 2, 16), (1000, 1, 7))
+    def test_rows_dealt_out_evenly(self, size, num_blocks, parts):
+        rng = np.random.default_rng(0)
+        counts = (100 / rng.uniform(0.01, 1, size)).astype(int)
+        ranks = blocks.even_ranks(counts, num_blocks, parts, rng)
+        assert sorted(ranks) == list(range(size))
+        side = blocks.side_of_ranks(ranks, num_blocks)
+        part = side.place * parts // side.shape[1]
+        sums = np.bincount(side.block * parts + part, counts)
+        assert np.ptp(sums) <= counts.max()
+
     def test_more_blocks_than_columns(self):
         with pytest.raises(ValueError, match=r"from 1 to 17, .* \(23, 17\), got 18"):
             blocks.make_blocks(_matrix(), 18, (1, 1), np.random.default_rng(1), _rng(1))

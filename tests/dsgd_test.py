@@ -1,14 +1,16 @@
 """DSGD equals serial SGD, and does not depend on the number of devices to the last bit."""
 
 import dataclasses
+from unittest import mock
 
 import jax
 import numpy as np
 import pytest
 from absl.testing import parameterized
 
-from metamf_jax.factorization import dsgd, solver, visits
+from metamf_jax.factorization import block_update, blocks, dsgd, solver, visits
 from metamf_jax.factorization import objective as objectives
+from metamf_jax.factorization.block_update import mosaic_gpu
 from metamf_jax.factorization.dsgd import DsgdConfig
 from metamf_jax.factorization.entries_source import shuffled_entries
 from metamf_jax.factorization.objective import Objective, make_terms
@@ -65,7 +67,7 @@ def _serial_epoch(entries, config, terms, objective, factors, squares, epoch, st
                     numbers[1][stratum[i], shuffled.columns[i, t]],
                     shuffled.values[i, t],
                 )
-                for first, last in zip(drawn.first[i, s], drawn.last[i, s], strict=True)
+                for first, last in zip(drawn.first[i, s].flat, drawn.last[i, s].flat, strict=True)
                 for t in range(first, last)
             ]
             seen += len(order)
@@ -149,6 +151,52 @@ class DsgdTest(parameterized.TestCase):
         if loss == "squared":  # Without entries there is only the prior.
             np.testing.assert_array_equal(got.u[5], terms.u.mean[5])
             np.testing.assert_array_equal(got.v[7], terms.v.mean[7])
+
+    @parameterized.parameters((1, 5), (2, 3))
+    def test_sub_strata_share_neither_rows_nor_columns(self, num_blocks, parts):
+        entries, config = _matrix(), DsgdConfig(num_blocks, backend="mosaic_gpu")
+        with mock.patch.object(blocks, "_ENTRIES_ABREAST", E // (num_blocks * parts) ** 2):
+            cut = visits.cut_matrix(entries, config, num_blocks, K)
+        assert cut.cuts == (parts, parts)
+        drawn = [visits.draw_visits(cut, config, epoch) for epoch in (1, 2)]
+        assert not np.array_equal(drawn[0].first, drawn[1].first)
+        for i, s, sub_stratum in np.ndindex(num_blocks, num_blocks, parts):
+            seen = [set(), set()]
+            spans = (ends[i, s, sub_stratum] for ends in drawn[0][1:3])
+            for first, last in zip(*spans, strict=True):
+                for places, table in zip(seen, cut.entries[:2], strict=True):
+                    here = set(table[i, first:last])
+                    assert not places & here
+                    places |= here
+        # Every entry is visited once.
+        spans = (ends.reshape(num_blocks, -1) for ends in drawn[0][1:3])
+        for i, (first, last) in enumerate(zip(*spans, strict=True)):
+            visited = [t for span in zip(first, last, strict=True) for t in range(*span)]
+            assert sorted(visited) == list(range(cut.offsets[i, -1, -1]))
+
+    @pytest.mark.skipif(
+        bool(mosaic_gpu.reason_against()), reason=f"'mosaic_gpu' {mosaic_gpu.reason_against()}"
+    )
+    def test_interpreted_sub_strata_equal_serial_numpy(self):
+        objective = Objective("squared", "l2", 0.1)
+        entries = jax.tree.map(lambda x: x[:48], _matrix())
+        terms = make_terms(objective, entries)
+        start = solver.initial_factors(objective, entries, terms, K, np.random.default_rng(2))
+        config = DsgdConfig(2, backend="mosaic_gpu")
+        plgpu = mosaic_gpu.plgpu
+        with (
+            mock.patch.object(blocks, "_ENTRIES_ABREAST", 3),
+            mock.patch.object(block_update, "choose_backend", return_value="mosaic_gpu"),
+            plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(detect_races=True)),
+        ):
+            method = dsgd.make_solver(objective, entries, config, width=K)
+            got = method.factors(method.epoch(method.init(start), 1, 0.1))
+            factors = [f.astype(np.float64) for f in start]
+            squares = [np.ones(len(f)) for f in start]
+            rng = np.random.default_rng(0)
+            _serial_epoch(entries, config, terms, objective, factors, squares, 1, 0.1, rng)
+        for side, expected in zip(got, factors, strict=True):
+            np.testing.assert_allclose(side, expected, rtol=2e-4, atol=2e-5)
 
     def test_400_strata_in_a_row_compile_once(self):
         objective = Objective("squared", "l2", 0.1)

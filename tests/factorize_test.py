@@ -77,6 +77,10 @@ class TestFactorize:
         )
         results = factorize.run(config, tmp_path)["results"]
         assert 1 < results["epochs"] < 40
+        # Started again, it ends where it stopped, also if it was killed just then.
+        (tmp_path / "summary.json").unlink()
+        again = factorize.run(config, tmp_path)["results"]
+        assert (again["epochs"], again["objective"]) == (results["epochs"], results["objective"])
 
     @pytest.mark.parametrize(
         ("changes", "message"),
@@ -258,15 +262,15 @@ class TestDefaults:
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        ((), ("root_l2", None, None, None, True, 64, None, 10)),
+        ((), (None, None, None, None, True, 64, None, 10)),
         (("--regularization=0.1",), ("weighted_l2", 0.1, None, None, True, 64, None, 10)),
         (
             ("--preset=best", "--regularization=auto"),
             ("root_l2", None, 24, None, True, 128, None, 10),
         ),
         (("--loss=nzl2", "--blocks=3"), ("weighted_l2", None, None, 3, True, 64, None, 10)),
-        (("--solver=als", "--biases=false"), ("root_l2", None, None, None, False, 64, 1, 1)),
-        (("--early_stopping=0.1",), ("root_l2", None, None, None, True, 64, None, 1)),
+        (("--solver=als", "--biases=false"), (None, None, None, None, False, 64, 1, 1)),
+        (("--early_stopping=0.1",), (None, None, None, None, True, 64, None, 1)),
         (("--preset=smoke", "--devices=2"), ("weighted_l2", 0.05, 3, None, False, 4, 2, 1)),
         (("--loss=gkl",), ("root_l2", None, None, None, False, 64, None, 10)),
     ],

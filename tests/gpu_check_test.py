@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -190,7 +191,24 @@ def test_findings_of_the_device(tmp_path, monkeypatch, capsys):
     assert all(f["ms"] > 0 for f in by_measure["sweeps"])
     assert [f["what"] for f in by_measure["updates"]] == ["dsgd", "blocks abreast"]
     assert all(f["updates_per_second"] > 0 for f in by_measure["updates"])
+    (left_out,) = by_measure["kernel"]
+    assert left_out["left_out"].startswith("the backend 'mosaic_gpu' needs an NVIDIA GPU")
+    eight, many, *even = by_measure["bounds"]
+    assert all(0 < f["share_at_work"] <= 1 for f in even)
+    assert eight["from_memory"] == 32 * many["from_memory"] == (16 * 4 + 12) * 10**9 / 8
+    assert eight["sent"] == many["sent"] == (4 * 4 + 12) * 10**5
+    assert eight["held"] == (12 * 10**9 + (4 * 4 + 12) * (10**7 + 10**5)) / 8
     with np.load(tmp_path / "answers.npz") as answers:
         assert set(answers) == {f"map, plain/{number}" for number in range(4)}
     with pytest.raises(ValueError, match="expected measures among speed"):
         accelerator.run(dataclasses.replace(config, measures=("sped",)))
+
+
+def test_a_backend_beside_xla():
+    config = accelerator.PRESETS["smoke"]
+    found = accelerator.difference_from_xla(config, "numba", True)
+    assert found["agrees"]
+    assert found["same_bits_again"]
+    assert found["sub_blocks_abreast"] == 2
+    with mock.patch.object(accelerator, "_ALLOWED", found["difference"] / 2):
+        assert not accelerator.difference_from_xla(config, "numba", True)["agrees"]

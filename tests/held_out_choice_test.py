@@ -39,7 +39,7 @@ def test_the_search_ends_at_the_least_error(best):
 
     def trial(strength):
         asked.append(strength)
-        return Trial(strength, 5, (math.log2(strength / 3) - best) ** 2)
+        return Trial(strength, 5, (math.log2(strength / 3) - best) ** 2, "root_l2")
 
     trials = held_out_choice.search(trial, 3.0)
     assert trials[0].regularization == pytest.approx(3 * 2**best)
@@ -91,6 +91,18 @@ def test_the_first_strength_goes_with_values_and_counts():
     assert first("root_l2", twice) == pytest.approx(2 * first("root_l2"))
     assert first("l2") * first("weighted_l2") == pytest.approx(first("root_l2") ** 2)
     assert first("root_l2", loss="absolute") == first("root_l2", twice, loss="absolute") == 1
+
+
+def test_the_penalty_is_chosen_where_the_whole_matrix_is_tried():
+    entries = noisy_entries(1.0)
+    alone = held_out_choice.choose(setting(), entries, None, 10)
+    both = held_out_choice.choose(setting(), entries, None, 10, penalties=("l2",))
+    assert {trial.penalty for trial in both} == {"root_l2", "l2"}
+    assert both[0].error == min(trial.error for trial in both)
+    assert [trial for trial in both if trial.penalty == "root_l2"] == alone
+    of_sample = held_out_choice.choose(setting(), entries, None, 10, 10**6, ("l2",))
+    given = held_out_choice.choose(setting(), entries, 0.3, None, penalties=("l2",))
+    assert {trial.penalty for trial in of_sample + given} == {"root_l2"}
 
 
 def test_where_each_trial_diverges_nothing_is_chosen():

@@ -2,7 +2,9 @@
 
 Claim: on a GPU the methods for one matrix give the CPU's answers. How fast they are is asked, not
 claimed: of DSGD nothing is expected, since XLA's loop takes one entry after the other, whatever the
-number of blocks, and what the same step would do over many blocks abreast stands beside.
+number of blocks, and what the same step would do over many blocks abreast stands beside. So does,
+last and where it runs, the backend `mosaic_gpu`: whether it gives XLA's factors, and its updates.
+What memory and links of larger machines allow an epoch of a billion entries is counted.
 
     python -m experiments.benchmarks.accelerator --measure=speed,sweeps,updates --preset=paper
     JAX_PLATFORMS=cpu python -m experiments.benchmarks.accelerator --measure=answers --output=A.npz
@@ -27,9 +29,20 @@ import numpy as np
 from absl import flags
 
 from experiments import common, shared_flags
+from experiments.benchmarks import epoch_bounds
 from metamf_jax import parallel, sums
 from metamf_jax.data import synthetic
-from metamf_jax.factorization import als, dealt_rows, dsgd, sgd, solver, solvers
+from metamf_jax.factorization import (
+    als,
+    block_objective,
+    block_update,
+    dealt_rows,
+    dsgd,
+    sgd,
+    solver,
+    solvers,
+    visits,
+)
 from metamf_jax.factorization import objective as objectives
 from metamf_jax.factorization.dsgd import DsgdConfig
 from metamf_jax.factorization.objective import Objective, SideTerms, Terms
@@ -51,7 +64,7 @@ from metamf_jax.runs.files import written_aside
 from metamf_jax.runs.run_log import RunLog
 from metamf_jax.types import Entries, FactorPrior, Factors
 
-MEASURES = ("speed", "answers", "sweeps", "updates")
+MEASURES = ("speed", "answers", "sweeps", "updates", "kernel", "bounds")
 
 _MEASURE = flags.DEFINE_list("measure", list(MEASURES), f"Of {', '.join(MEASURES)}.")
 _KERNELS = flags.DEFINE_bool("kernels", True, "Whether compiled kernels may run, on a CPU.")
@@ -71,6 +84,7 @@ class Config:
       cells: its entries.
       big_shape: of the matrix of updates.
       big_cells: its entries, if there is time; else fewer.
+      kernel_cells: its entries when `mosaic_gpu` updates them, likewise.
       seconds: that the timed epoch of updates may take about.
       abreast: numbers of blocks whose entries are taken side by side.
       batch_floats: sizes of the batches of rows, see `dealt_rows.BATCH_FLOATS`.
@@ -86,6 +100,7 @@ class Config:
     cells: int = 1_000_000
     big_shape: tuple[int, int] = (480_000, 17_000)
     big_cells: int = 100_000_000
+    kernel_cells: int = 20_000_000
     seconds: float = 6.0
     abreast: tuple[int, ...] = (64, 1024, 8192)
     batch_floats: tuple[int, ...] = (dealt_rows.BATCH_FLOATS, 1 << 26)
@@ -107,6 +122,7 @@ PRESETS = {
         cells=500,
         big_shape=(60, 40),
         big_cells=500,
+        kernel_cells=500,
         seconds=0.0,
         abreast=(4,),
         batch_floats=(dealt_rows.BATCH_FLOATS,),
@@ -118,6 +134,7 @@ PRESETS = {
         cells=20_000,
         big_shape=(6000, 3700),
         big_cells=1_000_000,
+        kernel_cells=1_000_000,
         seconds=1.0,
         abreast=(64,),
         side=1024,
@@ -125,6 +142,9 @@ PRESETS = {
     "paper": Config(),
     "best": Config(),
 }
+
+# Largest difference of the kernel's factors from XLA's, in parts of the largest.
+_ALLOWED = 1e-4
 
 # Entries of the first epoch of updates that is timed, and of each of the blocks abreast.
 _FEW, _EACH = 20_000, 128
@@ -336,21 +356,9 @@ def _start(entries: Entries, rank: int) -> Factors:
 
 def updates(config: Config) -> Iterator[Task]:
     """Updates of SGD a second: DSGD as it is, and blocks abreast."""
-    bandwidth = _copied_bytes(config)
-
-    def find(timed, rank):
-        count, seconds = timed()
-        rate = count / seconds
-        return {
-            "entries": count,
-            "updates_per_second": rate,
-            # 16 K bytes an update.
-            "share_of_bandwidth": 16 * rank * rate / bandwidth,
-            "seconds_of_an_epoch": config.big_cells / rate,
-        }
-
+    find = functools.partial(_found_rate, config, _copied_bytes(config))
     for rank in config.ranks:
-        timed = functools.partial(_time_dsgd_within, config, rank)
+        timed = functools.partial(_time_dsgd_within, config, rank, config.backend, config.big_cells)
         yield Task({"what": "dsgd", "rank": rank}, functools.partial(find, timed, rank))
         for blocks in config.abreast:
             about = {"what": "blocks abreast", "rank": rank, "blocks": blocks}
@@ -358,25 +366,118 @@ def updates(config: Config) -> Iterator[Task]:
             yield Task(about, functools.partial(find, timed, rank))
 
 
-def _time_dsgd_within(config: Config, rank: int) -> tuple[int, float]:
+def _found_rate(
+    config: Config, bandwidth: float, timed: Callable[[], tuple[int, float]], rank: int
+) -> dict[str, float]:
+    count, seconds = timed()
+    rate = count / seconds
+    return {
+        "entries": count,
+        "updates_per_second": rate,
+        # 16 K bytes an update.
+        "share_of_bandwidth": 16 * rank * rate / bandwidth,
+        "seconds_of_an_epoch": config.big_cells / rate,
+    }
+
+
+def _time_dsgd_within(config: Config, rank: int, backend: str, cells: int) -> tuple[int, float]:
     """Entries and seconds of an epoch, of as many entries as the time allows."""
-    count = min(_FEW, config.big_cells)
-    taken = _time_dsgd(config, rank, count)
-    more = min(config.big_cells, int(config.seconds * count / taken))
-    return (more, _time_dsgd(config, rank, more)) if more > 3 * count else (count, taken)
+    count = min(_FEW, cells)
+    taken = _time_dsgd(config, rank, backend, count)
+    more = min(cells, int(config.seconds * count / taken))
+    return (more, _time_dsgd(config, rank, backend, more)) if more > 3 * count else (count, taken)
 
 
-def _time_dsgd(config: Config, rank: int, count: int) -> float:
+def _time_dsgd(config: Config, rank: int, backend: str, count: int) -> float:
     """Seconds of the second epoch."""
     rng = np.random.default_rng(config.seed)
     rows, columns = (rng.integers(size, size=count, dtype=np.int32) for size in config.big_shape)
     entries = Entries(rows, columns, rng.standard_normal(count, np.float32), config.big_shape)
-    work = DsgdConfig(num_blocks=8, backend=config.backend, seed=config.seed)
+    work = DsgdConfig(num_blocks=8, backend=backend, seed=config.seed)
     method = dsgd.make_solver(_SQUARED, entries, work, width=rank)
     state = method.epoch(method.init(_start(entries, rank)), 1, 0.01)
     start = time.perf_counter()
     method.epoch(state, 2, 0.01)
     return time.perf_counter() - start
+
+
+def kernel(config: Config) -> Iterator[Task]:
+    """The backend `mosaic_gpu`, if it runs here: its factors beside XLA's, its updates a second."""
+    try:
+        block_update.choose_backend("mosaic_gpu")
+    except ValueError as error:
+        reason = str(error)
+        yield Task({"what": "mosaic_gpu"}, lambda: {"left_out": reason})
+        return
+    for per_row in (False, True):
+        compared = functools.partial(difference_from_xla, config, "mosaic_gpu", per_row)
+        yield Task({"what": "mosaic_gpu beside xla", "adagrad": per_row}, compared)
+    find = functools.partial(_found_rate, config, _copied_bytes(config))
+    for rank in config.ranks:
+        timed = functools.partial(
+            _time_dsgd_within, config, rank, "mosaic_gpu", config.kernel_cells
+        )
+        about = {"what": "dsgd through mosaic_gpu", "rank": rank}
+        yield Task(about, functools.partial(find, timed, rank))
+
+
+def difference_from_xla(config: Config, backend: str, per_row: bool) -> dict[str, Any]:
+    """Largest difference of factors after an epoch of sub-strata, in parts of the largest."""
+    entries, rank = _small_matrix(config.seed), 3
+    terms = objectives.make_terms(_SQUARED, entries)
+    start = solver.initial_factors(
+        _SQUARED, entries, terms, rank, np.random.default_rng(config.seed)
+    )
+    work = DsgdConfig(num_blocks=2, backend="mosaic_gpu", seed=config.seed)
+    cut = visits.cut_matrix(entries, work, work.num_blocks, rank)
+    visit = visits.draw_visits(cut, work, 1)
+    update = jax.jit(block_update.block_update, static_argnums=(0, 1, 2))
+
+    def factors(backend):
+        u = block_objective.side_blocks(cut.u, start.u, terms.u)
+        v = block_objective.side_blocks(cut.v, start.v, terms.v)
+        for s, stratum in enumerate(visit.schedule):
+            here = block_update.Work(visit.first[:, s], visit.last[:, s], stratum)
+            step, nothing = jnp.float32(0.02), (None, None)
+            u, v = update(backend, _SQUARED, per_row, step, u, v, cut.entries, here, nothing)
+        return [np.asarray(side.factors) for side in (u, v)]
+
+    ours, again, xlas = factors(backend), factors(backend), factors("xla")
+    difference = max(
+        float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(ours, xlas, strict=True)
+    )
+    same = all(np.array_equal(a, b) for a, b in zip(ours, again, strict=True))
+    return {
+        "sub_blocks_abreast": visit.first.shape[-1],
+        "difference": difference,
+        "agrees": difference <= _ALLOWED and same,
+        "same_bits_again": same,
+    }
+
+
+def bounds(config: Config) -> Iterator[Task]:
+    """What `epoch_bounds` counts for a billion entries; how even the kernel's sub-blocks are."""
+    for machine in epoch_bounds.MACHINES:
+        for rank in config.ranks:
+            counted = functools.partial(
+                epoch_bounds.epoch_bounds, machine, epoch_bounds.BILLION, rank
+            )
+            yield Task({"what": machine.name, "rank": rank}, counted)
+    for blocks in (1, 8):
+        about = {"what": "sub-blocks of ratings", "blocks": blocks}
+        yield Task(about, functools.partial(_evenness, config, blocks))
+
+
+def _evenness(config: Config, num_blocks: int) -> dict[str, float]:
+    """Of the time until a sub-stratum's largest sub-block is done, the share that one works."""
+    work = DsgdConfig(num_blocks=num_blocks, backend="mosaic_gpu", seed=config.seed)
+    visit = visits.draw_visits(visits.cut_matrix(_ratings(config), work, num_blocks, 1), work, 1)
+    # [P, S, G, G] -> [S, G, P, G] -> [launch, sub-block]
+    counts = np.moveaxis(visit.last - visit.first, 0, 2)
+    counts = counts.reshape(counts.shape[0] * counts.shape[1], -1)
+    launches, abreast = counts.shape
+    share = counts.mean(axis=1).sum() / counts.max(axis=1).sum()
+    return {"launches": launches, "abreast": abreast, "share_at_work": float(share)}
 
 
 def _time_abreast(config: Config, rank: int, blocks: int) -> tuple[int, float]:
@@ -437,6 +538,8 @@ def run(
         "answers": functools.partial(answers, output=output),
         "sweeps": sweeps,
         "updates": updates,
+        "kernel": kernel,
+        "bounds": bounds,
     }
     device, findings = parallel.devices()[0].device_kind, []
     for measure in config.measures:

@@ -1,4 +1,4 @@
-"""What the data tell of a factorization: first step size, strength of the penalty, epochs."""
+"""What the data tell of a factorization: first step size, penalty and its strength, epochs."""
 
 import dataclasses
 import json
@@ -6,7 +6,7 @@ import math
 import pathlib
 from typing import NamedTuple
 
-from experiments.solving.config import Config
+from experiments.solving.config import PENALTIES_TO_TRY, Config
 from experiments.solving.matrix import Matrix
 from metamf_jax import processes
 from metamf_jax.factorization import held_out_choice, measures, solvers
@@ -29,19 +29,23 @@ class Choice(NamedTuple):
 
     Attributes:
       step_size: the first.
-      trials: of strength and epochs, the best first; none where both were given.
+      trials: of penalty, strength and epochs, the best first; none where all were given.
     """
 
     step_size: float
     trials: list[held_out_choice.Trial]
 
     def settled(self, config: Config) -> Config:
-        """The configuration with the best trial's strength, and its epochs where none are given."""
+        """The configuration with the best trial's penalty, and its epochs where none are given."""
         if not self.trials:
             return config
         best = self.trials[0]
-        epochs = best.epochs if config.epochs is None else config.epochs
-        return dataclasses.replace(config, regularization=best.regularization, epochs=epochs)
+        return dataclasses.replace(
+            config,
+            penalty=best.penalty,
+            regularization=best.regularization,
+            epochs=best.epochs if config.epochs is None else config.epochs,
+        )
 
     def told(self, config: Config) -> list[str]:
         """In lines for the log, what was not given."""
@@ -49,8 +53,7 @@ class Choice(NamedTuple):
         if config.kind.reads_step_size and ":auto" in (config.step_size or ":auto"):
             lines.append(f"step size {self.step_size:g}, chosen from the data")
         if self.trials:
-            strength, epochs, error = self.trials[0]
-            epochs = epochs if config.epochs is None else config.epochs
+            best, error = self.settled(config), self.trials[0].error
             measure = measures.decisive(config.loss)
             how = f"by held-out {measure} ({abs(error):.4f}), of {len(self.trials)} trials"
             if not math.isfinite(error):
@@ -58,7 +61,8 @@ class Choice(NamedTuple):
                     "too few cells to hold some out" if math.isnan(error) else "all trials diverged"
                 )
                 how = f"not chosen, {why}"
-            lines.append(f"regularization {strength:.4g}, epochs {epochs}: {how}")
+            strength = f"{best.penalty}, regularization {best.regularization:.4g}"
+            lines.append(f"penalty {strength}, epochs {best.epochs}: {how}")
         return lines
 
 
@@ -94,7 +98,7 @@ def _with_value(config: Config, matrix: Matrix, work: SolverConfig) -> StepSize:
 def _trials(
     config: Config, matrix: Matrix, work: SolverConfig, rule: StepSize
 ) -> list[held_out_choice.Trial]:
-    """Of strength and number of epochs, where one of them is not given."""
+    """Of penalty, strength and number of epochs, where one of them is not given."""
     if None not in (config.regularization, config.epochs):
         return []
     init, _ = config.start
@@ -107,6 +111,7 @@ def _trials(
         config.regularization,
         config.epochs,
         matrix.num_points,
+        PENALTIES_TO_TRY[1:] if config.penalty is None else (),
     )
 
 

@@ -7,6 +7,8 @@ from metamf_jax.factorization.objective import Objective
 from metamf_jax.factorization.solvers import SOLVERS
 from metamf_jax.factorization.step_size import StepSize, parse
 
+# Where none is given; the first where there is no trying.
+PENALTIES_TO_TRY = ("root_l2", "l2")
 # Of `--als_solver=cg`.
 _CONJUGATE_STEPS = 3
 
@@ -16,7 +18,8 @@ class Config:
     """One factorization; the names are those of the flags.
 
     `blocks` decides the result, the number of devices does not, so that it is no part of it.
-    `regularization`, `epochs`, `step_size` and `blocks` are None where the data are to tell them.
+    `penalty`, `regularization`, `epochs`, `step_size` and `blocks` are None where the data are to
+    tell them.
     """
 
     dataset: str = "synthetic"
@@ -26,7 +29,7 @@ class Config:
     test_fraction: float = 0.1
     solver: str = "dsgd"
     loss: str = "squared"
-    penalty: str = "weighted_l2"
+    penalty: str | None = "weighted_l2"
     prior: str | None = None
     regularization: float | None = 0.05
     biases: bool = False
@@ -51,8 +54,9 @@ class Config:
 
     @property
     def objective(self) -> Objective:
-        """What is minimised; the strength may be chosen later."""
-        return Objective(self.loss, self.penalty, self.regularization or 0.0, self.biases)
+        """What is minimised; penalty and strength may be chosen later."""
+        penalty = self.penalty or PENALTIES_TO_TRY[0]
+        return Objective(self.loss, penalty, self.regularization or 0.0, self.biases)
 
     @property
     def start(self) -> tuple[str, float | None]:

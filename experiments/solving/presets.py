@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from experiments.solving.config import PENALTIES_TO_TRY
 from metamf_jax.factorization import objective as objectives
 from metamf_jax.factorization.losses import RECORDS
 from metamf_jax.factorization.solvers import SOLVERS
@@ -96,8 +97,10 @@ def chosen(preset: str, solver: str, given: Mapping[str, Any]) -> dict[str, Any]
         _, settings["penalty"] = objectives.resolve_names(loss, given.get("penalty"))
     elif "prior" in given and "penalty" not in given:
         settings["penalty"] = "prior"
-    elif settings["penalty"] is None:
-        settings["penalty"] = "root_l2" if settings["regularization"] is None else "weighted_l2"
+    elif settings["penalty"] is None and settings["regularization"] is not None:
+        settings["penalty"] = "weighted_l2"
+    elif settings["penalty"] is None and name != "squared":
+        settings["penalty"] = PENALTIES_TO_TRY[0]
     kind = SOLVERS[solver]
     if settings["step_size"] is None and kind.sharded:
         settings["step_size"] = "bold_driver:auto"

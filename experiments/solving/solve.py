@@ -26,6 +26,13 @@ from metamf_jax.runs.run_log import RunLog, open_run_log, read_metrics
 from metamf_jax.types import Factors
 
 
+class _Standing(NamedTuple):
+    """What a checkpoint holds: where the run stands, and whether early stopping ended it there."""
+
+    progress: Progress
+    stopped: bool = False
+
+
 class _Job(NamedTuple):
     """What stays the same from epoch to epoch."""
 
@@ -68,13 +75,13 @@ def run(
     choices.tell(choice, config, work, log)
     rule = dataclasses.replace(config.rule, value=choice.step_size)
     job = _Job(settled, matrix, method, rule, log)
-    progress = solver.start(method, factors, rule)
+    start = solver.start(method, factors, rule)
     del factors
     checkpointer = Checkpointer(workdir, log.print)
-    progress = _restored(checkpointer, progress)
-    log.resume_at(progress.epoch)
-    log.start_progress(settled.epochs or 0, progress.epoch, "epoch")
-    return _finish(job, _train(job, progress, checkpointer, checkpoint_seconds), choice)
+    standing = _restored(checkpointer, start)
+    log.resume_at(standing.progress.epoch)
+    log.start_progress(settled.epochs or 0, standing.progress.epoch, "epoch")
+    return _finish(job, _train(job, standing, checkpointer, checkpoint_seconds), choice)
 
 
 def _solver(config: Config, matrix: Matrix, work: SolverConfig) -> tuple[solver.Solver, Factors]:
@@ -99,30 +106,32 @@ def _solver(config: Config, matrix: Matrix, work: SolverConfig) -> tuple[solver.
     return solvers.make_solver(config.solver, objective, train, work, prior, width), factors
 
 
-def _restored(checkpointer: Checkpointer, progress: Progress) -> Progress:
+def _restored(checkpointer: Checkpointer, start: Progress) -> _Standing:
     """Where a run that was cut short stands, or the start."""
-    restored = checkpointer.restore(progress)
+    restored = checkpointer.restore(_Standing(start))
     if restored is None:
-        return progress
-    return restored._replace(
-        epoch=int(restored.epoch),
-        step_size=float(restored.step_size),
-        objective=float(restored.objective),
-        finite_objective=float(restored.finite_objective),
-        seconds=float(restored.seconds),
+        return _Standing(start)
+    progress = restored.progress._replace(
+        epoch=int(restored.progress.epoch),
+        step_size=float(restored.progress.step_size),
+        objective=float(restored.progress.objective),
+        finite_objective=float(restored.progress.finite_objective),
+        seconds=float(restored.progress.seconds),
     )
+    return _Standing(progress, bool(restored.stopped))
 
 
 def _train(
-    job: _Job, progress: Progress, checkpointer: Checkpointer, checkpoint_seconds: float
+    job: _Job, standing: _Standing, checkpointer: Checkpointer, checkpoint_seconds: float
 ) -> Progress:
     """Runs the epochs that are left, with an evaluation every few and checkpoints in between."""
     config, rule, log = job.config, job.rule, job.log
+    progress, stopped = standing
     last = config.epochs or 0
     every = config.evaluate_every or last
     before, seconds, saved = progress.finite_objective, [], time.monotonic()
     with common.until_checkpoint() as leave_if_asked:
-        while progress.epoch < last:
+        while progress.epoch < last and not stopped:
             used, done = progress.step_size, progress.epoch
             due = min(done - done % every + every, last)
             progress = solver.advance(job.method, rule, progress, due)
@@ -135,15 +144,14 @@ def _train(
                 log.metrics(progress.epoch, _metrics(job, progress, used, seconds))
                 fall = before - progress.objective
                 before, seconds = progress.finite_objective, []
-                if config.early_stopping is not None and 0 <= fall < config.early_stopping * (
-                    progress.objective + fall
-                ):
-                    last = progress.epoch
+                stopped = config.early_stopping is not None and 0 <= fall < (
+                    config.early_stopping * (progress.objective + fall)
+                )
             wanted = (evaluated or checkpoint_seconds > 0) and processes.from_first(
                 time.monotonic() - saved >= checkpoint_seconds
             )
-            if wanted or progress.epoch == last or common.asked_to_end():
-                checkpointer.save(progress.epoch, progress)
+            if wanted or stopped or progress.epoch == last or common.asked_to_end():
+                checkpointer.save(progress.epoch, _Standing(progress, stopped))
                 saved = time.monotonic()
                 leave_if_asked()
     return progress

@@ -28,6 +28,10 @@ _ENTRIES_A_BLOCK = 50_000
 MANY_SUB_BLOCKS: Final = 8
 _ENTRIES_A_PART = 2000
 
+# Sub-blocks that a GPU visits side by side, at most: eight on each of 132 multiprocessors. Smaller
+# ones than of so many entries would differ too much in size, and the largest is waited for.
+_MOST_ABREAST, _ENTRIES_ABREAST = 1024, 32
+
 
 @dataclasses.dataclass(frozen=True)
 class Side:
@@ -84,6 +88,7 @@ class Blocks:
       v: where the columns went.
       offsets: [P, P, Q + 1] int32: sub-block q of block (i, j) are the entries from
         ``offsets[i, j, q]`` up to ``offsets[i, j, q + 1]`` of row block i.
+      cuts: parts of a block's rows and of its columns, together Q.
       own: the row blocks whose entries are here, P' of them; the others' are in other processes.
       entries: [P', L] each, row block by row block; in each, the entries of column block 0 come
         first, and there those of sub-block 0.
@@ -92,6 +97,7 @@ class Blocks:
     u: Side
     v: Side
     offsets: np.ndarray
+    cuts: tuple[int, int]
     own: range
     entries: BlockEntries
 
@@ -196,6 +202,19 @@ def cuts_for_cache(
     return rows, columns
 
 
+def cuts_for_strata(shape: tuple[int, int], num_blocks: int, num_entries: int) -> tuple[int, int]:
+    """Into how many parts to cut the sides of a block, as many of rows as of columns.
+
+    Args:
+      shape: (N, M).
+      num_blocks: P.
+      num_entries: in the whole matrix.
+    """
+    fits = math.isqrt(num_entries // (_ENTRIES_ABREAST * num_blocks**2))
+    parts = max(1, min(_MOST_ABREAST, fits, *(size // num_blocks for size in shape)))
+    return parts, parts
+
+
 def deal_sides(
     shape: tuple[int, int], num_blocks: int, rng: np.random.Generator
 ) -> tuple[Side, Side]:
@@ -211,6 +230,36 @@ def deal_sides(
         )
     u, v = (side_of_ranks(rng.permutation(size).astype(np.int32), num_blocks) for size in shape)
     return u, v
+
+
+def even_ranks(
+    counts: np.ndarray, num_blocks: int, parts: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Ranks for `side_of_ranks` that give all parts of all blocks about as many entries.
+
+    Rows are dealt out in turn, there and back, those with the most entries first.
+
+    Args:
+      counts: [N], entries of each row.
+      num_blocks: P.
+      parts: of a block, see `cuts_for_strata`.
+      rng: orders rows with equally many entries.
+
+    Returns:
+      [N] int32.
+    """
+    size = len(counts)
+    ranks = np.arange(size)
+    side = side_of_ranks(ranks, num_blocks)
+    bins = side.place * parts // side.shape[1] * num_blocks + side.block
+    held = np.bincount(bins)
+    by_bin = _stable_order(bins, len(held))
+    turn = np.empty(size, np.int64)
+    turn[by_bin] = ranks - np.repeat(held.cumsum() - held, held)
+    slots = np.lexsort((np.where(turn % 2, -bins, bins), turn))
+    rank = np.empty(size, np.int32)
+    rank[np.lexsort((rng.permutation(size), -counts))] = slots
+    return rank
 
 
 def _stable_order(numbers: np.ndarray, size: int) -> np.ndarray:
@@ -275,6 +324,7 @@ def make_blocks(
     rng: np.random.Generator,
     block_rng: BlockRng,
     own: range | None = None,
+    even: bool = False,
 ) -> Blocks:
     """Cuts the matrix.
 
@@ -285,11 +335,22 @@ def make_blocks(
       rng: permutes rows and columns.
       block_rng: draws the order of each block's entries.
       own: the row blocks whose entries to keep; None for all.
+      even: whether rows and columns are dealt out by `even_ranks`.
 
     Raises:
       ValueError: more blocks than rows or columns.
     """
-    sides = u, v = deal_sides(entries.shape, num_blocks, rng)
+    u, v = deal_sides(entries.shape, num_blocks, rng)
+    if even:
+        u, v = (
+            side_of_ranks(
+                even_ranks(np.bincount(ids, minlength=size), num_blocks, parts, rng), num_blocks
+            )
+            for ids, size, parts in zip(
+                (entries.rows, entries.columns), entries.shape, cuts, strict=True
+            )
+        )
+    sides = u, v
     own = range(num_blocks) if own is None else own
     rows, columns, values = (np.asarray(x) for x in (entries.rows, entries.columns, entries.values))
     blocks = u.block[rows], v.block[columns]
@@ -310,4 +371,4 @@ def make_blocks(
         listed, _ = cut_row_block(i, sides, listed, blocks[1][span], cuts, block_rng)
         for padded, x in zip(table, listed, strict=True):
             padded[k, : len(span)] = x
-    return Blocks(u, v, np.stack([_offsets(c) for c in counts]), own, table)
+    return Blocks(u, v, np.stack([_offsets(c) for c in counts]), cuts, own, table)

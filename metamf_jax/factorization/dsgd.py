@@ -261,6 +261,7 @@ def make_programs(objective: Objective, config: DsgdConfig, mesh: Mesh) -> Progr
             functools.partial(run_strata, objective, config),
             (*sides, SPLIT, *moves_and_ends, REPLICATED, REPLICATED),
             sides,
+            check_varying=config.backend not in block_update.UNCHECKED,
         ),
         {
             each.loss: parallel.sharded(

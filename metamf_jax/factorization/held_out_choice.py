@@ -1,9 +1,15 @@
-"""Strength of the penalty and number of epochs, chosen by the error on held-out training entries.
+"""The penalty, its strength and the number of epochs, chosen by the error on held-out entries.
 
 A tenth of the entries of a sample is held out. A run of each strength goes on while the error on
 them falls; the strength starts at the unit of the objective's scale, is doubled or halved while
 that helps, and is then tried once more at a root of two to each side. The number of epochs is that
 after which the best run's error was least.
+
+Of a matrix that is tried as a whole the penalty itself may be chosen. Where rows and columns have
+few entries `l2` is better than `root_l2`: test RMSE of FilmTrust 0.769 and 0.775, of random 5% and
+2% of MovieLens-1M 0.959 and 0.961, 0.990 and 0.995; where they have many, `root_l2`: MovieLens-100K
+0.901 and 0.904, latest-small 0.862 and 0.866. The held-out error told so of each. Strengths of `l2`
+that suit a sample do not suit the whole.
 
 That a sub-matrix of 100,000 entries tells what serves the whole: on nine tenths of MovieLens-1M
 (rank 64, AdaGrad) it and the whole have the same best strength of 0.6, 0.8, 1 and 1.3, reached
@@ -12,8 +18,9 @@ loops, 15,000 have to do: on MovieLens-100K what they choose is 0.2% to 0.3% wor
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -66,11 +73,12 @@ class Setting(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """One strength, the number of epochs that served it best, and the held-out error then."""
+    """One strength of a penalty, the number of epochs that served it best, the error then."""
 
     regularization: float
     epochs: int
     error: float
+    penalty: str
 
 
 def first_strength(objective: Objective, entries: Entries) -> float:
@@ -134,7 +142,7 @@ def run_trial(
     progress = solver.start(method, factors, setting.rule)
     every = _EVERY if SOLVERS[setting.solver].reads_step_size else 1
     every = every if stops else most_epochs
-    best = Trial(regularization, 0, math.inf)
+    best = Trial(regularization, 0, math.inf, objective.penalty)
     while progress.epoch < min(most_epochs, best.epochs + _PATIENCE * every):
         due = min(progress.epoch + every, most_epochs)
         try:
@@ -144,7 +152,7 @@ def run_trial(
             break
         error = _error(objective, method.factors(progress.state), train, held_out)
         if best.error == math.inf or error < best.error - _LEAST_FALL * abs(best.error):
-            best = Trial(regularization, progress.epoch, error)
+            best = best._replace(epochs=progress.epoch, error=error)
     return best
 
 
@@ -179,8 +187,9 @@ def choose(
     regularization: float | None,
     epochs: int | None,
     num_entries: int | None = None,
+    penalties: Sequence[str] = (),
 ) -> list[Trial]:
-    """Chooses what is None of strength and number of epochs.
+    """Chooses what is None of strength and number of epochs, and the penalty.
 
     Args:
       setting: what all trials share.
@@ -188,6 +197,7 @@ def choose(
       regularization: None to choose.
       epochs: None to choose.
       num_entries: of the whole matrix, where `entries` are a sample of it.
+      penalties: tried besides that of the objective where strengths are chosen on the whole matrix.
 
     Returns:
       The trials, best first. Where there are fewer than 100 entries, or each diverges, the one that
@@ -195,13 +205,14 @@ def choose(
     """
     objective = setting.objective
     start = first_strength(objective, entries) if regularization is None else regularization
+    untried = Trial(start, epochs or _UNTRIED_EPOCHS, math.nan, objective.penalty)
     slow = (
         SOLVERS[setting.solver].reads_step_size
         and block_update.choose_backend(setting.work.backend) != "numba"
     )
     parted = part(entries, setting.work.seed, _SMALL_SAMPLE if slow else SAMPLE)
     if parted is None:
-        return [Trial(start, epochs or _UNTRIED_EPOCHS, math.nan)]
+        return [untried]
     train, held_out = parted
     work = dataclasses.replace(
         setting.work, num_devices=1, num_blocks=min(setting.work.num_blocks, *train.shape)
@@ -214,11 +225,15 @@ def choose(
         affordable = _UPDATES // (num_entries or len(entries.values))
         most = max(most, min(_MANY_EPOCHS, affordable))
 
-    def trial_of(strength):
+    def trial_of(strength, setting=setting):
         return run_trial(setting, strength, train, held_out, most, stops=epochs is None)
 
     given = regularization is not None or objective.penalty == "none"
     trials = [trial_of(start)] if given else search(trial_of, start)
-    if trials[0].error == math.inf:
-        return [Trial(start, epochs or _UNTRIED_EPOCHS, math.inf)]
-    return trials
+    whole = len(train.values) + len(held_out.values) == (num_entries or len(entries.values))
+    for penalty in penalties if whole and not given else ():
+        other = dataclasses.replace(objective, penalty=penalty)
+        trial_of_other = functools.partial(trial_of, setting=setting._replace(objective=other))
+        trials += search(trial_of_other, first_strength(other, entries))
+    trials.sort(key=lambda trial: trial.error)
+    return [untried._replace(error=math.inf)] if trials[0].error == math.inf else trials

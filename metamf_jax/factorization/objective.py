@@ -355,10 +355,24 @@ def local_gradient(
       With respect to ``u_n`` and ``v_m``, each [K]; zero in frozen columns.
     """
     slope = half_slope(objective, value, (u * v).sum())
+    gradients = unmasked_gradient(objective, slope, u, v, terms, sums)
     mask_u, mask_v = trainable(objective, u.shape[-1])
-    gradient_u = slope * v + side_gradient(objective, u, terms.u, sums[1]) / terms.u.count
-    gradient_v = slope * u + side_gradient(objective, v, terms.v, sums[0]) / terms.v.count
-    return jnp.where(mask_u, gradient_u, 0), jnp.where(mask_v, gradient_v, 0)
+    return jnp.where(mask_u, gradients[0], 0), jnp.where(mask_v, gradients[1], 0)
+
+
+def unmasked_gradient(
+    objective: Objective,
+    slope: Array,
+    u: Array,
+    v: Array,
+    terms: Terms,
+    sums: tuple[CellSums, CellSums],
+) -> tuple[Array, Array]:
+    """`local_gradient` from the `half_slope` at the entry, with something in the frozen columns."""
+    return (
+        slope * v + side_gradient(objective, u, terms.u, sums[1]) / terms.u.count,
+        slope * u + side_gradient(objective, v, terms.v, sums[0]) / terms.v.count,
+    )
 
 
 def penalty(objective: Objective, factor: Array, terms: SideTerms, side: str) -> Array:

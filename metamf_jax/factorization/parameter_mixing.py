@@ -204,6 +204,7 @@ def make_programs(
             functools.partial(run_epoch, objective, config, num_workers),
             (*sides_and_entries, REPLICATED),
             (SPLIT, SPLIT),
+            check_varying=config.backend not in block_update.UNCHECKED,
         ),
         {
             each.loss: parallel.sharded(

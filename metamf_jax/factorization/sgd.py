@@ -43,7 +43,8 @@ class SgdConfig:
         every epoch, and shuffles inside them every 8th, or every 64th where a block has many;
         `full` puts all entries of a block into a fresh random order every epoch, which takes longer
         than the updates.
-      backend: one of `block_update.BACKENDS`.
+      backend: one of `block_update.BACKENDS`. `mosaic_gpu` cuts blocks into sub-blocks for strata
+        of their own, whatever the order; those of a block store it visits one after the other.
       per_row: whether AdaGrad scales the steps, see `step_size.StepSize.per_row`.
       seed: of the permutation, the strata and the order of entries.
     """

@@ -8,13 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from metamf_jax.factorization import strata
+from metamf_jax.factorization import block_update, strata
 from metamf_jax.factorization.block_store import BlockStore
 from metamf_jax.factorization.blocks import (
     MANY_SUB_BLOCKS,
     BlockRng,
     Blocks,
     cuts_for_cache,
+    cuts_for_strata,
     make_blocks,
 )
 from metamf_jax.factorization.sgd import SgdConfig
@@ -64,10 +65,14 @@ def cut_matrix(
       num_entries: what the number of sub-blocks follows from; None for that of the entries.
     """
     cuts = 1, 1
-    if config.point_order == "blocks":
-        num_entries = len(entries.values) if num_entries is None else num_entries
+    num_entries = len(entries.values) if num_entries is None else num_entries
+    if config.backend in block_update.ABREAST:
+        cuts = cuts_for_strata(entries.shape, num_blocks, num_entries)
+    elif config.point_order == "blocks":
         cuts = cuts_for_cache(entries.shape, num_blocks, width, num_entries)
-    return make_blocks(entries, num_blocks, cuts, sides_rng(config), block_rng(config, 0), own)
+    even = config.backend in block_update.ABREAST  # The largest sub-block is waited for.
+    rngs = sides_rng(config), block_rng(config, 0)
+    return make_blocks(entries, num_blocks, cuts, *rngs, own, even)
 
 
 class Visits(NamedTuple):
@@ -75,8 +80,9 @@ class Visits(NamedTuple):
 
     Attributes:
       schedule: [S, P], see `strata.make_schedule`.
-      first: [P, S, Q] int32: first entry of each sub-block to visit, see `block_update.Work`.
-      last: [P, S, Q] int32.
+      first: [P, S, Q] int32: first entry of each sub-block to visit, see `block_update.Work`; or
+        [P, S, G, G], sub-strata of sub-blocks that share neither rows nor columns.
+      last: [P, S, Q] int32, or [P, S, G, G].
       shuffle: which shuffle of the entries inside the sub-blocks to use, counted from 0.
     """
 
@@ -93,16 +99,30 @@ def draw_visits(
     rng = _generator(config, _EPOCH, epoch)
     strata_drawn = strata.make_schedule(schedule, cut.num_blocks, rng)
     offsets = _offsets_in_order(cut, strata_drawn)
-    order = np.broadcast_to(np.arange(offsets.shape[2] - 1), offsets[:, :, 1:].shape)
-    order = rng.permuted(order, axis=2)
-    every = _INSIDE_EVERY if order.shape[2] < MANY_SUB_BLOCKS else _INSIDE_EVERY_OF_MANY
+    if (
+        config.backend in block_update.ABREAST
+        and isinstance(cut, Blocks)  # A store does not tell how it was cut.
+        and cut.cuts[0] == cut.cuts[1]
+    ):
+        order = _sub_strata(offsets.shape[:2], cut.cuts[0], rng)
+    else:
+        order = np.broadcast_to(np.arange(offsets.shape[2] - 1), offsets[:, :, 1:].shape)
+        order = rng.permuted(order, axis=2)
+    every = _INSIDE_EVERY if offsets.shape[2] <= MANY_SUB_BLOCKS else _INSIDE_EVERY_OF_MANY
     every = 1 if config.point_order == "full" else every
-    return Visits(
-        strata_drawn,
-        np.take_along_axis(offsets[:, :, :-1], order, axis=2),
-        np.take_along_axis(offsets[:, :, 1:], order, axis=2),
-        (epoch - 1) // every,
+    first, last = (
+        np.take_along_axis(ends, order.reshape(*order.shape[:2], -1), axis=2).reshape(order.shape)
+        for ends in (offsets[:, :, :-1], offsets[:, :, 1:])
     )
+    return Visits(strata_drawn, first, last, (epoch - 1) // every)
+
+
+def _sub_strata(shape: tuple[int, int], parts: int, rng: np.random.Generator) -> np.ndarray:
+    """`strata.make_schedule`'s `wor` of each block's G x G sub-blocks, [*shape, G, G]: numbers."""
+    steps = np.broadcast_to(np.arange(parts), (*shape, parts))
+    rows, columns = rng.permuted(steps, axis=2), rng.permuted(steps, axis=2)
+    met = (rows[:, :, None, :] + columns[:, :, :, None]) % parts
+    return np.arange(parts) * parts + met
 
 
 def draw_epochs(

@@ -17,7 +17,12 @@ from metamf_jax.factorization.objective import CellSums, Objective, SideTerms
 from metamf_jax.kernels import ffi
 from metamf_jax.types import Array
 
-BACKENDS: Final = ("auto", "xla", "numba")
+BACKENDS: Final = ("auto", "xla", "numba", "mosaic_gpu")
+
+# Those that visit sub-blocks of a block side by side, where they share neither rows nor columns.
+ABREAST: Final = ("mosaic_gpu",)
+# Those that write in place to arrays which JAX does not let differ between devices.
+UNCHECKED: Final = ("mosaic_gpu",)
 
 
 class SideBlocks(NamedTuple):
@@ -40,8 +45,9 @@ class Work(NamedTuple):
 
     Attributes:
       first: [B, Q] int32: row block b visits its entries ``first[b, 0] .. last[b, 0] - 1``, then
-        ``first[b, 1] ..``, and so on.
-      last: [B, Q] int32.
+        ``first[b, 1] ..``, and so on. Or [B, S, G]: S sub-strata in series, of G sub-blocks that
+        share neither rows nor columns.
+      last: [B, Q] int32, or [B, S, G].
       slots: [B] int32: all of them lie in the column block ``v.factors[slots[b]]``.
     """
 
@@ -50,13 +56,19 @@ class Work(NamedTuple):
     slots: Array
 
 
+def in_series(work: Work) -> Work:
+    """Sub-strata as one series of sub-blocks, [B, Q]."""
+    first, last = (x.reshape(x.shape[0], -1) for x in (work.first, work.last))
+    return Work(first, last, work.slots)
+
+
 def choose_backend(name: str) -> str:
     """Resolves `auto` by platform.
 
     `numba` on a CPU where Numba is installed, else `xla`, which runs anywhere.
 
     Raises:
-      ValueError: an unknown backend, or `numba` where it cannot run.
+      ValueError: an unknown backend, or `numba` or `mosaic_gpu` where they cannot run.
     """
     if name not in BACKENDS:
         raise ValueError(f"expected a backend among {', '.join(BACKENDS)}, got {name!r}")
@@ -69,6 +81,12 @@ def choose_backend(name: str) -> str:
             f" platform is {platform!r} and Numba is {'' if installed else 'not '}installed;"
             " 'xla' runs anywhere"
         )
+    if name == "mosaic_gpu":
+        reason = _module(name).reason_against()
+        if platform != "gpu":
+            reason = f"needs an NVIDIA GPU, but the platform is {platform!r}"
+        if reason:
+            raise ValueError(f"the backend 'mosaic_gpu' {reason}; 'xla' runs anywhere")
     return name
 
 

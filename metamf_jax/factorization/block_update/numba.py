@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numba
 import numpy as np
 
+from metamf_jax.factorization.block_update import in_series
 from metamf_jax.factorization.block_update.four_entries import differ, dot_four, step_four
 from metamf_jax.factorization.losses import GKL_FLOOR, LEAST_FALL, LOSSES
 from metamf_jax.kernels.ffi import VECTORISED, NumbaKernel
@@ -429,7 +430,7 @@ def block_update(objective, per_row, step_size, u, v, entries, work, sums):
         jnp.bool_(objective.biases),
         step_size,
         *entries,
-        *work,
+        *in_series(work),
         *(side.terms.weight * i for side, i in zip((u, v), inverse, strict=True)),
     )
     state = u.factors, v.factors, u.squares, v.squares
@@ -468,4 +469,4 @@ def block_update(objective, per_row, step_size, u, v, entries, work, sums):
 def block_losses(objective, u, v, entries, work):
     """See `metamf_jax.factorization.block_update.block_losses`."""
     loss = jnp.int32(LOSSES.index(objective.loss))
-    return _losses_kernel(loss, *entries, *work, u, v, shapes=[u.shape[:1]])[0]
+    return _losses_kernel(loss, *entries, *in_series(work), u, v, shapes=[u.shape[:1]])[0]

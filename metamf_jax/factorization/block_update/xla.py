@@ -5,13 +5,14 @@ import jax.numpy as jnp
 
 from metamf_jax.factorization import objective as objectives
 from metamf_jax.factorization import sgd
-from metamf_jax.factorization.block_update import hidden_count
+from metamf_jax.factorization.block_update import hidden_count, in_series
 from metamf_jax.factorization.objective import Terms
 from metamf_jax.types import Factors
 
 
 def block_update(objective, per_row, step_size, u, v, entries, work, sums):
     """See `metamf_jax.factorization.block_update.block_update`."""
+    work = in_series(work)
 
     def one_block(b, carry):
         u, v = carry
