@@ -153,11 +153,11 @@ def joined_batch(parts: Sequence[Episode]) -> Episode:
 
     def one(batches: Sequence[Entries]) -> Entries:
         # Padding stands one past the end, wherever that is.
-        shape = tuple(max(sizes) for sizes in zip(*(x.shape for x in batches), strict=True))
+        shape = max(x.shape[0] for x in batches), max(x.shape[1] for x in batches)
         rows = [np.where(x.rows < x.shape[0], x.rows, shape[0]) for x in batches]
         columns = [np.where(x.columns < x.shape[1], x.columns, shape[1]) for x in batches]
-        listed = rows, columns, [x.values for x in batches]
-        return Entries(*(np.concatenate(x) for x in listed), shape)
+        values = np.concatenate([x.values for x in batches])
+        return Entries(np.concatenate(rows), np.concatenate(columns), values, shape)
 
     return Episode(*(one(cast(Sequence[Entries], side)) for side in sides))
 

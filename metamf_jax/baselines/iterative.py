@@ -50,9 +50,9 @@ def predict(support: Entries, query: Entries, setting: Setting) -> jax.Array:
     return at_cells(filled, query)
 
 
-def _refill(filled: jax.Array, observed: jax.Array, column: jax.Array, alpha: Array) -> jax.Array:
+def _refill(filled: jax.Array, observed: Array, column: Array, alpha: Array) -> jax.Array:
     """The matrix [N, M] with the gaps of a column predicted from the other columns."""
-    seen = observed[:, column]
+    seen = jnp.asarray(observed)[:, column]
     count = jnp.maximum(seen.sum(), 1)
     # Zero in place of the column itself: its coefficient is then zero.
     others = filled.at[:, column].set(0)

@@ -342,18 +342,18 @@ def _run(name: str, *arguments: Array, fallback: Callable[..., Any] | None = Non
     """
     arguments = tuple(map(jnp.asarray, arguments))
     backend = _backend.value
-    fallback = fallback or getattr(xla, name)
+    by_xla: Callable[..., Any] = fallback or getattr(xla, name)
     if backend == "one_hot":
-        fallback = getattr(one_hot, name, fallback)
-    fallback = functools.partial(fallback, **static)
+        by_xla = getattr(one_hot, name, by_xla)
+    by_xla = functools.partial(by_xla, **static)
     if backend == "numba":
         return _numba(name)(*arguments, **static)
     of_kernels = {np.dtype(np.int32), np.dtype(np.float32)}
     # Beside an accelerator Numba is not even imported: its kernels would be compiled for nothing.
     if kernels_run_here() and all(a.dtype in of_kernels for a in arguments):
         compiled = functools.partial(_numba(name), **static)
-        return jax.lax.platform_dependent(*arguments, cpu=compiled, default=fallback)
-    return fallback(*arguments)
+        return jax.lax.platform_dependent(*arguments, cpu=compiled, default=by_xla)
+    return by_xla(*arguments)
 
 
 def _numba(name: str):
