@@ -18,7 +18,7 @@ import jax
 from absl import app, flags, logging
 
 from metamf_jax import parallel, processes
-from metamf_jax.runs import compilation_cache
+from metamf_jax.runs import compilation_cache, garbage
 
 # EX_TEMPFAIL of sysexits.h: try again later.
 TERMINATED = 75
@@ -174,6 +174,7 @@ def run_main(main: Callable[[], None], several_processes: bool = False) -> None:
         if flags.FLAGS.verbosity == logging.INFO:
             logging.set_verbosity(logging.WARNING)
         previous = signal.signal(signal.SIGTERM, _on_sigterm)
+        garbage.spare()
         try:
             if not several_processes:
                 _refuse_several_processes()

@@ -75,7 +75,6 @@ class AlsTest(parameterized.TestCase):
         ("squared_all", "prior", False, True, K + 4),
     )
     def test_half_step_equals_dense_solves(self, loss, penalty, biases, with_prior, steps):
-        backends = ["xla"] if steps else ["xla", "numba"]
         objective = Objective(loss, penalty, 0.3, biases)
         entries, prior = _matrix(), _prior() if with_prior else None
         terms = make_terms(objective, entries, prior)
@@ -85,7 +84,7 @@ class AlsTest(parameterized.TestCase):
         if penalty == "weighted_l2":  # No entries, no penalty: the prior mean by convention.
             expected[2] = terms.u.mean[2]
         tolerance = 2e-3 if steps else 1e-4
-        for backend in backends:
+        for backend in ("xla", "numba"):
             prepared = als.prepare_half_step(
                 objective, "u", listed, entries.shape, u.shape[1], AlsConfig(steps, 1, backend)
             )
@@ -154,6 +153,22 @@ class AlsTest(parameterized.TestCase):
             found.append(als.half_step(prepared, u, v, terms.u))
         np.testing.assert_allclose(found[0], expected, rtol=1e-3, atol=1e-3)
         np.testing.assert_array_equal(*found)
+
+    @parameterized.parameters("squared", "squared_all")
+    def test_few_steps_are_the_same_compiled_and_on_any_number_of_devices(self, loss):
+        objective = Objective(loss, "l2", 0.5)
+        entries, width = _matrix(), 70
+        terms = make_terms(objective, entries)
+        rng = np.random.default_rng(3)
+        u, v = (rng.normal(size=(size, width)).astype("f") for size in (N, M))
+        listed, found = (entries.rows, entries.columns, entries.values), []
+        for backend, num_devices in (("xla", 1), ("numba", 1), ("numba", 5)):
+            config = AlsConfig(2, num_devices, backend)
+            prepared = als.prepare_half_step(objective, "u", listed, entries.shape, width, config)
+            found.append(als.half_step(prepared, u, v, terms.u))
+        assert np.abs(found[0] - u).max() > 0.1
+        np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=1e-4)
+        np.testing.assert_array_equal(found[1], found[2])
 
     def test_refusals(self):
         with pytest.raises(ValueError, match="the solver 'als' serves the losses squared,"):

@@ -93,7 +93,6 @@ class TestFactorize:
             ({"init": "uniform:x"}, "an init as NAME"),
             ({"als_solver": "cg:0"}, r"an ALS solver as cholesky or cg\[:STEPS\], got 'cg:0'"),
             ({"als_solver": "lu"}, "an ALS solver as cholesky"),
-            ({"als_solver": "cg", "backend": "numba"}, "run through the backend 'xla' alone"),
             ({"step_size": "constant:1e6"}, "the steps diverged at step size 1e"),
         ],
     )

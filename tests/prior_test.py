@@ -1,6 +1,7 @@
 """Weights in the package, in a run's workdir, and in files that hold none."""
 
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
@@ -96,3 +97,15 @@ def test_the_package_carries_small_weights_and_their_card():
     assert (prior.FOLDER / "README.md").exists()
     sizes = [path.stat().st_size for path in prior.FOLDER.glob("*.safetensors")]
     assert sum(sizes) < 5e6
+
+
+@pytest.mark.parametrize("name", prior.prior_names())
+def test_packaged_weights_are_those_of_their_model(name, tmp_path):
+    packaged = prior.load_prior(name)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(packaged.params))
+    copy = shutil.copy(prior.FOLDER / f"{name}.safetensors", tmp_path)
+    # Elsewhere a file is compared with the model.
+    compared = prior.read_prior(copy)
+    assert jax.tree.structure(packaged.params) == jax.tree.structure(compared.params)
+    for one, other in zip(*map(jax.tree.leaves, (packaged.params, compared.params)), strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -110,11 +110,11 @@ def test_killed_it_goes_on_to_the_same_bytes(whole, sweep, tmp_path, monkeypatch
     config = dataclasses.replace(config, evaluate_every=4)
     kept = sample._kept
 
-    def killed_after(job, progress):
-        kept(job, progress)
+    def killed_after(job, progress, answers):
+        kept(job, progress, answers)
         if progress.sweep == sweep:
             raise Killed
-        return kept(job, progress)
+        return kept(job, progress, answers)
 
     monkeypatch.setattr(sample, "_kept", killed_after)
     with pytest.raises(Killed):
@@ -135,10 +135,10 @@ def kill_at(sweep, monkeypatch):
     """Lets a run end before it keeps the draws of a sweep."""
     kept = sample._kept
 
-    def killed(job, progress):
+    def killed(job, progress, answers):
         if progress.sweep == sweep:
             raise Killed
-        return kept(job, progress)
+        return kept(job, progress, answers)
 
     monkeypatch.setattr(sample, "_kept", killed)
 

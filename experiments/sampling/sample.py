@@ -99,11 +99,15 @@ def _sample(job: Job, progress: Progress, checkpointer: Checkpointer) -> Progres
         for sweep, states in left:
             seconds.append(time.perf_counter() - begin)
             progress = progress._replace(sweep=sweep, states=states)
+            due = sweep % every == 0 or sweep == lengths.num_sweeps
+            answers = []
+            if due or lengths.keeps(sweep):
+                answers = [_answers(job, state) for state in states]
             if lengths.keeps(sweep):
-                progress = _kept(job, progress)
+                progress = _kept(job, progress, answers)
             log.advance()
-            if sweep % every == 0 or sweep == lengths.num_sweeps:
-                log.metrics(sweep, _metrics(job, progress, seconds))
+            if due:
+                log.metrics(sweep, _metrics(job, progress, answers, seconds))
                 checkpointer.save(sweep, progress)
                 leave_if_asked()
                 seconds = []
@@ -111,13 +115,13 @@ def _sample(job: Job, progress: Progress, checkpointer: Checkpointer) -> Progres
     return progress
 
 
-def _kept(job: Job, progress: Progress) -> Progress:
-    """Writes the draws of a sweep, and adds them to what is told of all."""
+def _kept(job: Job, progress: Progress, answers: list[np.ndarray]) -> Progress:
+    """Writes the draws of a sweep, and adds them, and their answers, to what is told of all."""
     config = job.config
     at = (progress.sweep - config.burn_in) // config.thin - 1
     total, traces = progress.total, Traces(*(x.copy() for x in progress.traces))
     for chain, state in enumerate(progress.states):
-        total = total + _answers(job, state)
+        total = total + answers[chain]
         traces.alpha[chain, at] = state.alpha
         traces.norm[chain, at] = chains.norm_of_product(state)
         traces.predictions[chain, at] = _fitted(state, job.watched)
@@ -141,15 +145,16 @@ def _fitted(state: State, cells: Cells) -> np.ndarray:
     return found + entry_effects.total(state.effects.values, cells.effects)
 
 
-def _metrics(job: Job, progress: Progress, seconds: list[float]) -> dict[str, float]:
+def _metrics(
+    job: Job, progress: Progress, answers: list[np.ndarray], seconds: list[float]
+) -> dict[str, float]:
     """A line of ``metrics.jsonl``; `seconds` are those of the sweeps since the last."""
     config, states = job.config, progress.states
     num_draws = max(0, progress.sweep - config.burn_in) // config.thin * config.chains
-    of_sweep = sum(_answers(job, state) for state in states)
     errors = {
         "test_rmse": job.rmse(progress.total, num_draws),
         # Of the mean of this sweep's draws alone.
-        "sweep_test_rmse": job.rmse(np.asarray(of_sweep), len(states)),
+        "sweep_test_rmse": job.rmse(np.sum(answers, axis=0), len(states)),
     }
     return {
         **{name: value for name, value in errors.items() if value is not None},

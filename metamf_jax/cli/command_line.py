@@ -1,9 +1,10 @@
 """The flags of ``metamf``, and what ends a run."""
 
 import argparse
-import gc
 import sys
 from collections.abc import Sequence
+
+from metamf_jax.runs import garbage
 
 _DESCRIPTION = """\
 Fills in the missing cells of tables of ratings, surveys, measurements or pixels, from priors that
@@ -107,11 +108,13 @@ def _impute(flags: argparse.Namespace) -> None:
     # NumPy, JAX and the readers are imported when a command runs: `metamf --help` answers at once.
     _require_consistent(flags)
     if flags.types or flags.report or _is_fit_of_types(flags):
-        from metamf_jax.cli import impute_typed
+        with garbage.sparing():
+            from metamf_jax.cli import impute_typed
 
         impute_typed.run(flags)
     else:
-        from metamf_jax.cli import impute
+        with garbage.sparing():
+            from metamf_jax.cli import impute
 
         impute.run(flags)
 
@@ -238,9 +241,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         flags.run(flags)
-        if arguments is None:
-            # The process ends here; Python would first look through all objects, which took 0.5 s.
-            gc.freeze()
     except (ValueError, FileNotFoundError, PermissionError) as error:
         print(f"metamf: {error}", file=sys.stderr)
         return 1

@@ -19,6 +19,7 @@ import os
 import numpy as np
 import pyarrow as pa
 
+from metamf_jax.data.tables import arrow
 from metamf_jax.data.tables.source import FLOAT32_MAX, load, mistake
 from metamf_jax.runs.files import written_aside
 from metamf_jax.types import Factors
@@ -86,7 +87,7 @@ def write_libmf(
 
 def _texts(numbers: np.ndarray) -> list[str]:
     """The shortest texts that read back as the same numbers."""
-    return pa.array(numbers).cast(pa.string()).to_pylist()
+    return arrow.from_numpy(numbers).cast(pa.string()).to_pylist()
 
 
 def read_libmf(path: str | os.PathLike) -> tuple[Factors, np.ndarray, np.ndarray]:

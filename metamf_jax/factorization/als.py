@@ -7,9 +7,10 @@ With V fixed every row is a ridge regression of its own,
 where ``w_n`` is the row's penalty: ``lam``, ``lam N_n`` under `weighted_l2`, the prior's own
 precision under `prior`. Under `squared_all` the first sum runs over all columns. The rows are dealt
 out to the devices, and a row's solution does not depend on how many there are. On a CPU a compiled
-kernel solves one row after the other (`kernels.ridge_rows`). XLA takes the entries in short runs,
-each of one row, and solves batches of rows; there, optionally, by a few steps of conjugate
-gradients from the current factors, which need no K x K matrix.
+kernel solves one row after the other (`kernels.ridge_rows`); XLA takes the entries in short runs,
+each of one row, and solves batches of rows. Either solves exactly, by Cholesky, or takes a few
+steps of conjugate gradients from the current factors (on a CPU `kernels.conjugate_rows`), which
+need no K x K matrix.
 
 Where the penalty is zero the solution may not be unique: the one near the current factors is taken,
 by a ridge around them of the size of float32's rounding, so that the objective never rises.
@@ -199,16 +200,20 @@ def _solve_all_cells(conjugate_steps: int, runs: Runs, problems: RowProblems) ->
     return jax.lax.map(solve_row, rows, batch_size=size)
 
 
-def solve_rows_compiled(dealt: DealtRows, problems: RowProblems) -> Array:
-    """`kernels.ridge_rows.solve_rows` of one device's rows; [R, K]."""
-    from metamf_jax.kernels import ridge_rows
+def solve_rows_compiled(conjugate_steps: int, dealt: DealtRows, problems: RowProblems) -> Array:
+    """`solve_rows_xla` by compiled kernels, of one device's rows; [R, K]."""
+    from metamf_jax.kernels import conjugate_rows, ridge_rows
 
+    kernels = conjugate_rows if conjugate_steps else ridge_rows
     design, base_gram = problems.design, problems.base_gram
-    pad = ridge_rows.padded(design.shape[1]) - design.shape[1]
+    pad = kernels.padded(design.shape[1]) - design.shape[1]
     if len(base_gram):
         base_gram = jnp.pad(base_gram, (0, pad))
     padded = problems._replace(design=jnp.pad(design, ((0, 0), (0, pad))), base_gram=base_gram)
-    return ridge_rows.solve_rows(dealt.starts, dealt.columns, dealt.values, *padded)
+    arguments = dealt.starts, dealt.columns, dealt.values, *padded
+    if conjugate_steps:
+        return conjugate_rows.step_rows(jnp.int32(conjugate_steps), *arguments)
+    return ridge_rows.solve_rows(*arguments)
 
 
 def row_problems(
@@ -250,7 +255,7 @@ class AlsConfig:
     Attributes:
       conjugate_steps: steps of conjugate gradients a half-step; 0 for Cholesky.
       num_devices: D, to deal the rows out to; the factors do not depend on it.
-      backend: one of `block_update.BACKENDS`; conjugate gradients are XLA's.
+      backend: one of `block_update.BACKENDS`.
     """
 
     conjugate_steps: int = 0
@@ -263,16 +268,11 @@ class AlsConfig:
                 f"expected a number of conjugate gradients of at least 0, got"
                 f" {self.conjugate_steps}"
             )
-        if self.conjugate_steps and self.backend == "numba":
-            raise ValueError(
-                "conjugate gradients run through the backend 'xla' alone, got 'numba'; take that"
-                " backend, or Cholesky"
-            )
 
     @property
     def compiled(self) -> bool:
         """Whether a compiled kernel solves the rows."""
-        return not self.conjugate_steps and block_update.choose_backend(self.backend) == "numba"
+        return block_update.choose_backend(self.backend) == "numba"
 
 
 class HalfStep(NamedTuple):
@@ -298,7 +298,7 @@ def _solve_own_rows(objective, config, trainable, work, fixed, weight, mean, cur
     work, *own = jax.tree.map(lambda x: x[0], (work, weight, mean, current))
     problems = row_problems(objective, trainable, fixed, *own)
     if config.compiled:
-        found = solve_rows_compiled(work, problems)
+        found = solve_rows_compiled(config.conjugate_steps, work, problems)
     else:
         found = solve_rows_xla(config.conjugate_steps, work, problems)
     return parallel.as_varying(found)[None]

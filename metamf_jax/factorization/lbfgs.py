@@ -5,7 +5,7 @@ Programming 1989; the implementation is optax's, with its zoom line search.
 """
 
 import functools
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,10 @@ import numpy as np
 import optax
 
 from metamf_jax.factorization import objective as objectives
-from metamf_jax.factorization.losses import RECORDS
+from metamf_jax.factorization.losses import SMOOTH
 from metamf_jax.factorization.objective import Objective, Terms
 from metamf_jax.factorization.solver import Solver, one_by_one
 from metamf_jax.types import Array, Entries, FactorPrior, Factors
-
-LOSSES: Final = tuple(name for name, loss in RECORDS.items() if loss.smooth)
 
 
 class LbfgsState(NamedTuple):
@@ -90,7 +88,7 @@ def make_solver(
     Raises:
       ValueError: another loss, or bad values.
     """
-    objectives.check_loss(objective, "lbfgs", LOSSES)
+    objectives.check_loss(objective, "lbfgs", SMOOTH)
     objectives.check_values(objective, entries)
     terms = objectives.make_terms(objective, entries, prior)
     problem = Problem(*jax.tree.map(jnp.asarray, (entries, terms)))

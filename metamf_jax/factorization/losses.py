@@ -178,3 +178,5 @@ RECORDS: Final = {loss.name: loss for loss in (_SQUARED, _SQUARED_ALL, _ABSOLUTE
 
 # Compiled kernels know a loss by its place here.
 LOSSES: Final = tuple(RECORDS)
+# Those with a gradient everywhere.
+SMOOTH: Final = tuple(name for name, loss in RECORDS.items() if loss.smooth)

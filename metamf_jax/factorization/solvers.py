@@ -7,9 +7,9 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from metamf_jax.factorization import als, dsgd, lbfgs, parameter_mixing, solver, step_size
+from metamf_jax.factorization import als, dsgd, parameter_mixing, solver, step_size
 from metamf_jax.factorization.dsgd import DsgdConfig
-from metamf_jax.factorization.losses import LOSSES
+from metamf_jax.factorization.losses import LOSSES, SMOOTH
 from metamf_jax.factorization.objective import Objective, check_loss, make_terms
 from metamf_jax.factorization.sgd import SgdConfig
 from metamf_jax.factorization.solver import Solver
@@ -90,6 +90,9 @@ def _make_mixing(objective, entries, config, prior, width):
 
 def _make_lbfgs(objective, entries, config, prior, width):
     del config, width
+    # Not before it is wanted: optax takes a tenth of a second to import.
+    from metamf_jax.factorization import lbfgs
+
     return lbfgs.make_solver(objective, entries, prior)
 
 
@@ -102,7 +105,7 @@ SOLVERS: Final = {
         reads_step_size=True,
     ),
     "als": Kind(
-        "alternating least squares, exact (Cholesky)",
+        "alternating least squares, exact (Cholesky) or by conjugate gradients",
         "ALS",
         als.LOSSES,
         _make_als,
@@ -128,7 +131,7 @@ SOLVERS: Final = {
         several_processes=True,
         from_store=True,
     ),
-    "lbfgs": Kind("L-BFGS on the whole objective", "L-BFGS", lbfgs.LOSSES, _make_lbfgs),
+    "lbfgs": Kind("L-BFGS on the whole objective", "L-BFGS", SMOOTH, _make_lbfgs),
 }
 
 

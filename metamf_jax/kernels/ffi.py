@@ -147,11 +147,12 @@ class NumbaKernel:
           TypeError: an argument is not as described.
           RuntimeError: if Numba is missing, or the function returned the number of an error.
         """
-        self._register()
+        with _compile_lock:
+            kernel = self._compile()
         results = tuple(
             np.empty(shape, dtype) for shape, (dtype, _) in zip(shapes, self._results, strict=True)
         )
-        failed = self._kernel(*arguments, *results)
+        failed = kernel(*arguments, *results)
         if failed:
             raise RuntimeError(f"{self.name}: {self._errors[failed - 1]}")
         return results
@@ -192,18 +193,20 @@ class NumbaKernel:
         with _compile_lock:
             if self._handler is not None:
                 return
-            self._handler = self._compile()
+            self._handler = self._make_handler()
             jax.ffi.register_ffi_target(self.name, _capsule(self._handler.address), platform="cpu")
 
     def _compile(self):
+        """The kernel, for its types."""
+        if self._kernel is not None:
+            return self._kernel
         if not is_available():
             raise RuntimeError(
                 f"{self.name} needs Numba; install it with pip install 'metamf_jax[cpu]'"
             )
-        import numba
         from numba.core import compiler
 
-        from metamf_jax.kernels import disk_cache, xla_call_frame
+        from metamf_jax.kernels import disk_cache
 
         class DistinctCompiler(compiler.Compiler):
             """Numba's own, with the promise that arrays do not overlap."""
@@ -212,20 +215,30 @@ class NumbaKernel:
                 super().__init__(*arguments)
                 self.state.flags.noalias = True
 
-        described = self._arguments + self._results
-        array_types = [
-            numba.types.Array(numba.from_dtype(dtype), rank, "C", readonly=i < len(self._arguments))
-            for i, (dtype, rank) in enumerate(described)
-        ]
         # Compiled for one signature at once, so that the cache on disk serves the next process.
         self._kernel = disk_cache.compiled(
             self._function,
-            tuple(array_types),
+            self._array_types(),
             nogil=True,
             error_model="numpy",
             fastmath=set(self._fastmath),
             pipeline_class=DistinctCompiler if self._distinct else compiler.Compiler,
         )
+        return self._kernel
+
+    def _array_types(self):
+        import numba
+
+        return tuple(
+            numba.types.Array(numba.from_dtype(dtype), rank, "C", readonly=i < len(self._arguments))
+            for i, (dtype, rank) in enumerate(self._arguments + self._results)
+        )
+
+    def _make_handler(self):
+        """What XLA calls; compiled in every process."""
+        kernel = self._compile()
+        from metamf_jax.kernels import xla_call_frame
+
         # Read by the handler: they live as long as the process, like the registration.
         self._messages = [
             ctypes.create_string_buffer(f"{self.name}: {message}".encode())
@@ -236,9 +249,11 @@ class NumbaKernel:
             )
         ]
         self._description = xla_call_frame.describe(
-            described, len(self._arguments), [ctypes.addressof(m) for m in self._messages]
+            self._arguments + self._results,
+            len(self._arguments),
+            [ctypes.addressof(m) for m in self._messages],
         )
-        return xla_call_frame.make_handler(self._kernel, array_types, self._description)
+        return xla_call_frame.make_handler(kernel, self._array_types(), self._description)
 
 
 def _parse(text: str) -> tuple[np.dtype, int]:

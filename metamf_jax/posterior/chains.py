@@ -120,11 +120,12 @@ def sweeps(
     alone = data.mesh.size > 1 or data.num_entries < _FEW_ENTRIES
     # Threads of BLAS gain nothing on such small matrices, and lose much beside each other.
     with (
-        concurrent.futures.ThreadPoolExecutor(1 if alone else chains.num_chains) as pool,
+        concurrent.futures.ThreadPoolExecutor(chains.num_chains) as pool,
         threadpoolctl.threadpool_limits(1, user_api="blas"),
     ):
+        in_turn = map if alone else pool.map
         for sweep in range(first, chains.num_sweeps + 1):
-            states = list(pool.map(advance, range(chains.num_chains)))
+            states = list(in_turn(advance, range(chains.num_chains)))
             yield sweep, states
 
 

@@ -201,6 +201,24 @@ def read_params_metadata(path: str | os.PathLike) -> dict[str, Any]:
         return dict(json.loads((file.metadata() or {})["metamf_jax"]))
 
 
+def read_params(path: str | os.PathLike) -> dict[str, Any]:
+    """The arrays that `save_params` wrote, in dictionaries by the parts of their names.
+
+    Raises:
+      ValueError: the file does not hold such.
+    """
+    with refusing_foreign(path):
+        arrays = safetensors.numpy.load_file(path)
+    tree: dict[str, Any] = {}
+    for name, array in arrays.items():
+        *parents, own = name.split("/")
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        branch[own] = array
+    return tree
+
+
 def load_params(path: str | os.PathLike, like: Any) -> Any:
     """Reads a tree written by `save_params`.
 

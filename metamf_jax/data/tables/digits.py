@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from metamf_jax.data.tables import arrow
+
 # Decimals beyond the observed ones.
 _MORE = 2
 # Whole numbers that vary less than this are imputed with decimals: rounding adds an error of 0.29.
@@ -87,12 +89,8 @@ def texts(values: np.ndarray, scientific: bool = False) -> list[str]:
 
     With an exponent only if ``scientific``, and if very large or small.
     """
-    # In bulk. From a buffer, since `pa.array` imports pandas where that is installed: a third of a
-    # second.
-    values = np.ascontiguousarray(values)
-    buffers = [None, pa.py_buffer(values)]
-    numbers = pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), buffers)
-    found = numbers.cast(pa.string()).to_pylist()
+    # In bulk.
+    found = arrow.from_numpy(values).cast(pa.string()).to_pylist()
     unlike = np.array(["e" in text for text in found], bool)
     if scientific:
         unlike &= ~extreme(values)

@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pyarrow as pa
 
+from metamf_jax.data.tables import arrow
 from metamf_jax.data.tables import format as table_format
 from metamf_jax.data.tables import parquet as parquet_tables
 from metamf_jax.data.tables import text as text_tables
@@ -69,11 +70,11 @@ def _places(
 
 def _of_parquet(column: pa.ChunkedArray) -> np.ndarray:
     if parquet_tables.is_numeric(column.type):
-        return column.cast(pa.float64(), safe=False).to_numpy()
+        return arrow.to_numpy(column.cast(pa.float64(), safe=False))
     if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
         zone = getattr(column.type, "tz", None)
         seconds = column.cast(pa.timestamp("s", zone), safe=False).cast(pa.int64())
-        return seconds.cast(pa.float64(), safe=False).to_numpy()
+        return arrow.to_numpy(seconds.cast(pa.float64(), safe=False))
     listed = ["" if x is None else str(x) for x in column.to_pylist()]
     words, codes = np.unique(np.array(listed, object), return_inverse=True)
     return _typed(codes, words)

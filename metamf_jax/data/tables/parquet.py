@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
+from metamf_jax.data.tables import arrow
 from metamf_jax.data.tables.format import TableFormat
 from metamf_jax.data.tables.source import (
     Coded,
@@ -82,10 +83,10 @@ def parquet_ids(source: Source, table: pa.Table, position: int) -> Coded:
         raise no_entry(source)
     ids = coded.dictionary
     if pa.types.is_integer(ids.type):
-        return coded.indices.to_numpy(), ids.to_numpy()
+        return arrow.to_numpy(coded.indices), arrow.to_numpy(ids)
     strings = np.empty(len(ids), object)
     strings[:] = ids.to_pylist()
-    return coded.indices.to_numpy(), strings
+    return arrow.to_numpy(coded.indices), strings
 
 
 def _parquet_numbers(source: Source, table: pa.Table, position: int) -> np.ndarray:
@@ -98,7 +99,7 @@ def _parquet_numbers(source: Source, table: pa.Table, position: int) -> np.ndarr
             "convert it or leave it out, or name the columns row, column, value",
         )
     # Unsafe: integers beyond 2**53 are rounded, as they are in a text.
-    return column.cast(pa.float64(), safe=False).to_numpy()
+    return arrow.to_numpy(column.cast(pa.float64(), safe=False))
 
 
 def read_parquet(source: Source, found: TableFormat) -> Table:
@@ -127,8 +128,9 @@ def read_parquet(source: Source, found: TableFormat) -> Table:
         if pa.types.is_timestamp(times.type) or pa.types.is_date(times.type):
             times = times.cast(pa.timestamp("s", getattr(times.type, "tz", None)), safe=False)
         try:
-            _refuse(source, times.is_null().to_numpy(), "no time")
-            times = times.cast(pa.int64()).to_numpy()
+            if times.null_count:
+                _refuse(source, times.is_null().to_numpy(), "no time")
+            times = arrow.to_numpy(times.cast(pa.int64()))
         except pa.ArrowInvalid:
             raise mistake(
                 source.path,

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from metamf_jax.data.tables import digits
+from metamf_jax.data.tables import arrow, digits
 from metamf_jax.data.tables import format as table_format
 from metamf_jax.data.tables import parquet as parquet_tables
 from metamf_jax.data.tables.format import DELIMITERS, EXTENSIONS, TableFormat
@@ -148,7 +148,7 @@ def write_columns(path: str | os.PathLike, table: pa.Table) -> None:
     tokens = []
     for column in table.columns:
         if pa.types.is_floating(column.type):
-            tokens.append(digits.texts(column.to_numpy(), scientific=True))
+            tokens.append(digits.texts(arrow.to_numpy(column), scientific=True))
         elif pa.types.is_boolean(column.type) or not parquet_tables.is_numeric(column.type):
             tokens.append(column.to_pylist())
         else:
@@ -187,7 +187,7 @@ def _line(tokens: list[str], delimiter: str) -> str:
 
 
 def _arrow(columns: Mapping[str, np.ndarray]) -> pa.Table:
-    return pa.table({name: pa.array(column) for name, column in columns.items()})
+    return pa.table({name: arrow.from_numpy(column) for name, column in columns.items()})
 
 
 def _write_parquet(path: Path, columns: Mapping[str, np.ndarray]) -> None:
