@@ -56,6 +56,16 @@ def max_steps() -> flags.FlagHolder[int | None]:
 
 
 @functools.cache
+def override() -> flags.FlagHolder[list[str]]:
+    """Of the binaries that meta-train."""
+    told = (
+        "Changes one value of the preset, as in model.inner.steps=5; may be given several times."
+        " config.json has the names."
+    )
+    return flags.DEFINE_multi_string("override", [], told)
+
+
+@functools.cache
 def methods() -> flags.FlagHolder[list[str]]:
     """Of the binaries that compare methods."""
     return flags.DEFINE_list("methods", ["all"], "Names, or all; a wrong name lists those.")

@@ -34,12 +34,7 @@ _DATASET = shared_flags.dataset()
 _SPLIT_SEED = flags.DEFINE_integer(
     "split_seed", 0, "Seed of the split of rows and columns, and of the fixed scored matrices."
 )
-_OVERRIDE = flags.DEFINE_multi_string(
-    "override",
-    [],
-    "Changes one value of the preset, as in model.inner.steps=5; may be given several times. "
-    "config.json has the names.",
-)
+_OVERRIDE = shared_flags.override()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
