@@ -9,9 +9,13 @@ than every method that fits each matrix alone, on MovieLens-100K, MovieLens-1M a
 
 All methods see the same 200 test matrices of a split and are tuned on its validation matrices. Each
 (method, split) runs once: an interrupted call goes on where it stopped, and more splits or methods
-are added by asking for more. ``results.csv`` has a line for each, with the error on the validation
-matrices, by which variants are to be chosen; ``results.md`` the table, and
-``plots/comparison.png`` draws it. ``--preset=tiny`` takes all methods through one split.
+are added by asking for more. With ``--meta_train=ml1m,jester`` what is learned from other matrices
+is learned from those of these data sets, half of each batch from either, and stopped on their
+validation matrices: how far a prior carries.
+
+``results.csv`` has a line for each, with the error on the validation matrices, by which variants
+are to be chosen; ``results.md`` the table, and ``plots/comparison.png`` draws it. ``--preset=tiny``
+takes all methods through one split.
 """
 
 import csv
@@ -44,7 +48,11 @@ from metamf_jax.runs.run_log import RunLog
 
 _DATASET = shared_flags.dataset()
 _MAX_STEPS = shared_flags.max_steps()
+_META_TRAIN = flags.DEFINE_list(
+    "meta_train", None, "Data sets to meta-train on; default: the one of --dataset."
+)
 _METHODS = shared_flags.methods()
+_OVERRIDE = shared_flags.override()
 _SIDE = shared_flags.side()
 _SPLITS = flags.DEFINE_integer("splits", None, "Random splits; default: the preset's.", 1)
 _SUPPORT_FRACTION = flags.DEFINE_float(
@@ -61,6 +69,19 @@ _FIELDS: tuple[str, ...] = (
     "adapt_seconds",
     "train_seconds",
 )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(ProtocolConfig):
+    """What all methods of one workdir have in common.
+
+    Attributes:
+      meta_train: data sets to meta-train on in place of ``dataset``, each standardised by itself;
+        none for ``dataset`` itself. Methods that learn nothing from other matrices are tuned on
+        the validation matrices of ``dataset``, the others on those of the sets they learn from.
+    """
+
+    meta_train: tuple[str, ...] = ()
 
 
 class Comparison(NamedTuple):
@@ -84,7 +105,7 @@ class Comparison(NamedTuple):
 
 
 def run(
-    config: ProtocolConfig,
+    config: Config,
     methods: list[str],
     splits: int,
     workdir: pathlib.Path,
@@ -100,7 +121,10 @@ def run(
     """
     diverged = []
     made = {name: make_method(name, config.model) for name in methods}
-    entries = sources.load(config.dataset, data_dir, config.seed).entries
+    entries, *taught = (
+        sources.load(name, data_dir, config.seed).entries
+        for name in (config.dataset, *config.meta_train)
+    )
     log = RunLog(workdir, "compare_methods", config)
     for folder in ("results", "params"):
         (workdir / folder).mkdir(exist_ok=True)
@@ -108,9 +132,13 @@ def run(
         missing = [n for n in methods if not _result_path(workdir, n, split_seed).exists()]
         if missing:
             split = protocol.draw_split(entries, config, split_seed, split_seed)
+            teaching = split
+            if taught:
+                of_each = [protocol.draw_split(x, config, split_seed, split_seed) for x in taught]
+                teaching = protocol.joined(of_each)
         for name in missing:
             try:
-                result = _score(name, made[name], split, split_seed, config, workdir)
+                result = _score(name, made[name], split, teaching, split_seed, config, workdir)
             except FloatingPointError as error:
                 diverged.append(f"split {split_seed}  {name}: {error}")
                 log.print(diverged[-1])
@@ -141,13 +169,15 @@ def _score(
     name: str,
     method: Method,
     split: protocol.Split,
+    teaching: protocol.Split | protocol.Teaching,
     seed: int,
     config: ProtocolConfig,
     workdir: pathlib.Path,
 ) -> dict[str, Any]:
     start = time.perf_counter()
-    params, training = trained(name, split, seed, config.model, config.training, workdir)
-    setting = tuning.tune(method, split.validation, params)
+    params, training = trained(name, teaching, seed, config.model, config.training, workdir)
+    known = split if params is None else teaching
+    setting = tuning.tune(method, known.validation, params)
 
     def errors_on(part: Episode) -> np.ndarray:
         if params is None or len(method.grid) > 1 or method.axes:
@@ -177,7 +207,7 @@ def _score(
 
 def trained(
     name: str,
-    split: protocol.Split,
+    split: protocol.Split | protocol.Teaching,
     seed: int,
     model: ModelConfig,
     training: TrainingConfig,
@@ -312,9 +342,9 @@ def _markdown(
     return "\n".join(lines) + "\n"
 
 
-def config_from_flags() -> ProtocolConfig:
+def config_from_flags() -> Config:
     """The configuration that the flags ask for."""
-    sizes = dict(presets.COMPARE[common.PRESET.value])
+    sizes = presets.overridden(presets.COMPARE[common.PRESET.value], _OVERRIDE.value)
     episodes = {}
     if _SIDE.value is not None:
         episodes["rows"] = episodes["columns"] = (_SIDE.value, _SIDE.value)
@@ -325,8 +355,12 @@ def config_from_flags() -> ProtocolConfig:
         sizes["training_episodes"] = None
     if _MAX_STEPS.value is not None:
         sizes["training"] = dataclasses.replace(sizes["training"], max_steps=_MAX_STEPS.value)
-    return ProtocolConfig(
-        dataset=_DATASET.value, preset=common.PRESET.value, seed=common.SEED.value, **sizes
+    return Config(
+        dataset=_DATASET.value,
+        meta_train=tuple(_META_TRAIN.value or ()),
+        preset=common.PRESET.value,
+        seed=common.SEED.value,
+        **sizes,
     )
 
 

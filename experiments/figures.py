@@ -49,11 +49,15 @@ from metamf_jax.types import Entries
 _DATASET = shared_flags.dataset()
 _MAX_STEPS = shared_flags.max_steps()
 _FIGURES = shared_flags.figures()
+_METHODS = shared_flags.methods()
+_SIDES = flags.DEFINE_multi_integer(
+    "sides", None, "One of the figure side, given several times; default: the preset's.", 2
+)
 _TRANSFER = flags.DEFINE_list(
     "transfer_datasets", None, "Data sets of the figure transfer; default: the one of --dataset."
 )
 
-# Errors are drawn for these; the others of the table are in `experiments.compare_methods`.
+# Errors are drawn for these unless others are named; the table is in `experiments.compare_methods`.
 _DRAWN = ("metamf", "eml", "mean", "bias", "mf", "soft_impute")
 
 
@@ -66,6 +70,7 @@ class Config(protocol.ProtocolConfig):
 
     Attributes:
       transfer_datasets: as ``dataset``.
+      methods: whose errors are drawn against the share of support and the side, ``metamf`` first.
       fractions: shares of the observed entries that are support.
       sides: rows and columns of a matrix.
       matrices: numbers of meta-training matrices.
@@ -73,6 +78,7 @@ class Config(protocol.ProtocolConfig):
     """
 
     transfer_datasets: tuple[str, ...]
+    methods: tuple[str, ...] = _DRAWN
     fractions: tuple[float, ...]
     sides: tuple[int, ...]
     matrices: tuple[int, ...]
@@ -134,7 +140,7 @@ def _support_fraction(study: Study) -> list[Row]:
     validation = protocol.nested_supports(split.validation, config.fractions)
     test = protocol.nested_supports(split.test, config.fractions)
     rows, ours = [], {}
-    for name in _DRAWN:
+    for name in config.methods:
         method = study.method(name)
         params = study.train(method, split)
         for fraction, *parts in zip(config.fractions, validation, test, strict=True):
@@ -162,7 +168,7 @@ def _side(study: Study) -> list[Row]:
             study.config.episodes, rows=(side, side), columns=(side, side)
         )
         split = study.split(episodes)
-        for name in _DRAWN:
+        for name in study.config.methods:
             # Plain steps diverge on the larger matrices.
             form = study.config.model.inner.step_form
             method = study.method(name, step_form="scaled" if form == "plain" else form)
@@ -359,6 +365,8 @@ def run(
     unknown = [name for name in names if name not in FIGURES]
     if unknown:
         raise ValueError(f"unknown figure {unknown[0]!r}; there are {', '.join(FIGURES)}")
+    if config.methods[0] != "metamf":
+        raise ValueError(f"expected metamf as the first method to draw, got {config.methods[0]!r}")
     study = Study(config, data_dir)
     study.split()  # Reads the data, so that a wrong name leaves no workdir.
     log = RunLog(workdir, "figures", config)
@@ -388,6 +396,10 @@ def config_from_flags() -> Config:
     sizes = dict(presets.FIGURES[common.PRESET.value])
     if _MAX_STEPS.value is not None:
         sizes["training"] = dataclasses.replace(sizes["training"], max_steps=_MAX_STEPS.value)
+    if _SIDES.value is not None:
+        sizes["sides"] = tuple(_SIDES.value)
+    if _METHODS.value != ["all"]:
+        sizes["methods"] = tuple(_METHODS.value)
     return Config(
         dataset=_DATASET.value,
         transfer_datasets=tuple(_TRANSFER.value or [_DATASET.value]),

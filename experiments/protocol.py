@@ -70,6 +70,36 @@ class Split(NamedTuple):
     test: Episode
 
 
+class JoinedSource:
+    """Draws batches of which every source gives a share, as even as may be."""
+
+    def __init__(self, sources: Sequence[EpisodeSource]):
+        self._sources = sources
+
+    def draw_batch(self, step: int, batch: int) -> Episode:
+        """Draws a step's episodes, those of the first source first."""
+        shares = [len(share) for share in np.array_split(np.arange(batch), len(self._sources))]
+        drawn = zip(self._sources, shares, strict=True)
+        return joined_batch([source.draw_batch(step, share) for source, share in drawn if share])
+
+
+class Teaching(NamedTuple):
+    """What is meta-trained on, of one split or of several data sets; names as in `Split`."""
+
+    source: EpisodeSource | JoinedSource
+    alike: EpisodeSource | JoinedSource
+    validation: Episode
+
+
+def joined(splits: Sequence[Split]) -> Teaching:
+    """Meta-training on several data sets, each standardised by itself, to equal shares."""
+    return Teaching(
+        JoinedSource([split.source for split in splits]),
+        JoinedSource([split.alike for split in splits]),
+        joined_batch([split.validation for split in splits]),
+    )
+
+
 def draw_split(entries: Entries, config: ProtocolConfig, split_seed: int, seed: int) -> Split:
     """Splits a matrix and draws the matrices that are scored.
 
@@ -116,6 +146,22 @@ def lengthened(part: Episode, lengths: tuple[int, int]) -> Episode:
     return Episode(padded(part.support, lengths[0]), padded(part.query, lengths[1]))
 
 
+def joined_batch(parts: Sequence[Episode]) -> Episode:
+    """The episodes of all batches as one, of the largest shape and the longest lists."""
+    lengths = _lengths(*parts)
+    sides = zip(*(lengthened(part, lengths) for part in parts), strict=True)
+
+    def one(batches: Sequence[Entries]) -> Entries:
+        # Padding stands one past the end, wherever that is.
+        shape = max(x.shape[0] for x in batches), max(x.shape[1] for x in batches)
+        rows = [np.where(x.rows < x.shape[0], x.rows, shape[0]) for x in batches]
+        columns = [np.where(x.columns < x.shape[1], x.columns, shape[1]) for x in batches]
+        values = np.concatenate([x.values for x in batches])
+        return Entries(np.concatenate(rows), np.concatenate(columns), values, shape)
+
+    return Episode(*(one(cast(Sequence[Entries], side)) for side in sides))
+
+
 def _lengths(*parts: Episode) -> tuple[int, int]:
     support, query = (
         max(side.values.shape[1] for side in sides) for sides in zip(*parts, strict=True)
@@ -124,7 +170,7 @@ def _lengths(*parts: Episode) -> tuple[int, int]:
 
 
 @functools.lru_cache(maxsize=8)
-def _usual_lengths(source: EpisodeSource, batch: int) -> tuple[int, int]:
+def _usual_lengths(source: EpisodeSource | JoinedSource, batch: int) -> tuple[int, int]:
     """Of the first 150 steps: each other length of a batch compiles the step again."""
     return _lengths(*(source.draw_batch(step, batch) for step in range(150)))
 
@@ -140,7 +186,7 @@ class Trained(NamedTuple):
 
 def meta_train(
     method: Method,
-    split: Split,
+    split: Split | Teaching,
     config: training.TrainingConfig,
     seed: int,
     draw: Callable[[int], Episode] | None = None,
@@ -176,7 +222,7 @@ def meta_train(
     return Trained(params, int(state.step), int(state.best_step), seconds)
 
 
-def _draw(source: EpisodeSource, batch: int, step: int) -> Episode:
+def _draw(source: EpisodeSource | JoinedSource, batch: int, step: int) -> Episode:
     return source.draw_batch(step, batch)
 
 

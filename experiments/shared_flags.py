@@ -63,7 +63,7 @@ def rating_sets() -> flags.FlagHolder[list[str] | None]:
 
 @functools.cache
 def override() -> flags.FlagHolder[list[str]]:
-    """Of the binaries that meta-train once."""
+    """Of the binaries that meta-train."""
     told = (
         "Changes one value of the preset, as in model.inner.steps=5; may be given several times. "
         "config.json has the names."

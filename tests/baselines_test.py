@@ -1,13 +1,24 @@
 """Baselines against closed forms; tuning against a search by hand."""
 
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metamf_jax.baselines import METHODS, bayes, bias, make_method, mean, mf, tuning
+from metamf_jax.baselines import (
+    METHODS,
+    bayes,
+    bias,
+    iterative,
+    make_method,
+    mean,
+    mf,
+    scikit_learn,
+    tuning,
+)
 from metamf_jax.baselines.method import Method
 from metamf_jax.meta_learning import padding
 from metamf_jax.meta_learning.meta_loss import Episode
@@ -232,3 +243,27 @@ def test_bayes_has_the_posterior_mean_of_the_sampler_of_large_matrices():
     found = jax.jit(bayes.posterior_mean, static_argnums=2)(PADDED, prior, 30_000)
     # Of 3000 draws the mean is by up to 0.035 off that of 200,000, over seeds and cells.
     np.testing.assert_allclose(found, expected, atol=0.06)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 30.0])
+def test_chained_regressions_are_those_of_scikit_learn(alpha):
+    scikit_learn.module("experimental.enable_iterative_imputer")
+    ridge = scikit_learn.module("linear_model").Ridge(alpha=alpha)
+    rng = np.random.default_rng(3)
+    # An empty column, a full one, two with as many entries as each other; a row of one.
+    observed = rng.random((9, 7)) < 0.6
+    observed[:, 1], observed[:, 4], observed[:, 5] = False, True, observed[::-1, 2]
+    observed[8, [0, 2, 3, 5, 6]] = False
+    rows, columns = (axis.astype(np.int32) for axis in np.nonzero(observed))
+    values = rng.normal(0.7, 1, len(rows)).astype(np.float32)
+    support, everywhere = Entries(rows, columns, values, (9, 7)), every_cell((9, 7))
+    for turns in (1, 3):
+        imputer = scikit_learn.module("impute").IterativeImputer(
+            ridge, max_iter=turns, keep_empty_features=True, random_state=0
+        )
+        with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+            warnings.simplefilter("ignore")
+            expected = scikit_learn.impute(imputer, support, everywhere)
+            patch.setattr(iterative, "_TURNS", turns)
+            got = iterative.predict(with_padding(support, 60), everywhere, {"alpha": alpha})
+        np.testing.assert_allclose(got, expected, atol=1e-4)

@@ -139,6 +139,42 @@ def test_a_mean_of_two_methods_takes_their_parameters(untrained, tmp_path):
     assert untrained == [5, 5]
 
 
+def test_meta_trains_on_other_sets(monkeypatch, tmp_path):
+    """On shares of those; what learns nothing from other matrices is tuned on the set's own."""
+    seen = {}
+
+    def start(method, teaching, config, seed, draw=None):
+        seen["drawn"] = teaching.source.draw_batch(0, 4)
+        return protocol.Trained(method.init(jax.random.key(seed)), 1, 1, 0.5)
+
+    def tune(method, validation, params):
+        seen["alone" if params is None else "taught"] = len(validation.query.rows)
+        return method.grid[0]
+
+    monkeypatch.setattr(protocol, "meta_train", start)
+    monkeypatch.setattr(compare_methods.tuning, "tune", tune)
+    other = tmp_path / "other.csv"
+    cells = [f"{n},{m},{(n * m) % 7}" for n in range(90) for m in range(80) if (n + m) % 2]
+    other.write_text("\n".join(cells))
+    folder, more = tmp_path / "run", ("--splits=1", f"--meta_train={other},synthetic")
+    ended = compare(folder, *more, methods=("metamf", "mean"))
+    assert ended.code == 0, ended.err
+    matrices = presets.COMPARE["smoke"]["scored_matrices"]
+    assert seen["alone"] == matrices
+    assert seen["taught"] == 2 * matrices
+    sizes: dict = dict(presets.COMPARE["smoke"])
+    config = protocol.ProtocolConfig(dataset="synthetic", preset="smoke", seed=0, **sizes)
+    own = protocol.draw_split(sources.load("synthetic", None, 0).entries, config, 0, 0)
+    # The second half of the batch.
+    expected = own.source.draw_batch(0, 2).query.values
+    got = np.asarray(seen["drawn"].query.values)[2:]
+    np.testing.assert_array_equal(got[got != 0], expected[expected != 0])
+
+    refused = compare(folder, "--splits=1", methods=("metamf",))
+    assert refused.code == 1
+    assert "meta_train" in refused.err
+
+
 def test_a_wrong_method_is_named(tmp_path):
     ended = compare(tmp_path / "new", methods=("mean", "magic"))
     assert ended.code == 1
@@ -147,20 +183,22 @@ def test_a_wrong_method_is_named(tmp_path):
 
 
 def test_every_figure_has_numbers_and_a_picture(untrained, tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "_DRAWN", ("metamf", "mean"))
     # Scoring is tested above; here each method and shape would compile.
     monkeypatch.setattr(
         figures.tuning,
         "episode_errors",
         lambda method, part, *_: part.query.values.var(axis=1) + (method.init is None),
     )
-    arguments = ("--preset=smoke", "--transfer_datasets=synthetic", f"--workdir={tmp_path}")
+    arguments = (
+        *("--preset=smoke", "--transfer_datasets=synthetic", f"--workdir={tmp_path}"),
+        *("--methods=metamf,mean", "--sides=12", "--sides=14"),
+    )
     ended = launch(figures, *arguments)
     assert ended.code == 0, ended.err
     sizes = presets.FIGURES["smoke"]
     expected = {
         "support_fraction": ("support_fraction", 2 * len(sizes["fractions"])),
-        "side": ("side", 2 * len(sizes["sides"])),
+        "side": ("side", 2 * 2),
         "training_matrices": ("training_matrices", 2 * len(sizes["matrices"])),
         "inner_steps": ("inner_steps", 2 * len(sizes["steps"])),
         "transfer": ("trained_on", 2),
@@ -185,6 +223,9 @@ def test_every_figure_has_numbers_and_a_picture(untrained, tmp_path, monkeypatch
     assert untrained == []
     assert "unknown figure 'x'; there are support_fraction, side" in (
         launch(figures, *arguments, "--figures=x").err
+    )
+    assert "expected metamf as the first method to draw, got 'mean'" in (
+        launch(figures, *arguments, "--methods=mean").err
     )
 
 

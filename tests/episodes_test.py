@@ -144,6 +144,7 @@ class EpisodeSourceTest(parameterized.TestCase):
         ("mixed", MIXED),
         ("most_of_the_matrix", EpisodeConfig(rows=(59, 60), columns=(50, 50))),
         ("more_than_there_are", EpisodeConfig(rows=(70, 90), columns=(10, 90))),
+        ("the_fuller", EpisodeConfig((5, 25), (3, 20), (0.2, 0.8), count_power=(0.0, 3.0))),
     )
     def test_a_draw_is_a_cut_of_the_matrix(self, config):
         episode = EpisodeSource(matrix(), config, 0).draw_batch(3, 6)
@@ -237,6 +238,21 @@ class EpisodeSourceTest(parameterized.TestCase):
         deviation = np.sqrt(4000 * probability)
         assert np.abs(pairs - 4000 * probability).max() < 4.5 * deviation
 
+    def test_rows_and_columns_with_more_entries_are_drawn_more_often(self):
+        # Row n has 4 (n + 1) entries, so weights of 4 n + 5 or, by the power 0, equal ones.
+        rows, columns = np.nonzero(np.arange(40)[None] < 4 * np.arange(1, 11)[:, None])
+        values = (rows * 40 + columns).astype(np.float32)
+        stairs = Entries(rows.astype(np.int32), columns.astype(np.int32), values, (10, 40))
+        config = EpisodeConfig(rows=(1, 1), columns=(40, 40), minimum_cells=1)
+        for powers in ((0.0, 0.0), (1.0, 1.0), (0.0, 2.0)):
+            source = EpisodeSource(stairs, dataclasses.replace(config, count_power=powers), 0)
+            episode = source.draw_batch(0, 4000)
+            drawn = np.bincount(episode.support.values.max(axis=1).astype(int) // 40, minlength=10)
+            weights = (4.0 * np.arange(10) + 5)[:, None] ** np.linspace(*powers, 200)
+            chances = (weights / weights.sum(axis=0)).mean(axis=1)
+            deviation = np.sqrt(4000 * chances * (1 - chances))
+            assert (np.abs(drawn - 4000 * chances) < 4.5 * deviation).all()
+
     @parameterized.parameters((2000, 3), (50, 40), (7, 7), (5, 1))
     def test_distinct(self, population, size):
         # The first draws by rejection, the others by partial sorting.
@@ -319,6 +335,8 @@ class EpisodeSourceTest(parameterized.TestCase):
         ({"support_fraction": (0.0, 0.5)}, "support_fraction"),
         ({"support_fraction": (0.6, 0.5)}, "support_fraction"),
         ({"support_fraction": (0.5, 1.0)}, "support_fraction"),
+        ({"count_power": (-1.0, 1.0)}, "count_power"),
+        ({"count_power": (2.0, 1.0)}, "count_power"),
         ({"attempts": 0}, "attempts"),
     )
     def test_bad_configurations_are_refused(self, bad, name):

@@ -1,5 +1,8 @@
 """The draws that experiments share."""
 
+import dataclasses
+
+import jax
 import numpy as np
 
 from experiments import figures, protocol, train
@@ -44,7 +47,7 @@ def test_the_names_in_config_json_stay():
     assert run_log.plain(trained).keys() == names | {"split_seed"}
     sizes = {"fractions": (), "sides": (), "matrices": (), "steps": ()}
     drawn = figures.Config(transfer_datasets=(), **sizes, **fields)
-    assert run_log.plain(drawn).keys() == names | {"transfer_datasets"} | sizes.keys()
+    assert run_log.plain(drawn).keys() == names | {"transfer_datasets", "methods"} | sizes.keys()
 
 
 def test_a_split_is_fixed_by_its_seeds():
@@ -75,6 +78,41 @@ def test_lengthened_batches_hold_the_same_cells():
             np.testing.assert_array_equal(a.rows, b.rows)
             np.testing.assert_array_equal(a.columns, b.columns)
             np.testing.assert_array_equal(a.values, b.values)
+
+
+def test_joined_batches_hold_the_cells_of_each():
+    """Of other shapes and lengths."""
+    parts = []
+    for density, episodes in ((0.6, EpisodeConfig((9, 9), (4, 4))), (0.9, EpisodeConfig())):
+        config = dataclasses.replace(CONFIG, episodes=episodes)
+        parts.append(protocol.draw_split(world(density), config, 0, 0).source.draw_batch(3, 3))
+    got = protocol.joined_batch(parts)
+    assert parts[0].support.shape != got.support.shape == (30, 30)
+    for side in ("support", "query"):
+        expected = [x for part in parts for x in padding.unstack_entries(getattr(part, side))]
+        found = padding.unstack_entries(getattr(got, side))
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(a.rows, b.rows)
+            np.testing.assert_array_equal(a.columns, b.columns)
+            np.testing.assert_array_equal(a.values, b.values)
+    padding_rows = got.support.rows[got.support.columns == 30]
+    assert len(padding_rows)
+    assert (padding_rows == 30).all()
+
+
+def test_teaching_has_equal_shares_of_each_data_set():
+    alone = [protocol.draw_split(entries, CONFIG, 0, 0) for entries in (world(), world(0.2))]
+    teaching = protocol.joined(alone)
+    drawn = teaching.source.draw_batch(3, 5)
+    shares = [split.source.draw_batch(3, share) for split, share in zip(alone, (3, 2), strict=True)]
+    expected = protocol.joined_batch(shares)
+    for got, wanted in zip(jax.tree.leaves(drawn), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    first = padding.unstack_entries(alone[0].validation.query)
+    both = padding.unstack_entries(teaching.validation.query)
+    assert len(both) == 2 * CONFIG.scored_matrices
+    for got, wanted in zip(both, first, strict=False):
+        np.testing.assert_array_equal(got.values, wanted.values)
 
 
 def test_supports_are_nested_and_the_query_is_fixed():

@@ -202,7 +202,7 @@ class BackendTest(parameterized.TestCase):
         assert np.isfinite(u).all()
 
     def test_unknown_backend_is_named(self):
-        with pytest.raises(ValueError, match="'auto', 'numba' or 'xla', got 'torch'"):
+        with pytest.raises(ValueError, match="'auto', 'numba', 'xla' or 'one_hot', got 'torch'"):
             sums.using_backend("torch")
 
     def test_kernels_are_in_the_lowered_program(self):

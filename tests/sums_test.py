@@ -8,6 +8,7 @@ from absl.testing import parameterized
 
 from metamf_jax import sums
 from metamf_jax.types import Entries, Factors, PaddedMatrices
+from tests.compilation import FAST
 
 N, M, K, C = 5, 4, 3, 2
 
@@ -68,6 +69,34 @@ class CellsTest(parameterized.TestCase):
             np.vdot(pooled[0], rows) + np.vdot(pooled[1], columns),
             rtol=1e-5,
         )
+
+    def test_one_hot_products_equal_scattered_sums(self):
+        rng = np.random.default_rng(4)
+        listed = rng.normal(size=(len(self.entries.rows), C)).astype(np.float32)
+        listed[self.entries.rows == N] = np.nan
+        rows, columns = (rng.normal(size=(size, C)).astype(np.float32) for size in (N, M))
+
+        def everything(rows, columns):
+            cells = jnp.where((self.entries.rows < N)[:, None], listed, 0)
+            exchanged = sums.exchange(self.entries, cells, rows, columns)
+            pooled = sums.pool(self.entries, listed)
+            return *exchanged, *pooled, sums.spread(self.entries, rows, columns)
+
+        def curvature(rows, columns):
+            def squares(x):
+                return sum((y**2).sum() for y in everything(x, columns))
+
+            return jax.jvp(jax.grad(squares), (rows,), (jnp.ones_like(rows),))[1]
+
+        found = {}
+        for backend in ("xla", "one_hot"):
+            with sums.using_backend(backend):
+                found[backend] = jax.jit(
+                    lambda *x: (*everything(*x), curvature(*x)), compiler_options=FAST
+                )(rows, columns)
+        for got, expected in zip(*found.values(), strict=True):
+            assert np.isfinite(expected).all()
+            np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
     def test_residual_products_equal_numpy(self):
         u, v = self.factors

@@ -260,7 +260,11 @@ def methods(way: str) -> dict[str, tuple[Predict, list[dict[str, Any]], bool]]:
         "mean": (column_mean, [{}], False),
         "bias": (_BIAS, of_bias, False),
         "knn": (standardised(knn.predict), neighbors, True),
-        "iterative": (standardised(iterative.predict), _grid(alpha=(None,), **by_column), True),
+        "iterative": (
+            standardised(iterative.predict_with_learned_precision),
+            _grid(**by_column),
+            True,
+        ),
         "soft_impute": (_SOFT_IMPUTE, shares, True),
         "mf": (_bias_then_mf, of_mf, False),
     }

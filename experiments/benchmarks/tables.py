@@ -346,7 +346,10 @@ def _forest(train: Entries, test: Entries, setting: dict[str, Any]) -> np.ndarra
 # Of every other method here, its predictions and setting.
 METHODS: dict[str, tuple[Predict, dict[str, Any]]] = {
     "mean": (column_mean, {}),
-    "ridge": (standardised(iterative.predict), {"alpha": None, "standardize": "columns"}),
+    "ridge": (
+        standardised(iterative.predict_with_learned_precision),
+        {"standardize": "columns"},
+    ),
     "knn": (
         standardised(knn.predict),
         {"neighbors": 5, "weights": "uniform", "standardize": "columns"},

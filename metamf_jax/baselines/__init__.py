@@ -34,7 +34,7 @@ METHODS: dict[str, MethodOf] = {
     "mf": alone(mf),
     "soft_impute": alone(soft_impute),
     "knn": alone(knn, on_host=True),
-    "iterative": alone(iterative, on_host=True),
+    "iterative": alone(iterative),
     "eml": eml.method,
     "finetune": finetune.method,
     "maml": maml.method,

@@ -124,19 +124,14 @@ def posterior_mean(support: Entries, prior: Prior, num_draws: int = _NUM_DRAWS) 
     """The mean over draws of all cells of one matrix, [N, M]."""
     matrix, key = PaddedMatrices(*to_dense(support)), jax.random.key(0)
 
-    def advance(state, i):
-        return sweep(jax.random.fold_in(key, i), state, matrix, prior)[0], None
-
-    def advance_and_add(carry, i):
+    # One loop: to compile a sweep takes longer than to run all of them on 200 matrices.
+    def advance(carry, i):
         state, total = carry
-        state, _ = advance(state, i)
-        return (state, total + fitted(state.rows, state.columns)), None
+        state, _ = sweep(jax.random.fold_in(key, i), state, matrix, prior)
+        return (state, total + jnp.where(i > _BURN_IN, fitted(state.rows, state.columns), 0)), None
 
-    state, _ = jax.lax.scan(advance, init(key, prior), jnp.arange(1, _BURN_IN + 1))
-    last = _BURN_IN + num_draws
-    (_, total), _ = jax.lax.scan(
-        advance_and_add, (state, jnp.zeros(support.shape)), jnp.arange(_BURN_IN + 1, last + 1)
-    )
+    start = init(key, prior), jnp.zeros(support.shape)
+    (_, total), _ = jax.lax.scan(advance, start, jnp.arange(1, _BURN_IN + num_draws + 1))
     return total / num_draws
 
 

@@ -45,6 +45,9 @@ class EpisodeConfig:
         fewer.
       columns: M likewise.
       support_fraction: share of the observed entries that is support, least and most.
+      count_power: a row or column is drawn the likelier the more entries it has, in proportion to
+        this power of their number; least and most, each episode draws its own. Cuts of one sparse
+        matrix are then of many fillings. 0 for all alike.
       minimum_cells: a draw with fewer observed entries is made again,
       attempts: at most so many times; then the fullest is taken.
     """
@@ -52,6 +55,7 @@ class EpisodeConfig:
     rows: tuple[int, int] = (30, 30)
     columns: tuple[int, int] = (30, 30)
     support_fraction: tuple[float, float] = (0.5, 0.5)
+    count_power: tuple[float, float] = (0.0, 0.0)
     minimum_cells: int = 15
     attempts: int = 100
 
@@ -65,6 +69,11 @@ class EpisodeConfig:
         low, high = self.support_fraction
         if not 0 < low <= high < 1:
             raise ValueError(f"support_fraction must lie between 0 and 1, got {low, high}")
+        low, high = self.count_power
+        if not 0 <= low <= high:
+            raise ValueError(
+                f"count_power must be (least, most) with 0 <= least <= most, got {low, high}"
+            )
         if self.attempts < 1:
             raise ValueError(f"attempts must be at least 1, got {self.attempts}")
 
@@ -152,6 +161,8 @@ class EpisodeSource:
         self._shape, self._config, self._seed = entries.shape, config, seed
         self._values = np.asarray(entries.values, np.float32)
         num_rows, num_columns = entries.shape
+        listed = (entries.rows, num_rows), (entries.columns, num_columns)
+        self._log_counts = [np.log1p(np.bincount(x, minlength=size)) for x, size in listed]
         self._table = self._keys = None
         if num_rows * num_columns <= _MAX_TABLE_CELLS:
             self._table = np.full((num_rows + 1, num_columns + 1), -1, np.int32)
@@ -171,11 +182,23 @@ class EpisodeSource:
         place = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
         return np.where(self._keys[place] == keys, self._order[place], -1)
 
-    def _pick(self, rng: np.random.Generator, axis: int, batch: int) -> np.ndarray:
+    def _cut(self, rng: np.random.Generator, batch: int) -> np.ndarray:
+        """Index of the entry at each cell of matrices drawn, or -1; [B, R, C]."""
+        powers = None
+        if self._config.count_power[1]:
+            powers = rng.uniform(*self._config.count_power, (batch, 1))
+        return self._find(*(self._pick(rng, axis, batch, powers) for axis in (0, 1)))
+
+    def _pick(
+        self, rng: np.random.Generator, axis: int, batch: int, powers: np.ndarray | None
+    ) -> np.ndarray:
         """Distinct rows (axis 0) or columns for each matrix; one past the end beyond its size."""
         bounds = self._config.rows if axis == 0 else self._config.columns
         low, high = (min(bound, self._shape[axis]) for bound in bounds)
-        picked = _distinct(rng, self._shape[axis], high, batch)
+        if powers is None:
+            picked = _distinct(rng, self._shape[axis], high, batch)
+        else:
+            picked = _distinct_by_weight(rng, powers * self._log_counts[axis], high)
         sizes = rng.integers(low, high, (batch, 1), endpoint=True)
         return np.where(np.arange(high) < sizes, picked, self._shape[axis])
 
@@ -186,13 +209,13 @@ class EpisodeSource:
         """
         config = self._config
         rng = np.random.default_rng([self._seed, step])
-        found = self._find(self._pick(rng, 0, batch), self._pick(rng, 1, batch))
+        found = self._cut(rng, batch)
         counts = (found >= 0).sum(axis=(1, 2))
         for _ in range(config.attempts - 1):
             poor = np.flatnonzero(counts < config.minimum_cells)
             if not len(poor):
                 break
-            again = self._find(self._pick(rng, 0, len(poor)), self._pick(rng, 1, len(poor)))
+            again = self._cut(rng, len(poor))
             again_counts = (again >= 0).sum(axis=(1, 2))
             fuller = again_counts > counts[poor]
             found[poor[fuller]], counts[poor[fuller]] = again[fuller], again_counts[fuller]
@@ -245,3 +268,13 @@ def _distinct(rng: np.random.Generator, population: int, size: int, batch: int) 
         if not len(again):
             return picked
         picked[again] = rng.integers(0, population, (len(again), size))
+
+
+def _distinct_by_weight(rng: np.random.Generator, log_weights: np.ndarray, size: int) -> np.ndarray:
+    """``size`` different numbers for each row of weights [B, P], one after the other in proportion.
+
+    The first arrivals of independent exponential clocks (Efraimidis and Spirakis 2006).
+    """
+    arrivals = rng.standard_exponential(log_weights.shape) * np.exp(-log_weights)
+    first = np.argpartition(arrivals, size - 1, axis=1)[:, :size]
+    return rng.permuted(first, axis=1)

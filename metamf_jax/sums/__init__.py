@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metamf_jax.kernels import ffi
-from metamf_jax.sums import xla
+from metamf_jax.sums import one_hot, xla
 from metamf_jax.types import Array, Entries, FactorPrior, Factors, PaddedMatrices
 
 Observations: TypeAlias = Entries | PaddedMatrices
@@ -311,13 +311,14 @@ def using_backend(name: str):
     Args:
       name: ``"auto"``, the default: compiled kernels on the CPU platform, where Numba is installed
         and everything is float32, XLA elsewhere; ``"numba"``: only the kernels (for tests and
-        timings); ``"xla"``: never.
+        timings); ``"xla"``: never; ``"one_hot"``: products with one-hot matrices in place of
+        the sums of the exchangeable layers, for higher derivatives of short lists.
 
     Raises:
       ValueError: if the name is unknown, or Numba is asked for and missing.
     """
-    if name not in ("auto", "numba", "xla"):
-        raise ValueError(f"expected the backend 'auto', 'numba' or 'xla', got {name!r}")
+    if name not in ("auto", "numba", "xla", "one_hot"):
+        raise ValueError(f"expected the backend 'auto', 'numba', 'xla' or 'one_hot', got {name!r}")
     if name == "numba" and not ffi.is_available():
         raise ValueError("the backend 'numba' needs Numba: pip install 'metamf_jax[cpu]'")
     return _backend(name)
@@ -340,16 +341,19 @@ def _run(name: str, *arguments: Array, fallback: Callable[..., Any] | None = Non
     ``fallback`` is for the XLA backend, where its module has no function of this name.
     """
     arguments = tuple(map(jnp.asarray, arguments))
-    fallback = functools.partial(fallback or getattr(xla, name), **static)
     backend = _backend.value
+    by_xla: Callable[..., Any] = fallback or getattr(xla, name)
+    if backend == "one_hot":
+        by_xla = getattr(one_hot, name, by_xla)
+    by_xla = functools.partial(by_xla, **static)
     if backend == "numba":
         return _numba(name)(*arguments, **static)
     of_kernels = {np.dtype(np.int32), np.dtype(np.float32)}
     # Beside an accelerator Numba is not even imported: its kernels would be compiled for nothing.
     if kernels_run_here() and all(a.dtype in of_kernels for a in arguments):
         compiled = functools.partial(_numba(name), **static)
-        return jax.lax.platform_dependent(*arguments, cpu=compiled, default=fallback)
-    return fallback(*arguments)
+        return jax.lax.platform_dependent(*arguments, cpu=compiled, default=by_xla)
+    return by_xla(*arguments)
 
 
 def _numba(name: str):
