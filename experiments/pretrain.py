@@ -1,4 +1,4 @@
-"""Learns the general prior that the package ships, from synthetic families of matrices.
+"""Learns the priors that the package ships, from synthetic families of matrices.
 
 Claim: a prior learned from synthetic ratings, surveys, sensor tables, images and feature tables
 imputes real matrices of none of these worlds. `experiments.benchmarks.imputer` measures it.
@@ -6,223 +6,43 @@ imputes real matrices of none of these worlds. `experiments.benchmarks.imputer` 
     python -m experiments.pretrain --preset=best --workdir=runs/pretrain \
         --output=metamf_jax/imputation/weights/general.safetensors
 
+With --source=ratings it learns of rating matrices alone, cut from synthetic worlds of ratings
+(`experiments.rating_episodes`); `experiments.zero_shot` measures what that is worth on real ones.
+
 No file of data is read.
 """
 
 import dataclasses
-import os
-import pathlib
-from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import flags
 
-from experiments import common, shared_flags
-from metamf_jax.data.families import draw_matrix
-from metamf_jax.imputation import scaling
-from metamf_jax.imputation.prior import FILE, LearnedPrior, metadata
-from metamf_jax.meta_learning import meta_loss, padding, training
-from metamf_jax.meta_learning.encoder import EncoderConfig
-from metamf_jax.meta_learning.map_estimation import MapConfig
-from metamf_jax.runs.checkpoint import Checkpointer, load_params, save_params
-from metamf_jax.runs.run_log import RunLog
-from metamf_jax.types import Entries
+from experiments import common, presets, pretraining, shared_flags
 
 _OUTPUT = shared_flags.output()
 _START = shared_flags.start()
 _STEPS = flags.DEFINE_integer("steps", None, "Steps, instead of the preset's.", lower_bound=1)
-
-
-class SizeClass(NamedTuple):
-    """Sizes of the matrices of one batch, which is padded to the largest.
-
-    Attributes:
-      rows, columns: least and most.
-      cells: most observed cells.
-      batch: matrices.
-    """
-
-    rows: tuple[int, int]
-    columns: tuple[int, int]
-    cells: int
-    batch: int
-
-
-_SMALL = (
-    SizeClass((5, 24), (5, 24), 192, 16),
-    SizeClass((12, 64), (12, 64), 512, 10),
+_SOURCE = flags.DEFINE_enum(
+    "source",
+    "families",
+    ["families", "ratings"],
+    "Matrices of all families, or cut from worlds of ratings.",
 )
-_ALL = (
-    *_SMALL,
-    SizeClass((40, 200), (40, 200), 2048, 4),
-    SizeClass((60, 400), (4, 40), 1536, 4),
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """One run: seed, model, training, size classes, and the weights that it starts from."""
-
-    preset: str
-    seed: int
-    model: meta_loss.ModelConfig
-    training: training.TrainingConfig
-    classes: tuple[SizeClass, ...]
-    start: str | None = None
-
-
-_BEST = Config(
-    preset="best",
-    seed=0,
-    # Gradient steps of any form here diverged on some matrix within 250 steps of training.
-    model=meta_loss.ModelConfig(
-        EncoderConfig(channels=32, layers=3, rank=16, precision="per_row", effects=True),
-        MapConfig(steps=2, step_form="ridge"),
-    ),
-    # The batch follows from the size class.
-    training=training.TrainingConfig(
-        max_steps=4000,
-        learning_rate=1.5e-3,
-        schedule="cosine",
-        evaluate_every=250,
-        patience=10**9,
-        keep="last",
-    ),
-    classes=_ALL,
-)
-
-
-def _shorter(preset: str, steps: int, **changes) -> Config:
-    every = max(steps // 10, 1)
-    shorter = dataclasses.replace(_BEST.training, max_steps=steps, evaluate_every=every)
-    return dataclasses.replace(_BEST, preset=preset, training=shorter, **changes)
-
-
-PRESETS = {
-    "smoke": _shorter(
-        "smoke",
-        4,
-        model=meta_loss.ModelConfig(
-            EncoderConfig(channels=4, layers=1, rank=3, precision="per_row", effects=True),
-            MapConfig(steps=1, step_form="ridge"),
-        ),
-        classes=_SMALL[:1],
-    ),
-    "tiny": _shorter("tiny", 1200, classes=(SizeClass((5, 80), (5, 80), 768, 10),)),
-    "paper": _shorter("paper", 2000),
-    "best": _BEST,
-}
-
-# Loss of a matrix imputed perfectly, in standardised units: below it nothing is gained.
-_LEAST_ERROR = 0.01
-_SHARE_BY_COLUMN = 0.3
-
-
-def draw_batch(rng: np.random.Generator, size: SizeClass) -> meta_loss.Episode:
-    """Draws matrices, each of a random family, size and density, standardised by its own cells."""
-    observed, scored = [], []
-    for _ in range(size.batch):
-        shape = tuple(
-            round(np.exp(rng.uniform(np.log(low), np.log(high + 0.49))))
-            for low, high in (size.rows, size.columns)
-        )
-        if rng.random() < 0.6:
-            # As many a row as rated by a new or a devoted user.
-            cells = shape[0] * np.exp(rng.uniform(np.log(2), np.log(60)))
-        else:
-            cells = shape[0] * shape[1] * np.exp(rng.uniform(np.log(0.01), np.log(0.95)))
-        cells = int(np.clip(cells, 3, size.cells))
-        matrix = draw_matrix(rng, shape, cells, max(size.cells // 8, 24))
-        way = "columns" if rng.random() < _SHARE_BY_COLUMN else "matrix"
-        measured = scaling.fit_scaling(matrix.observed, way)
-        observed.append(scaling.standardize(matrix.observed, measured))
-        scored.append(_clipped(scaling.standardize(matrix.scored, measured)))
-    shape = size.rows[1], size.columns[1]
-    return meta_loss.Episode(
-        padding.stack_entries(observed, shape, size.cells),
-        padding.stack_entries(scored, shape, max(size.cells // 8, 24)),
-    )
-
-
-def _clipped(entries: Entries) -> Entries:
-    """Three cells may be standardised by a deviation far too small; their loss must stay finite."""
-    return dataclasses.replace(entries, values=np.clip(entries.values, -10, 10))
-
-
-def episode_loss(
-    config: meta_loss.ModelConfig, params: meta_loss.MetaParams, episode: meta_loss.Episode
-) -> tuple[jax.Array, jax.Array]:
-    """Log of the mean squared error over an episode's scored cells, and 1.
-
-    The log gives a tenth less error the same worth in a noisy matrix and in one without noise.
-    """
-    observed, scored = episode.support, episode.query
-    factors, _ = meta_loss.make_model(config).adapt(params, observed)
-    error, weight = meta_loss.query_error(factors, scored)
-    return weight * jnp.log(error + _LEAST_ERROR), weight
-
-
-def run(
-    config: Config, workdir: str | os.PathLike, output: str | os.PathLike | None = None
-) -> dict[str, Any]:
-    """Trains, or resumes, and writes the weights; returns what ``summary.json`` holds.
-
-    Raises:
-      ValueError: the workdir holds another configuration, or ``output`` has no folder.
-    """
-    if output is not None and not pathlib.Path(output).parent.is_dir():
-        raise ValueError(f"--output={output}: there is no such folder; make it first")
-    log = RunLog(workdir, "pretrain", config)
-
-    def loss(params, episode):
-        return episode_loss(config.model, params, episode)
-
-    def draw(step: int) -> meta_loss.Episode:
-        rng = np.random.default_rng([config.seed, step])
-        return draw_batch(rng, config.classes[rng.integers(len(config.classes))])
-
-    middle = config.classes[min(2, len(config.classes) - 1)]
-    validation = draw_batch(np.random.default_rng([config.seed, 2**31]), middle._replace(batch=50))
-    params = meta_loss.make_model(config.model).init(jax.random.key(config.seed))
-    if config.start is not None:
-        params = load_params(config.start, params)
-    state = training.init_state(params, training.make_optimizer(config.training))
-    checkpointer = Checkpointer(workdir)
-    state = checkpointer.restore(state) or state
-    log.resume_at(int(state.step))
-    paths = [pathlib.Path(workdir) / FILE, *([output] if output else [])]
-
-    def on_evaluation(state: training.MetaState, metrics: dict[str, float]) -> None:
-        log.metrics(int(state.step), metrics)
-        learned = LearnedPrior(config.model, state.best_params)
-        for path in paths:
-            save_params(path, learned.params, metadata(learned))
-        checkpointer.save(int(state.step), state)
-
-    log.start_progress(config.training.max_steps, int(state.step), "step")
-    with common.profiled(workdir):
-        state = training.meta_train(
-            loss,
-            state,
-            draw,
-            validation,
-            config.training,
-            on_evaluation,
-            lambda step: log.advance(),
-        )
-    return log.finish({"validation_loss": float(state.best_validation), "steps": int(state.step)})
+_WORLDS = flags.DEFINE_integer("worlds", None, "So many worlds of ratings, used again and again.")
+_OVERRIDE = shared_flags.override()
 
 
 def main() -> None:
     config = dataclasses.replace(
-        PRESETS[common.PRESET.value], seed=common.SEED.value, start=_START.value
+        pretraining.PRESETS[common.PRESET.value], seed=common.SEED.value, start=_START.value
     )
+    if _SOURCE.value == "ratings":
+        config = pretraining.of_ratings(config, _WORLDS.value)
+    changed = {"model": config.model, "training": config.training}
+    config = dataclasses.replace(config, **presets.overridden(changed, _OVERRIDE.value))
     if _STEPS.value is not None:
         steps = dataclasses.replace(config.training, max_steps=_STEPS.value)
         config = dataclasses.replace(config, training=steps)
-    run(config, common.WORKDIR.value or f"runs/pretrain-{config.preset}", _OUTPUT.value)
+    pretraining.run(config, common.WORKDIR.value or f"runs/pretrain-{config.preset}", _OUTPUT.value)
 
 
 if __name__ == "__main__":

@@ -56,11 +56,17 @@ def max_steps() -> flags.FlagHolder[int | None]:
 
 
 @functools.cache
+def rating_sets() -> flags.FlagHolder[list[str] | None]:
+    """Of the binaries that look at several rating sets."""
+    return flags.DEFINE_list("rating_sets", None, "Names of rating sets; default: the usual ones.")
+
+
+@functools.cache
 def override() -> flags.FlagHolder[list[str]]:
     """Of the binaries that meta-train."""
     told = (
-        "Changes one value of the preset, as in model.inner.steps=5; may be given several times."
-        " config.json has the names."
+        "Changes one value of the preset, as in model.inner.steps=5; may be given several times. "
+        "config.json has the names."
     )
     return flags.DEFINE_multi_string("override", [], told)
 

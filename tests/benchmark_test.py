@@ -68,8 +68,11 @@ def test_imputer_says_what_each_part_is_worth(tmp_path):
     parts = [
         "no draws",
         "no learned hyperprior",
+        "no learned share",
         "no pattern",
+        "no encoder of ratings",
         "no learned prior",
+        "no learned part",
         "no posterior",
         "no rows alike",
         "effects alone",

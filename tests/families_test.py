@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments import pretrain
+from experiments import pretraining
 from metamf_jax.data import families
 
 
@@ -37,8 +37,8 @@ def test_large_sparse_matrices_are_drawn_without_all_their_cells():
 
 
 def test_batches_are_standardised():
-    size = pretrain.SizeClass((5, 30), (5, 30), 100, 8)
-    episodes = pretrain.draw_batch(np.random.default_rng(0), size)
+    size = pretraining.SizeClass((5, 30), (5, 30), 100, 8)
+    episodes = pretraining.draw_batch(np.random.default_rng(0), size)
     assert episodes.support.values.shape == (8, 100)
     inside = episodes.support.rows < 30
     for values, held in zip(episodes.support.values, inside, strict=True):

@@ -55,3 +55,13 @@ def test_large_columns_are_kept_as_quantiles():
     scores = normal_scores.to_scores(marginals, values)
     ranks = scipy.stats.rankdata(values) / 5001
     np.testing.assert_allclose(scores[:, 0], scipy.stats.norm.ppf(ranks), atol=0.3)
+
+
+def test_a_column_without_cells_holds_its_mean():
+    values, observed = np.ones((5, 2)), np.zeros((5, 2), bool)
+    observed[:, 0] = True
+    found = normal_scores.fit(values, observed)
+    np.testing.assert_array_equal(found.values[1], 0)
+    np.testing.assert_array_equal(normal_scores.to_scores(found, values)[:, 1], 0)
+    back = normal_scores.from_scores(found, 1, np.array([-1.0, 2.0]), np.ones(2))
+    np.testing.assert_array_equal(back, 0)

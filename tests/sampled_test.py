@@ -3,11 +3,13 @@
 import dataclasses
 import pickle
 
+import jax
 import numpy as np
 import pytest
 import scipy.sparse
 
 from metamf_jax import MetaMFImputer
+from metamf_jax.data.rating_matrices import draw_rating_matrix
 from metamf_jax.imputation import (
     columns,
     completion,
@@ -21,6 +23,7 @@ from metamf_jax.imputation import (
     update,
 )
 from metamf_jax.imputation.candidates import CANDIDATES
+from metamf_jax.imputation.memory import Memory
 from metamf_jax.imputation.prior import load_prior
 from metamf_jax.posterior.chains import ChainsConfig
 from metamf_jax.types import Entries
@@ -235,15 +238,54 @@ def test_small_rating_matrices_have_a_learned_hyperprior():
     rng = np.random.default_rng(0)
     listed = np.nonzero(rng.random((30, 30)) < 0.25)
     ratings = Entries(*listed, rng.integers(1, 6, len(listed[0])).astype(float), (30, 30))
-    learned = sampled.hyperprior_for(ratings)
-    assert learned is not None
-    assert sampled.suits(ratings, learned)
+    assert sampled.like_ratings(ratings, 1.0)
     assert not sampled.suits(ratings)
-    assert not sampled.suits(select(ratings, np.arange(len(listed[0])) < 90), learned)
+    assert not sampled.like_ratings(select(ratings, np.arange(len(listed[0])) < 90), 1.0)
+    # An image is told by its other cells.
+    assert not sampled.like_ratings(ratings, 0.2)
+    assert not sampled.like_ratings(ratings, np.nan)
+    learned = sampled.packaged_hyperprior()
     drawn = sampled.fit(ratings, "matrix", ChainsConfig(1, 2, 2), learned)
     assert drawn.config.learned == learned
-    numbers = dataclasses.replace(ratings, values=rng.normal(size=len(listed[0])))
-    assert sampled.hyperprior_for(numbers) is None
+
+
+def test_what_is_learned_of_ratings_is_for_what_is_as_noisy():
+    """The draws for numbers of any scale, the encoder for levels; none for what others tell."""
+    matrix = draw_rating_matrix(np.random.default_rng(3), 30)
+    beside = np.random.default_rng(4).uniform(-0.3, 0.3, len(matrix.values))
+    for values, prior in ((matrix.values, load_prior("ratings")), (matrix.values + beside, PRIOR)):
+        found = pipeline.complete(PRIOR, dataclasses.replace(matrix, values=values))
+        assert found.prior is prior
+        assert found.sampled is not None
+    alone = pipeline.complete(PRIOR, matrix, allowed=("posterior", "bias"))
+    assert alone.prior is PRIOR
+    assert alone.sampled is None
+    told = (matrix.rows + matrix.columns).astype(float)
+    found = pipeline.complete(PRIOR, dataclasses.replace(matrix, values=told))
+    assert found.prior is PRIOR
+    assert found.sampled is None
+    # As the file of a fit holds it.
+    held = load_prior("ratings")
+    held = held._replace(params=jax.tree.map(np.array, held.params))
+    assert pipeline.is_packaged(held, "ratings")
+    assert not pipeline.is_packaged(held, "general")
+
+
+def test_completions_share_what_they_fit_and_draw_alike():
+    """With a memory answers are those without, and nothing is fitted again."""
+    matrix, memory = draw_rating_matrix(np.random.default_rng(3), 30), Memory()
+    again = []
+    pipeline.complete(PRIOR, matrix, memory=memory)
+    allowed = [part for part in pipeline.PARTS if part not in ("share", "mean")]
+    found, own = (
+        pipeline.complete(PRIOR, matrix, allowed=allowed, memory=known, progress=again.append)
+        for known in (memory, None)
+    )
+    for one, other in zip(
+        completion.predict_rows(found, 0, 5), completion.predict_rows(own, 0, 5), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+    assert sum(stage.startswith("fitting") for stage in again) == 1
 
 
 def test_the_estimator_transforms_what_it_fitted(ratings, completed, dense):

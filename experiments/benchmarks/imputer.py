@@ -13,9 +13,10 @@ tuned by cross-validation on the observed cells. With --ablation ours without on
 takes the others' place, on more draws of smaller cuts: without the learned prior, an encoder that
 was never trained starts the posterior; without the hyperprior or the pattern, draws are under flat
 hyperpriors, or know nothing of which cells are observed. For cuts draws alone are compared too.
-Errors are root mean squares in units of each
-column's deviation for tables, in rating points otherwise. The same command goes on with a run that
-was stopped.
+With "no learned part" the encoder is untrained, hyperpriors are flat and the share of draws starts
+where it does for any matrix. Lines that fit or draw alike share that, so that their seconds are of
+what they add. Errors are root mean squares in units of each column's deviation for tables, in
+rating points otherwise. The same command goes on with a run that was stopped.
 """
 
 import dataclasses
@@ -40,14 +41,15 @@ from experiments.imputation_tasks import (
     remove,
     standardised,
 )
+from experiments.rating_cuts import rating_cut, rating_set
 from metamf_jax.baselines import bias, iterative, knn, mf, soft_impute
-from metamf_jax.data import data_dir as data_dirs
-from metamf_jax.data import jester, movielens, tables
+from metamf_jax.data import movielens
 from metamf_jax.imputation import completion, held_out, pipeline, sampled
 from metamf_jax.imputation.candidates import OF_ROWS
+from metamf_jax.imputation.memory import Memory
 from metamf_jax.imputation.prior import LearnedPrior, load_prior
 from metamf_jax.meta_learning import padding
-from metamf_jax.meta_learning.meta_loss import make_model
+from metamf_jax.meta_learning.meta_loss import MetaParams, ModelConfig, make_model
 from metamf_jax.posterior.learned_hyperprior import LearnedHyperprior
 from metamf_jax.runs.run_log import RunLog, read_metrics
 from metamf_jax.types import Entries
@@ -116,12 +118,12 @@ def tasks(config: Config, data_dir: str | None) -> Iterator[Task]:
 
 
 def _all_tasks(config: Config, data_dir: str | None) -> Iterator[Task]:
-    load = functools.cache(lambda name: _ratings(name, data_dir))
+    load = functools.cache(lambda name: rating_set(name, data_dir))
     for repeat in range(max(config.repeats, config.cut_repeats)):
         for name in config.ratings if repeat < config.cut_repeats else ():
             for side in config.sides:
                 rng = np.random.default_rng([config.seed, repeat, side])
-                train, test = _split(rng, _cut(rng, load(name), side), 0.2)
+                train, test = _split(rng, rating_cut(rng, load(name), side), 0.2)
                 yield Task(f"{name} {side} x {side}", "cut", train, test, np.ones(train.shape[1]))
         if repeat >= config.repeats:
             continue
@@ -151,15 +153,6 @@ def _table(name: str) -> np.ndarray:
     return getattr(datasets, f"load_{name}")().data
 
 
-def _ratings(name: str, data_dir: str | None) -> Entries:
-    if name == "filmtrust":
-        remedy = "its ratings, with a header and tabs between user, item and rating"
-        names = "ratings.tsv.gz", "ratings.tsv"
-        return tables.read_table(data_dirs.find(data_dir, name, names, remedy)).entries
-    load = jester.jester if name == "jester" else getattr(movielens, name)
-    return load(data_dir).entries
-
-
 def _remove(rng, values: np.ndarray, share: float, way: str) -> tuple[Entries, Entries]:
     score = rng.gumbel(size=values.shape)
     if way == "high values":
@@ -176,22 +169,6 @@ def _select(entries: Entries, which: np.ndarray) -> Entries:
 def _split(rng, entries: Entries, share: float) -> tuple[Entries, Entries]:
     held = rng.permutation(len(entries.rows)) < max(1, round(share * len(entries.rows)))
     return _select(entries, ~held), _select(entries, held)
-
-
-def _cut(rng, entries: Entries, side: int) -> Entries:
-    """Random rows and columns, more likely those with more cells: random ones would be empty."""
-    places = []
-    for listed, size in zip((entries.rows, entries.columns), entries.shape, strict=True):
-        counts = np.bincount(listed, minlength=size).astype(float)
-        count = min(side, size)
-        picked = rng.choice(size, count, replace=False, p=counts / counts.sum())
-        place = np.full(size, -1, np.int32)
-        place[picked] = np.arange(count)
-        places.append((place, count))
-    rows, columns = places[0][0][entries.rows], places[1][0][entries.columns]
-    inside = (rows >= 0) & (columns >= 0)
-    shape = places[0][1], places[1][1]
-    return Entries(rows[inside], columns[inside], entries.values[inside], shape)
 
 
 def _tuned(
@@ -305,44 +282,70 @@ _REFERENCES = {
 _Answer = Callable[[Entries, Entries], np.ndarray]
 
 
-def ablations(prior: LearnedPrior, task: Task, seed: int = 0) -> dict[str, _Answer]:
-    """Ours without one of its parts, for the task."""
-    untrained = prior._replace(params=make_model(prior.config).init(jax.random.key(0)))
+def ablations(prior: LearnedPrior, task: Task, memory: Memory, seed: int = 0) -> dict[str, _Answer]:
+    """Ours without one of its parts, for the task; they share what they fit and draw alike."""
+    untrained = _untrained(prior)
 
     def without(*parts: str, prior: LearnedPrior = prior) -> _Answer:
         allowed = [name for name in pipeline.PARTS if name not in parts]
-        return functools.partial(_completed, prior, allowed, seed)
+        return functools.partial(_completed, prior, allowed, seed, memory)
 
+    learned_parts = "learned", pipeline.RATINGS, pipeline.HYPERPRIOR, pipeline.SHARE
     answers = {
         "no draws": without(pipeline.DRAWS),
         "no learned hyperprior": without(pipeline.HYPERPRIOR),
+        "no learned share": without(pipeline.SHARE),
         "no pattern": without(pipeline.PATTERN),
+        "no encoder of ratings": without(pipeline.RATINGS),
         "no learned prior": without("learned", prior=untrained),
+        "no learned part": without(*learned_parts, prior=untrained),
         "no posterior": without("posterior"),
         "no rows alike": without(*OF_ROWS),
-        "effects alone": functools.partial(_completed, prior, ["bias", "mean"], seed),
+        "effects alone": functools.partial(_completed, prior, ["bias", "mean"], seed, memory),
     }
     if task.kind == "cut":
         learned = sampled.packaged_hyperprior()
         answers |= {
-            _DRAWS_ALONE: functools.partial(_drawn, learned, True),
-            f"{_DRAWS_ALONE} under flat hyperpriors": functools.partial(_drawn, None, True),
-            f"{_DRAWS_ALONE} without pattern": functools.partial(_drawn, learned, False),
+            _DRAWS_ALONE: functools.partial(_drawn, learned, True, memory),
+            f"{_DRAWS_ALONE} under flat hyperpriors": functools.partial(_drawn, None, True, memory),
+            f"{_DRAWS_ALONE} without pattern": functools.partial(_drawn, learned, False, memory),
         }
     return answers
 
 
+@functools.cache
+def _untrained_params(config: ModelConfig) -> MetaParams:
+    return make_model(config).init(jax.random.key(0))
+
+
+def _untrained(prior: LearnedPrior) -> LearnedPrior:
+    """The same with random weights."""
+    return prior._replace(params=_untrained_params(prior.config))
+
+
 def _completed(
-    prior: LearnedPrior, allowed: Sequence[str], seed: int, train: Entries, test: Entries
+    prior: LearnedPrior,
+    allowed: Sequence[str],
+    seed: int,
+    memory: Memory,
+    train: Entries,
+    test: Entries,
 ) -> np.ndarray:
-    found = pipeline.complete(prior, train, allowed=allowed, seed=seed)
+    found = pipeline.complete(prior, train, allowed=allowed, seed=seed, memory=memory)
     return completion.predict(found, np.asarray(test.rows), np.asarray(test.columns))[0]
 
 
 def _drawn(
-    learned: LearnedHyperprior | None, with_pattern: bool, train: Entries, test: Entries
+    learned: LearnedHyperprior | None,
+    with_pattern: bool,
+    memory: Memory,
+    train: Entries,
+    test: Entries,
 ) -> np.ndarray:
-    found = sampled.fit(train, "matrix", learned=learned, with_pattern=with_pattern)
+    found = memory.get(
+        pipeline.draws_key(learned, with_pattern, False, None),
+        lambda: sampled.fit(train, "matrix", learned=learned, with_pattern=with_pattern),
+    )
     return sampled.predict(found, np.asarray(test.rows), np.asarray(test.columns))[0]
 
 
@@ -357,7 +360,7 @@ def run(config: Config, workdir: str | os.PathLike, data_dir: str | None = None)
     none = np.zeros(0, np.int32)
     nothing = Entries(none, none, none, (1, 1))
     a_cut = Task("", "cut", nothing, nothing, np.ones(1))
-    known = ablations(prior, a_cut) if config.ablation else methods("matrix")
+    known = ablations(prior, a_cut, Memory()) if config.ablation else methods("matrix")
     unknown = set(config.methods) - known.keys()
     if unknown:
         raise ValueError(f"unknown methods {sorted(unknown)}; there are {', '.join(known)}")
@@ -411,9 +414,9 @@ def _measure(prior: LearnedPrior, task: Task, config: Config) -> dict[str, float
     """
     rows, columns = np.asarray(task.test.rows), np.asarray(task.test.columns)
     units = task.units[columns]
-    squares, seconds = {}, {}
+    squares, seconds, memory = {}, {}, Memory()
     started = time.perf_counter()
-    completed = pipeline.complete(prior, task.train, seed=config.seed)
+    completed = pipeline.complete(prior, task.train, seed=config.seed, memory=memory)
     values, errors = completion.predict(completed, rows, columns)
     seconds["metamf"] = time.perf_counter() - started
     squares["metamf"] = ((values - task.test.values) / units) ** 2
@@ -421,7 +424,7 @@ def _measure(prior: LearnedPrior, task: Task, config: Config) -> dict[str, float
     way = "columns" if task.kind == "table" else "matrix"
     others: dict[str, _Answer] = {}
     if config.ablation:
-        others = ablations(prior, task, config.seed)
+        others = ablations(prior, task, memory, config.seed)
     else:
         for name, (predict, grid, dense) in methods(way).items():
             if not dense or np.prod(task.train.shape) <= MOST_DENSE_CELLS:

@@ -122,6 +122,22 @@ class _Predictions(NamedTuple):
     deviations: np.ndarray
 
 
+class Parts(NamedTuple):
+    """A matrix fitted under one standardisation, and what fits of parts of it make of the rest.
+
+    Attributes:
+      by: what was standardised by.
+      scaling: by it.
+      fitted: the standardised matrix.
+      found: at held-out cells; None where there were too few.
+    """
+
+    by: str
+    scaling: Scaling
+    fitted: Fitted
+    found: _Predictions | None
+
+
 def fit(
     prior: LearnedPrior,
     entries: Entries,
@@ -129,9 +145,8 @@ def fit(
     with_rows: bool,
     seed: int,
     progress: Callable[[str], None],
-    allowed: Collection[str] = tuple(CANDIDATES),
-) -> Fit:
-    """Fits a matrix and checks that on held-out cells.
+) -> Parts:
+    """Fits a matrix, and parts of it.
 
     Args:
       prior: the learned prior.
@@ -140,9 +155,7 @@ def fit(
       with_rows: whether models of the rows are fitted too, where they suit the matrix.
       seed: of the choice of held-out cells.
       progress: told of each stage as it begins.
-      allowed: the candidates that may have a weight.
     """
-    allowed = [name for name in CANDIDATES if name in allowed]
     checked = len(entries.rows) >= held_out.FEWEST_CHECKED
     held = held_out.folds(len(entries.rows), seed)
     # Of a handful of cells none is held out; they go through the same compiled program.
@@ -152,19 +165,31 @@ def fit(
     standardised = [
         scaling.standardize(*each) for each in zip([entries, *parts], scales, strict=True)
     ]
-    with_rows = with_rows and any(name in allowed for name in OF_ROWS)
     whole, *fitted = _fit_all(prior, standardised[0], standardised[1:], with_rows)
     found = _predict_held_out(entries, parts, held, scales[1:], fitted, by) if checked else None
+    return Parts(by, scales[0], whole, found)
+
+
+def check(entries: Entries, parts: Parts, allowed: Collection[str] = tuple(CANDIDATES)) -> Fit:
+    """Checks the candidates on held-out cells, and weights them.
+
+    Args:
+      entries: the matrix that was fitted.
+      parts: from `fit`.
+      allowed: the candidates that may have a weight.
+    """
+    by, scales, whole, found = parts
+    allowed = [name for name in CANDIDATES if name in allowed]
     size = len(whole.columns.v)
     if found is None:
         weights = held_out.start_weights(allowed)
         grown = np.full(size, held_out.START_INFLATION), held_out.START_INFLATION
         nothing, none = held_out.no_check(entries.shape[1]), np.zeros(0)
         every = _padded(weights, {}, size)
-        return Fit(by, scales[0], whole, every, grown, nothing, None, none.astype(int), none, none)
+        return Fit(by, scales, whole, every, grown, nothing, None, none.astype(int), none, none)
     of_simple = found.values["bias"], found.values["mean"]
     checked = _check(entries, found, allowed, size)
-    return Fit(by, scales[0], whole, *checked, found.numbers, *of_simple)
+    return Fit(by, scales, whole, *checked, found.numbers, *of_simple)
 
 
 def _padded(

@@ -26,7 +26,7 @@ _COLUMN_STRENGTH = 30.0
 # errors were 1.1%, 0.7% and 0.7% below those of the better of the two by held-out cells; without
 # this start 1.0%, 0.6% and 0.5%. On 30 further ones they were 0.6% to 0.8% below those of draws
 # alone, 0.8% to 1.3% below those of candidates alone.
-_START_SHARE, _SHARE_STRENGTH = 0.6, 60.0
+START_SHARE, _SHARE_STRENGTH = 0.6, 60.0
 # Error bars are this much too narrow before anything is known, with the weight of so many cells.
 START_INFLATION, _INFLATION_WEIGHT = 1.15, 10
 # And a column's is drawn to the table's.
@@ -217,7 +217,7 @@ def _on_simplex(errors: np.ndarray, start: np.ndarray, strength: float) -> np.nd
     return found / found.sum()
 
 
-def draws_share(drawn: np.ndarray, had: np.ndarray) -> float:
+def draws_share(drawn: np.ndarray, had: np.ndarray, start: float = START_SHARE) -> float:
     """The share of draws in their average with the candidates that has the least squared error.
 
     Shrunken to a start, since the candidates were weighted on the same cells, and the draws of the
@@ -226,11 +226,12 @@ def draws_share(drawn: np.ndarray, had: np.ndarray) -> float:
     Args:
       drawn: [H], errors of draws at held-out cells.
       had: [H], of the weighted candidates.
+      start: the share before anything is known of the matrix.
     """
     apart = drawn - had
     ridge = _SHARE_STRENGTH * float((drawn**2).mean())
     least = apart @ apart + ridge
-    return float(np.clip(1 - (apart @ drawn + ridge * (1 - _START_SHARE)) / least, 0, 1))
+    return float(np.clip(1 - (apart @ drawn + ridge * (1 - start)) / least, 0, 1))
 
 
 def inflation(scores: np.ndarray) -> tuple[float, float]:

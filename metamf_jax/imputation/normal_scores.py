@@ -39,12 +39,13 @@ def fit(values: np.ndarray, observed: np.ndarray) -> Marginals:
 
     Args:
       values: [N, M], whatever the missing cells hold.
-      observed: [N, M] bool, at least one a column.
+      observed: [N, M] bool. A column without any, such as one of which the only cell is held out,
+        is taken to hold a zero: its mean, of standardised values.
     """
-    most = min(_MOST_KNOTS, int(observed.sum(axis=0).max()))
+    most = max(1, min(_MOST_KNOTS, int(observed.sum(axis=0).max())))
     found = np.empty((3, values.shape[1], most))
     for m, (column, seen) in enumerate(zip(values.T, observed.T, strict=True)):
-        ordered = np.sort(column[seen])
+        ordered = np.sort(column[seen]) if seen.any() else np.zeros(1)
         count = len(ordered)
         kept = np.round(np.linspace(0, count - 1, min(most, count))).astype(int)
         kept = np.append(kept, np.full(most - len(kept), count - 1))

@@ -8,7 +8,9 @@
    former knows: a bias model with learned shrinkage; factors under the encoder's prior
    (`zero_shot`); a posterior that starts there and learns its precisions from the matrix
    (`posterior`). Besides, the column's mean. For narrow tables four more (`row_models`): Gaussians
-   over the rows, of values and of normal scores, each with and without trees for its errors.
+   over the rows, of values and of normal scores, each with and without trees for its errors. Small
+   matrices of few levels that turn out to be as noisy as ratings are (`sampled.like_ratings`) have
+   an encoder of their own, if the learned prior is the package's `general` one.
 4. A held-out check on observed cells (`held_out`) weights the candidates, for narrow tables in each
    column by itself, chooses the standardisation, and measures by how much the error bars are too
    narrow (split conformal prediction; Vovk et al. 2005). Too few cells to check leave everything at
@@ -17,9 +19,11 @@
    ones) are the likelier to be missing, what is imputed is moved that way
    (`row_gaussian.missing_by_value`), as far as held-out cells that stand for the missing ones bear
    out, and error bars are those of such cells.
-6. A large sparse matrix with one unit for all cells is answered by draws of its posterior too
-   (`sampled`): these and the weighted candidates are averaged, by what short chains make of the
-   held-out cells (`held_out.draws_share`). Draws alone know what a user's tables tell of rows and
+6. A large sparse matrix with one unit for all cells, or a small one like ratings, is answered by
+   draws of its posterior too (`sampled`): these and the weighted candidates are averaged, by what
+   short chains make of the held-out cells (`held_out.draws_share`). Of matrices like ratings the
+   draws have a learned hyperprior; where values are not few levels, unless draws without it are
+   better on held-out cells. Draws alone know what a user's tables tell of rows and
    columns: with such a matrix of one unit is answered by draws in any case, with these features
    unless held-out cells are answered better without, and rows and columns of which nothing else is
    known by draws alone.
@@ -29,7 +33,7 @@ in the seed.
 """
 
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Hashable
 from typing import NamedTuple
 
 import jax
@@ -45,16 +49,16 @@ from metamf_jax.imputation import (
     sampled,
     scaling,
 )
-from metamf_jax.imputation.candidates import CANDIDATES, OF_FACTORS
+from metamf_jax.imputation.candidates import CANDIDATES, OF_FACTORS, OF_ROWS
 from metamf_jax.imputation.completion import Completion
 from metamf_jax.imputation.feature_tables import Features
 from metamf_jax.imputation.fitting import Fit
 from metamf_jax.imputation.held_out import Check, HeldOut
+from metamf_jax.imputation.memory import Memory
 from metamf_jax.imputation.places import Places, require_valid, set_aside
-from metamf_jax.imputation.prior import LearnedPrior
+from metamf_jax.imputation.prior import LearnedPrior, load_prior
 from metamf_jax.imputation.sampled import Sampled
 from metamf_jax.imputation.scaling import STANDARDIZATIONS, Scaling
-from metamf_jax.posterior.chains import ChainsConfig
 from metamf_jax.posterior.given import GivenFeatures
 from metamf_jax.posterior.learned_hyperprior import LearnedHyperprior
 from metamf_jax.types import Entries
@@ -63,11 +67,14 @@ from metamf_jax.types import Entries
 MISSING = ("at_random", "by_value")
 # Beside the candidates, draws of the posterior, which have a share of their own.
 DRAWS = "draws"
-# For small rating matrices their hyperparameters have a learned prior.
+# Small rating matrices have an encoder of their own, and draws of them a learned hyperprior.
+RATINGS = "ratings"
 HYPERPRIOR = "hyperprior"
 # And they know which cells are observed.
 PATTERN = "pattern"
-PARTS = (*CANDIDATES, DRAWS, HYPERPRIOR, PATTERN)
+# What they have of the answer before anything is known of the matrix is learned, too.
+SHARE = "share"
+PARTS = (*CANDIDATES, RATINGS, DRAWS, HYPERPRIOR, PATTERN, SHARE)
 # Parts held out to compare draws on: each takes chains of its own.
 _PARTS_BY_DRAWS = 2
 # Narrow tables with more rows are fitted on so many, and at least so many cells of each column.
@@ -84,19 +91,23 @@ class _Job(NamedTuple):
       entries: of it, with empty rows and columns.
       places: where these and the others stand.
       learned: what its hyperparameters are expected to be, if that is known.
+      share: of draws, before anything is known of the matrix.
       with_pattern: whether features of which cells are observed are known.
       given: features of its rows and columns, if any.
       seed: of the choice of held-out cells.
       progress: told of each stage as it begins.
+      memory: of fits and draws.
     """
 
     entries: Entries
     places: Places
     learned: LearnedHyperprior | None
+    share: float
     with_pattern: bool
     given: Given | None
     seed: int
     progress: Callable[[str], None]
+    memory: Memory
 
 
 class _Drawn(NamedTuple):
@@ -132,6 +143,7 @@ def complete(
     seed: int = 0,
     progress: Callable[[str], None] = lambda stage: None,
     given: Given | None = None,
+    memory: Memory | None = None,
 ) -> Completion:
     """Completes a matrix from its observed cells.
 
@@ -142,12 +154,14 @@ def complete(
       missing: ``at_random``, for whatever else is observed, or ``by_value``, one of `MISSING`. The
         observed cells cannot tell for sure: imputed values are moved for those who know the latter
         (see `row_gaussian.missing_by_value` for what it costs where they are wrong).
-      allowed: the `PARTS` that may be used: which candidates may have a weight, whether draws may
-        have a share, be under the learned hyperprior and know features of the pattern; to see what
-        each is worth.
+      allowed: the `PARTS` that may be used: which candidates may have a weight, whether rating
+        matrices have an encoder of their own, whether draws may have a share, be under the learned
+        hyperprior, know features of the pattern and start from a learned share; to see what each is
+        worth.
       seed: of the choice of held-out cells.
       progress: told of each stage as it begins.
       given: features of all rows and columns, from `feature_tables.coded`.
+      memory: of completions of the same entries, features and seed, to share their work.
 
     Raises:
       ValueError: no cell, a cell outside of the matrix or twice, a value that is not finite, an
@@ -160,29 +174,37 @@ def complete(
         # Before all the work, what can be known by then.
         allowed_by = DRAWS in allowed and standardize in (None, "matrix")
         _require_draws(dense, entries.shape, allowed_by, missing)
-    every, learned = dense, sampled.hyperprior_for(dense)
-    by_draws = DRAWS in allowed and missing == "at_random"
-    by_draws = by_draws and (given is not None or sampled.suits(dense, learned))
+    every = dense
+    may_draw = DRAWS in allowed and missing == "at_random"
+    by_draws = may_draw and (given is not None or sampled.suits(dense))
     trials = _trials(dense, standardize)
     of_sample = not any(trial.transposed or by_draws for trial in trials)
     of_sample = of_sample and _narrow(dense) and dense.shape[0] > _MOST_FITTED_ROWS
     if of_sample:
         dense = _sample_of_rows(dense, seed)
-    turned, fits = scaling.transpose(dense), []
-    for trial in trials:
-        matrix = turned if trial.transposed else dense
-        by = "matrix" if trial.by == "matrix" else "columns"
-        fits.append(fitting.fit(prior, matrix, by, trial.with_rows, seed, progress, allowed))
-    best = int(np.argmin(_errors(fits, trials, dense)))
-    trial, fit = trials[best], fits[best]
+    turned, memory = scaling.transpose(dense), memory or Memory()
+    levels = sampled.of_few_levels(dense)
+    own = levels and RATINGS in allowed and is_packaged(prior, "general")
+    # Most matrices of few levels are ratings: for these the wrong one is hardly ever fitted.
+    first = load_prior("ratings") if own and len(trials) == 1 else prior
+    trial, fit = _best_trial(first, dense, trials, allowed, seed, progress, memory)
+    ratings = trial.by == "matrix" and _like_ratings(dense, fit)
+    prior = load_prior("ratings") if own and ratings else prior
+    if prior is not first:
+        trial, fit = _best_trial(prior, dense, trials, allowed, seed, progress, memory)
+        ratings = ratings and trial.by == "matrix"
     _require_finite(fit, entries)
-    by_draws = by_draws and trial.by == "matrix"
     if given is not None:
-        _require_draws(dense, entries.shape, by_draws, missing)
+        _require_draws(dense, entries.shape, by_draws and trial.by == "matrix", missing)
+    by_draws = trial.by == "matrix" and (by_draws or (may_draw and ratings))
     drawn = _Drawn(None, 0.0, fit.check, None)
     if by_draws:
-        learned = learned if HYPERPRIOR in allowed else None
-        job = _Job(entries, places, learned, PATTERN in allowed, given, seed, progress)
+        learned = sampled.packaged_hyperprior() if ratings and HYPERPRIOR in allowed else None
+        share = held_out.START_SHARE
+        if ratings and SHARE in allowed:
+            share = sampled.share_of_ratings(len(dense.rows))
+        known = PATTERN in allowed
+        job = _Job(entries, places, learned, share, known, given, seed, progress, memory)
         drawn = _by_draws(fit, dense, trial.transposed, job)
     if trial.transposed:
         dense, places = turned, places.turned
@@ -272,6 +294,43 @@ def _trials(dense: Entries, standardize: str | None) -> list[_Trial]:
     ]
 
 
+def is_packaged(prior: LearnedPrior, name: str) -> bool:
+    """Whether a prior is the package's of this name, perhaps from the file of a fit."""
+    known = load_prior(name)
+    if prior is known or prior.config != known.config or prior.trained_on != known.trained_on:
+        return prior is known
+    same = jax.tree.map(np.array_equal, prior.params, known.params)
+    return all(jax.tree.leaves(same))
+
+
+def _best_trial(
+    prior: LearnedPrior,
+    dense: Entries,
+    trials: list[_Trial],
+    allowed: Collection[str],
+    seed: int,
+    progress: Callable[[str], None],
+    memory: Memory,
+) -> tuple[_Trial, Fit]:
+    """The trial of the least error on held-out cells, and its fit."""
+    fits, turned = [], scaling.transpose(dense)
+    for trial in trials:
+        matrix = turned if trial.transposed else dense
+        by = "matrix" if trial.by == "matrix" else "columns"
+        with_rows = trial.with_rows and any(name in allowed for name in OF_ROWS)
+        # The prior is kept too, so that no other comes to have its number.
+        _, parts = memory.get(
+            (id(prior.params), trial, with_rows, dense.shape),
+            lambda matrix=matrix, by=by, with_rows=with_rows: (
+                prior,
+                fitting.fit(prior, matrix, by, with_rows, seed, progress),
+            ),
+        )
+        fits.append(fitting.check(matrix, parts, allowed))
+    best = int(np.argmin(_errors(fits, trials, dense)))
+    return trials[best], fits[best]
+
+
 def _narrow(entries: Entries) -> bool:
     counts = np.bincount(entries.rows, minlength=entries.shape[0])
     return row_gaussian.suits(counts, entries.shape[1])
@@ -305,6 +364,12 @@ def _require_finite(fit: Fit, entries: Entries) -> None:
             f"{len(entries.rows)} cells came out non-finite: its values may be too far apart for "
             "float32"
         )
+
+
+def _like_ratings(dense: Entries, fit: Fit) -> bool:
+    """Of a matrix of one unit, whether it is small, as noisy as ratings, and its rows tell less."""
+    untold = (fit.check.rmse / float(fit.scaling.scales[0])) ** 2
+    return fit.fitted.row_models is None and sampled.like_ratings(dense, untold)
 
 
 def _require_draws(dense: Entries, shape: tuple[int, int], by_draws: bool, missing: str) -> None:
@@ -343,6 +408,12 @@ def _by_draws(fit: Fit, dense: Entries, transposed: bool, job: _Job) -> _Drawn:
     drawn, bars = _held_out_draws(dense, given, job)
     compared, features = slice(len(drawn)), None
     cells = HeldOut(*(x[compared] for x in fit.held_out))
+    if job.learned is not None and not sampled.of_few_levels(dense):
+        # Perhaps no ratings.
+        flat = job._replace(learned=None)
+        other = _held_out_draws(dense, given, flat)
+        if _worse(cells.values, drawn, other[0]):
+            job, (drawn, bars) = flat._replace(share=held_out.START_SHARE), other
     if job.given is not None:
         other = _held_out_draws(dense, None, job)
         features = _compared(job.given, cells.values, drawn, other[0])
@@ -350,7 +421,7 @@ def _by_draws(fit: Fit, dense: Entries, transposed: bool, job: _Job) -> _Drawn:
             drawn, bars = other
     unit = fit.scaling.scales[0]
     share = held_out.draws_share(
-        (cells.values - drawn) / unit, (cells.values - cells.predicted) / unit
+        (cells.values - drawn) / unit, (cells.values - cells.predicted) / unit, job.share
     )
     used = job.given if features is not None and features.used else None
     # Where they have no share, draws still answer for rows and columns known by features alone.
@@ -371,20 +442,30 @@ def _held_out_draws(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Values and errors of held-out cells by short chains that do not know them."""
     found = []
-    for numbers in held_out.folds(len(dense.rows), job.seed)[:_PARTS_BY_DRAWS]:
+    for number, numbers in enumerate(held_out.folds(len(dense.rows), job.seed)[:_PARTS_BY_DRAWS]):
         job.progress("drawing from the posterior without held-out cells")
         kept = fitting.without(dense, numbers)
-        part = _drawn(kept, given, job, sampled.SHORT_LENGTHS)
+        part = _drawn(kept, given, job, number)
         rows, columns = (np.asarray(x)[numbers] for x in (dense.rows, dense.columns))
         found.append(sampled.predict(part, rows, columns))
     values, bars = (np.concatenate(x) for x in zip(*found, strict=True))
     return values, bars
 
 
-def _drawn(
-    entries: Entries, given: Given | None, job: _Job, lengths: ChainsConfig = sampled.LENGTHS
-) -> Sampled:
-    return sampled.fit(entries, "matrix", lengths, job.learned, job.with_pattern, given)
+def _drawn(entries: Entries, given: Given | None, job: _Job, part: int | None = None) -> Sampled:
+    """Draws of the whole matrix, or short chains of what is left of it without a part."""
+    lengths = sampled.LENGTHS if part is None else sampled.SHORT_LENGTHS
+    return job.memory.get(
+        draws_key(job.learned, job.with_pattern, given is not None, part),
+        lambda: sampled.fit(entries, "matrix", lengths, job.learned, job.with_pattern, given),
+    )
+
+
+def draws_key(
+    learned: LearnedHyperprior | None, with_pattern: bool, with_given: bool, part: int | None
+) -> Hashable:
+    """Under what draws are kept; see `_drawn`."""
+    return "draws", learned, with_pattern, with_given, part
 
 
 def _compared(
@@ -395,11 +476,14 @@ def _compared(
     Cells of rows with cells say little of what they are worth to rows without; and features that
     tell nothing are given next to no weight by the draws themselves.
     """
-    squares = (values - with_them) ** 2, (values - without) ** 2
-    worse = squares[0] - squares[1]
-    used = bool(worse.mean() <= worse.std() / np.sqrt(len(worse)))
-    rmse, rmse_without = (float(np.sqrt(x.mean())) for x in squares)
-    return Features(given, rmse, rmse_without, used)
+    rmse, rmse_without = (float(np.sqrt(((values - x) ** 2).mean())) for x in (with_them, without))
+    return Features(given, rmse, rmse_without, not _worse(values, with_them, without))
+
+
+def _worse(values: np.ndarray, one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether the squared errors of one are larger by more than a standard error; [H] each."""
+    more = (values - one) ** 2 - (values - other) ** 2
+    return bool(more.mean() > more.std() / np.sqrt(len(more)))
 
 
 def _padded(fit: Fit, dense: Entries, padded: int) -> Scaling:

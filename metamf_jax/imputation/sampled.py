@@ -39,19 +39,24 @@ LENGTHS = ChainsConfig(num_chains=2, burn_in=30, num_draws=100)
 SHORT_LENGTHS = ChainsConfig(num_chains=2, burn_in=20, num_draws=50)
 # Of those of a matrix that has grown.
 FURTHER_LENGTHS = ChainsConfig(num_chains=2, burn_in=10, num_draws=100)
-# With so many cells, and no larger a share of all, a matrix of one unit is answered by draws. Those
-# of 30 x 30 with some 200 cells were answered better in one rating set, worse in another.
-_FEWEST, _MOST_OBSERVED = 1000, 0.5
-# With a learned hyperprior smaller ones are, too. It is one of ratings, in few levels, learned from
-# matrices of 100 to 9,000 cells. On cuts of MovieLens-100K, -1M, latest-small and FilmTrust (40 of
-# each) it lowered the squared error of draws by 3.7% to 4.8% at 30 x 30, 1.3% (FilmTrust) to 4.9%
-# at 50 x 50, 1.1% to 3.9% at 100 x 100 and 0.9% to 2.8% at 150 x 150, at 2 standard errors or more;
-# of the whole imputer, on 6 cuts each of 30, 60 and 100, by 0.8% to 3.9%, of FilmTrust's by nothing
-# (-0.4% to +0.6%, within a standard error).
-_FEWEST_LEARNED, _MOST_LEARNED, _MOST_LEVELS = 100, 10_000, 20
+# With so many cells, and no larger a share of all, but so many a row and column, any matrix of one
+# unit is answered by draws. Those of 30 x 30 with some 200 cells were answered better in one rating
+# set, worse in another.
+_FEWEST, _MOST_OBSERVED, _FEWEST_A_ROW = 1000, 0.5, 3.5
+# What the learned hyperprior is for: it was learned from matrices of 100 to 9,000 cells. On ten
+# cuts each of MovieLens-100K, -1M, latest-small and FilmTrust it lowered the squared error of draws
+# by 6% at 30 x 30, 4% at 60 x 60, 3% at 100 x 100 and 2% at 150 x 150, and of the whole imputer by
+# 0.6% to 1.3% (`experiments.benchmarks.imputer --ablation`; more in RESULTS).
+_FEWEST_RATINGS, _MOST_RATINGS = 100, 10_000
+# And of ratings candidates leave so much of the variance untold: the hyperprior expects a noise of
+# 0.32, and of less than 0.16 with a chance of one in a thousand. Images and plates are told better.
+_LEAST_UNTOLD = 0.35
+# Of few levels are ratings, of more they may be.
+_MOST_LEVELS = 20
+# Log odds of draws' share in the answer, beside the candidates: at 500 cells, and by how much they
+# grow when cells are e times as many; by `experiments.learn_share --preset=best`.
+_SHARE_BY_CELLS = 1.12, 0.12
 _LEARNED = pathlib.Path(__file__).parent / "weights" / "ratings.json"
-# With fewer cells a row (or column) draws are mostly of the prior, and many.
-_FEWEST_A_ROW = 3.5
 # Where features are given fewer cells will do: nothing else knows them, and the held-out check sees
 # what draws are worth.
 FEWEST_WITH_FEATURES = 100
@@ -135,33 +140,46 @@ class Sampled(NamedTuple):
         return self.places.rows > rows, self.places.columns > columns
 
 
-def hyperprior_for(entries: Entries) -> LearnedHyperprior | None:
-    """The learned hyperprior, for a small matrix of ratings; one unit for all cells.
-
-    Args:
-      entries: without empty rows or columns.
-    """
-    ratings = len(np.unique(entries.values)) <= _MOST_LEVELS
-    return packaged_hyperprior() if ratings and len(entries.rows) <= _MOST_LEARNED else None
-
-
 @functools.cache
 def packaged_hyperprior() -> LearnedHyperprior:
     """That of small rating matrices, learned from synthetic ones."""
     return learned_hyperprior.load(_LEARNED)
 
 
-def suits(entries: Entries, learned: LearnedHyperprior | None = None) -> bool:
-    """Whether a matrix of one unit for all cells is one to be answered by draws: large and sparse.
+def suits(entries: Entries) -> bool:
+    """Whether any matrix of one unit for all cells like this is to be answered by draws.
 
     Args:
       entries: without empty rows or columns.
-      learned: what its hyperparameters are expected to be, see `hyperprior_for`.
     """
-    count, fewest = len(entries.rows), _FEWEST if learned is None else _FEWEST_LEARNED
+    count = len(entries.rows)
     sparse = count < _MOST_OBSERVED * np.prod(entries.shape, dtype=float)
     told = count >= _FEWEST_A_ROW * max(entries.shape)
-    return fewest <= count and sparse and told and has_room(entries, entries.shape)
+    return count >= _FEWEST and sparse and told and has_room(entries, entries.shape)
+
+
+def like_ratings(entries: Entries, untold: float) -> bool:
+    """Whether a matrix of one unit is small and as noisy as ratings are: draws then answer it.
+
+    Args:
+      entries: without empty rows or columns.
+      untold: the mean squared error of held-out cells by the candidates, in units of the variance;
+        NaN where it is not known.
+    """
+    small = _FEWEST_RATINGS <= len(entries.rows) <= _MOST_RATINGS
+    return small and untold >= _LEAST_UNTOLD and has_room(entries, entries.shape)
+
+
+def share_of_ratings(count: int) -> float:
+    """What draws of a small rating matrix of so many cells have of the answer, before a check."""
+    intercept, slope = _SHARE_BY_CELLS
+    return float(scipy.special.expit(intercept + slope * np.log(count / 500)))
+
+
+def of_few_levels(entries: Entries) -> bool:
+    """Whether a matrix is small, and its values levels as those of most ratings are."""
+    small = _FEWEST_RATINGS <= len(entries.rows) <= _MOST_RATINGS
+    return small and len(np.unique(entries.values)) <= _MOST_LEVELS
 
 
 def suits_with_features(entries: Entries, shape: tuple[int, int]) -> bool:

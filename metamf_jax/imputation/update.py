@@ -14,6 +14,7 @@ from metamf_jax.imputation.candidates import CANDIDATES
 from metamf_jax.imputation.completion import Completion
 from metamf_jax.imputation.feature_tables import SideTable
 from metamf_jax.imputation.places import require_valid
+from metamf_jax.imputation.prior import load_prior
 from metamf_jax.posterior.given import GivenFeatures
 from metamf_jax.types import Entries
 
@@ -45,8 +46,10 @@ def update(
     given = _given(completed, merged.shape, tables)
     few = len(merged.rows) <= _MOST_GROWTH * len(completed.entries.rows)
     if completed.sampled is None or not few:
+        # It may no longer be small, or like ratings.
+        rated = pipeline.is_packaged(completed.prior, "ratings")
         return pipeline.complete(
-            completed.prior,
+            load_prior("general") if rated else completed.prior,
             merged,
             standardize=standardize,
             missing=missing,
