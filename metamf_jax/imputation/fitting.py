@@ -344,8 +344,18 @@ def _fit_all(
 
 
 def _means(entries: Entries, padded: int) -> np.ndarray:
+    """Of the columns; where one unit is for all, that of few cells is drawn to that of all cells.
+
+    By the variances within and between columns (of standardised values: the mean of all is zero).
+    """
     counts = np.bincount(entries.columns, minlength=padded)
-    return np.bincount(entries.columns, entries.values, padded) / np.maximum(counts, 1)
+    sums = np.bincount(entries.columns, entries.values, padded)
+    means = sums / np.maximum(counts, 1)
+    degrees = max(len(entries.values) - (counts > 0).sum(), 1)
+    within = ((entries.values - means[entries.columns]) ** 2).sum() / degrees
+    between = (counts * means**2).sum() - (counts > 0).sum() * within
+    between = max(between / max(len(entries.values), 1), 0.0)
+    return sums * between / np.maximum(counts * between + within, 1e-30)
 
 
 def _with_rows(fitted: Fitted, entries: Entries, num_trees: int, start: RowModels | None) -> Fitted:

@@ -119,6 +119,10 @@ class _Drawn(NamedTuple):
     features: Features | None
 
 
+# Deviations of a column; larger errors are alike to the choice of a unit.
+_MOST_ERROR = 10.0
+
+
 class _Trial(NamedTuple):
     """One standardisation to be tried.
 
@@ -327,8 +331,18 @@ def _best_trial(
             ),
         )
         fits.append(fitting.check(matrix, parts, allowed))
-    best = int(np.argmin(_errors(fits, trials, dense)))
+    best = _best(_errors(fits, trials, dense))
     return trials[best], fits[best]
+
+
+def _best(errors: np.ndarray) -> int:
+    """Which trial has the least errors, [T, H]: the first, unless another by a standard error.
+
+    Of few cells a unit for each column is a guess, and may look good by chance.
+    """
+    less = errors[0] - errors
+    doubt = less.std(axis=1) / np.sqrt(errors.shape[1])
+    return int(np.argmax(less.mean(axis=1) - doubt))
 
 
 def _narrow(entries: Entries) -> bool:
@@ -337,13 +351,13 @@ def _narrow(entries: Entries) -> bool:
 
 
 def _errors(fits: list[Fit], trials: list[_Trial], dense: Entries) -> np.ndarray:
-    """Mean squared errors of held-out cells in units of each column's deviation, or each row's.
+    """Squared errors [T, H] of held-out cells in units of each column's deviation, or each row's.
 
     These are what is asked of the last trial; the same cells count for all.
     """
     if len(fits) == 1 or any(fit.held_out is None for fit in fits):
         # Without a check all columns are taken to have one unit.
-        return np.arange(len(fits))
+        return np.arange(len(fits))[:, None]
     common = functools.reduce(np.intersect1d, [fit.numbers for fit in fits])
     matrix = scaling.transpose(dense) if trials[-1].by == "rows" else dense
     units = scaling.fit_scaling(matrix, "columns").scales[matrix.columns]
@@ -352,8 +366,7 @@ def _errors(fits: list[Fit], trials: list[_Trial], dense: Entries) -> np.ndarray
         assert fit.held_out is not None
         kept = np.isin(fit.numbers, common)
         left = (fit.held_out.values - fit.held_out.predicted)[kept]
-        most = held_out.MOST_ERROR
-        errors.append((np.clip(left / units[fit.numbers[kept]], -most, most) ** 2).mean())
+        errors.append(np.minimum(np.abs(left / units[fit.numbers[kept]]), _MOST_ERROR) ** 2)
     return np.array(errors)
 
 

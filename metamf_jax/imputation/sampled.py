@@ -47,7 +47,7 @@ _FEWEST, _MOST_OBSERVED, _FEWEST_A_ROW = 1000, 0.5, 3.5
 # cuts each of MovieLens-100K, -1M, latest-small and FilmTrust it lowered the squared error of draws
 # by 6% at 30 x 30, 4% at 60 x 60, 3% at 100 x 100 and 2% at 150 x 150, and of the whole imputer by
 # 0.6% to 1.3% (`experiments.benchmarks.imputer --ablation`; more in RESULTS).
-_FEWEST_RATINGS, _MOST_RATINGS = 100, 10_000
+_FEWEST_RATINGS, _MOST_RATINGS = 10, 10_000
 # And of ratings candidates leave so much of the variance untold: the hyperprior expects a noise of
 # 0.32, and of less than 0.16 with a chance of one in a thousand. Images and plates are told better.
 _LEAST_UNTOLD = 0.35

@@ -9,6 +9,7 @@ import dataclasses
 from typing import NamedTuple
 
 import numpy as np
+import scipy.special
 
 from metamf_jax.types import Array, Entries
 
@@ -222,8 +223,10 @@ def columns_differ(entries: Entries) -> bool:
         sizes = np.log(each.deviations[measured])
         doubt = 1 / np.sqrt(2 * (each.counts[measured] - 1))
         low, middle, high = np.quantile(sizes, [0.1, 0.5, 0.9])
-        # What the deviations would spread if they were the same, of a few cells each.
-        by_chance = (doubt**2).mean() * (2 * 1.2816) ** 2
+        # What the deviations would spread if they were the same, of a few normal cells each; and
+        # two standard errors of a variance more, since the columns may be few.
+        variance = scipy.special.polygamma(1, (each.counts[measured] - 1) / 2).mean() / 4
+        by_chance = variance * (1 + 2 * np.sqrt(2 / (len(sizes) - 1))) * (2 * 1.2816) ** 2
         if (high - low) ** 2 - by_chance > np.log(_UNLIKE) ** 2:
             return True
         odd = np.abs(sizes - middle) > np.log(_ODD) + _STANDARD_ERRORS * doubt
@@ -235,4 +238,6 @@ def columns_differ(entries: Entries) -> bool:
     unit = np.ldexp(1.0, np.frexp(each.largest[often].max())[1] - 1)
     left = (values[inside] - each.centers[entries.columns[inside]]) / unit
     whole = _moments(values[inside], np.zeros(inside.sum(), np.int64), 1).deviations[0] / unit
-    return bool((left**2).sum() / (len(left) - often.sum()) < 0.5 * whole**2)
+    degrees = len(left) - often.sum()
+    within = (left**2).sum() / degrees * (1 + 2 * np.sqrt(2 / degrees))
+    return bool(within < 0.5 * whole**2)
