@@ -75,7 +75,8 @@ class Config:
       tables: of scikit-learn.
       removed: shares of their cells that are removed.
       ratings: rating sets, whole and cut.
-      sides: of the cuts.
+      sides: of the cuts, of whose cells a fifth is held out.
+      shown: of further cuts of the first side all but so many cells are held out.
       repeats: draws of each removal and whole set.
       cut_repeats: draws of each cut.
       methods: those compared with; empty for all.
@@ -91,6 +92,7 @@ class Config:
     ratings: tuple[str, ...]
     whole: bool
     sides: tuple[int, ...]
+    shown: tuple[int, ...]
     repeats: int
     cut_repeats: int
     methods: tuple[str, ...] = ()
@@ -101,13 +103,14 @@ class Config:
 
 
 PRESETS = {
-    "smoke": Config("smoke", ("iris",), (0.5,), (), False, (), 1, 1),
-    "tiny": Config("tiny", TABLES[:4], (0.1, 0.5, 0.8), (), False, (), 2, 2),
-    "paper": Config("paper", TABLES, (0.1, 0.5, 0.8), RATINGS, True, (30, 100, 300), 3, 3),
+    "smoke": Config("smoke", ("iris",), (0.5,), (), False, (), (), 1, 1),
+    "tiny": Config("tiny", TABLES[:4], (0.1, 0.5, 0.8), (), False, (), (), 2, 2),
+    "paper": Config("paper", TABLES, (0.1, 0.5, 0.8), RATINGS, True, (30, 100, 300), (), 3, 3),
 }
 PRESETS["best"] = dataclasses.replace(PRESETS["paper"], preset="best", repeats=10, cut_repeats=10)
 # With --ablation; small matrices tell little each.
 _ABLATION_RATINGS, _ABLATION_SIDES, _ABLATION_CUTS = (*RATINGS, "filmtrust"), (30, 60, 100, 150), 20
+_ABLATION_SHOWN = 15, 30, 80
 
 
 def tasks(config: Config, data_dir: str | None) -> Iterator[Task]:
@@ -121,10 +124,15 @@ def _all_tasks(config: Config, data_dir: str | None) -> Iterator[Task]:
     load = functools.cache(lambda name: rating_set(name, data_dir))
     for repeat in range(max(config.repeats, config.cut_repeats)):
         for name in config.ratings if repeat < config.cut_repeats else ():
-            for side in config.sides:
+            of_sides = [(side, None) for side in config.sides]
+            for side, shown in of_sides + [(config.sides[0], shown) for shown in config.shown]:
                 rng = np.random.default_rng([config.seed, repeat, side])
-                train, test = _split(rng, rating_cut(rng, load(name), side), 0.2)
-                yield Task(f"{name} {side} x {side}", "cut", train, test, np.ones(train.shape[1]))
+                cut, told = rating_cut(rng, load(name), side), f"{name} {side} x {side}"
+                share = 0.2
+                if shown is not None:
+                    share, told = 1 - shown / len(cut.rows), f"{told}, {shown} shown"
+                train, test = _split(rng, cut, share)
+                yield Task(told, "cut", train, test, np.ones(train.shape[1]))
         if repeat >= config.repeats:
             continue
         for name in config.tables:
@@ -496,6 +504,7 @@ def main() -> None:
             preset,
             ratings=_ABLATION_RATINGS,
             sides=_ABLATION_SIDES,
+            shown=_ABLATION_SHOWN,
             cut_repeats=_ABLATION_CUTS,
         )
     if _DRAWS.value is not None:
