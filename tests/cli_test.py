@@ -98,11 +98,15 @@ def test_top(ratings, tmp_path):
     whole, output = tmp_path / "whole.csv", tmp_path / "top.csv"
     cli.main(["impute", str(ratings), f"--output={whole}"])
     assert cli.main(["impute", str(ratings), f"--output={output}", "--top=2"]) == 0
+    every = {(user, item): value for user, item, value in read(whole)[1:]}
     best = {}
-    for user, item, value in read(whole)[1:]:
-        best.setdefault(user, []).append((-float(value), item))
-    expected = [(user, item) for user, found in best.items() for _, item in sorted(found)[:2]]
-    assert sorted(tuple(line[:2]) for line in read(output)[1:]) == sorted(expected)
+    for (user, _), value in every.items():
+        best.setdefault(user, []).append(float(value))
+    top = read(output)[1:]
+    assert all(every[user, item] == value for user, item, value in top)
+    # Values that are written alike may come in any order.
+    expected = [(user, value) for user, found in best.items() for value in sorted(found)[-2:]]
+    assert sorted((user, float(value)) for user, _, value in top) == sorted(expected)
 
 
 def test_a_matrix_is_answered_by_a_matrix(tmp_path, capsys):

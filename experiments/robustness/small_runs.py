@@ -61,4 +61,5 @@ def _state(workdir: pathlib.Path) -> dict[str, bytes]:
     """The bytes of the newest checkpoint's arrays, but for the last epoch's seconds."""
     checkpointer = Checkpointer(workdir)
     arrays = checkpointer.read(checkpointer.steps()[-1])
-    return {name: array.tobytes() for name, array in arrays.items() if name != "seconds"}
+    timed = "progress/seconds"
+    return {name: array.tobytes() for name, array in arrays.items() if name != timed}
