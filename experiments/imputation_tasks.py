@@ -52,6 +52,20 @@ def remove(values: np.ndarray, missing: np.ndarray) -> tuple[Entries, Entries]:
     return listed(~missing), listed(missing)
 
 
+def select(entries: Entries, which: np.ndarray | slice) -> Entries:
+    """Some of the entries, by a mask [E], numbers or a slice."""
+    return Entries(
+        *(np.asarray(x)[which] for x in (entries.rows, entries.columns, entries.values)),
+        entries.shape,
+    )
+
+
+def hold_out(rng: np.random.Generator, entries: Entries, count: int) -> tuple[Entries, Entries]:
+    """(kept, held out) entries, of which so many are held out at random, at least one."""
+    held = rng.permutation(len(entries.rows)) < max(1, count)
+    return select(entries, ~held), select(entries, held)
+
+
 def deviations(values: np.ndarray) -> np.ndarray:
     """Of the columns of a matrix [N, M]; 1 for constant ones."""
     found = values.std(axis=0)

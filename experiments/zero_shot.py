@@ -23,11 +23,11 @@ import numpy as np
 from absl import flags
 
 from experiments import common, shared_flags
+from experiments.imputation_tasks import hold_out
 from experiments.rating_cuts import RATING_SETS, rating_cut, rating_set
 from experiments.zero_shot_errors import cut_errors, protocol_errors, protocol_matrices
 from metamf_jax.imputation.prior import load_prior
 from metamf_jax.runs.run_log import RunLog
-from metamf_jax.types import Entries
 
 _WEIGHTS = flags.DEFINE_list("priors", ["general"], "Names or files of learned priors.")
 _SETS = shared_flags.rating_sets()
@@ -81,29 +81,15 @@ def run(config: Config, workdir: str | os.PathLike, data_dir: str | None = None)
             lines = []
             for i in range(config.cuts):
                 rng = np.random.default_rng([config.seed, i, side])
-                train, test = _split(rng, entries, side, config.shown)
+                cut = rating_cut(rng, entries, side)
+                count = len(cut.rows)
+                held = round(0.2 * count) if config.shown is None else count - config.shown
+                train, test = hold_out(rng, cut, held)
                 lines.append(cut_errors(priors, train, test, config.draws, config.imputer))
             results["cuts"][f"{name} {side}"] = lines
             reference = "draws" if config.draws else next(iter(priors))
             log.print(f"{name} {side} x {side}  {_told(lines, reference)}")
     return log.finish(results)
-
-
-def _split(
-    rng: np.random.Generator, entries: Entries, side: int, shown: int | None
-) -> tuple[Entries, Entries]:
-    """A cut's shown and held-out cells."""
-    cut = rating_cut(rng, entries, side)
-    count = len(cut.rows)
-    held_out = max(1, round(0.2 * count) if shown is None else count - shown)
-    held = rng.permutation(count) < held_out
-    return _select(cut, ~held), _select(cut, held)
-
-
-def _select(entries: Entries, which: np.ndarray) -> Entries:
-    return Entries(
-        entries.rows[which], entries.columns[which], entries.values[which], entries.shape
-    )
 
 
 def _told(lines: list[dict[str, float]], reference: str) -> str:

@@ -10,6 +10,7 @@ from metamf_jax import sums
 from metamf_jax.data import synthetic
 from metamf_jax.imputation import (
     completion,
+    fitting,
     fold_in,
     held_out,
     pipeline,
@@ -467,3 +468,26 @@ def test_intervals_of_columns_that_add_up_hold_as_those_of_others():
     in_sum = np.nonzero(gone)[1] < 3
     assert inside[in_sum].mean() > 0.8
     assert 0.8 < inside[~in_sum].mean() < 0.98
+
+
+def test_a_unit_is_changed_for_errors_that_are_clearly_less():
+    rng = np.random.default_rng(0)
+    first = rng.exponential(size=200)
+    noise = 0.5 * rng.normal(size=200)
+    by_chance = first - 0.01 + noise - noise.mean()
+    assert pipeline._best(np.array([first, by_chance])) == 0
+    assert pipeline._best(np.array([first, first - 0.1])) == 1
+
+
+def test_means_of_few_cells_are_drawn_to_the_mean_of_all():
+    rng = np.random.default_rng(1)
+    columns = np.append(np.repeat(np.arange(10), 40), 10)
+    effects = np.append(rng.normal(size=10), 0.0)
+    values = effects[columns] + rng.normal(size=401)
+    values[-1] = 3.0
+    values -= values.mean()
+    means = fitting._means(Entries(np.arange(401), columns, values, (401, 11)), 12)
+    plain = np.bincount(columns, values) / np.bincount(columns)
+    np.testing.assert_allclose(means[:10], plain[:10], rtol=0.1)
+    assert 0.1 * plain[10] < means[10] < 0.8 * plain[10]
+    assert means[11] == 0

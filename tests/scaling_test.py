@@ -41,3 +41,18 @@ def test_columns_of_one_value_but_for_one_cell_are_settled():
     rows, columns = np.nonzero(observed)
     entries = Entries(rows, columns, table[rows, columns], table.shape)
     np.testing.assert_array_equal(scaling.settled(entries), [3.5, 3.5, np.nan, np.nan, np.nan])
+
+
+@pytest.mark.parametrize(
+    ("scale", "seen", "unlike"), [(1, 0.15, False), (1, 0.9, False), (8, 0.9, True)]
+)
+def test_a_unit_of_its_own_wants_evidence(scale, seen, unlike):
+    """Columns of one unit differ by chance where they have a few cells each, and no more."""
+    found = []
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        values = rng.normal(size=(30, 30)) * np.where(np.arange(30) % 2, scale, 1)
+        rows, columns = np.nonzero(rng.random((30, 30)) < seen)
+        entries = Entries(rows, columns, values[rows, columns], (30, 30))
+        found.append(scaling.columns_differ(entries))
+    assert np.mean(found) == 1 if unlike else np.mean(found) < 0.1

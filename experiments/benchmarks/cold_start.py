@@ -20,6 +20,7 @@ import numpy as np
 from absl import flags
 
 from experiments import common, shared_flags
+from experiments.imputation_tasks import select
 from metamf_jax.data import sources, tables
 from metamf_jax.data.tables.features import read_features
 from metamf_jax.imputation import completion, feature_tables, pipeline
@@ -63,16 +64,9 @@ def split(entries: Entries, seed: int) -> tuple[Entries, dict[str, Entries]]:
     seen = ~of_row & ~of_column
     cells = seen & (rng.random(len(seen)) < _HELD_OUT)
     kept = (cells, of_row & ~of_column, of_column & ~of_row, of_row & of_column)
-    return _select(entries, seen & ~cells), {
-        name: _select(entries, which) for name, which in zip(PARTS, kept, strict=True)
+    return select(entries, seen & ~cells), {
+        name: select(entries, which) for name, which in zip(PARTS, kept, strict=True)
     }
-
-
-def _select(entries: Entries, which: np.ndarray) -> Entries:
-    rows, columns, values = (
-        np.asarray(x)[which] for x in (entries.rows, entries.columns, entries.values)
-    )
-    return Entries(rows, columns, values, entries.shape)
 
 
 def _given(config: Config, table: Table) -> dict[str, tuple[SideTable | None, SideTable | None]]:

@@ -38,6 +38,7 @@ from experiments.imputation_tasks import (
     Task,
     column_mean,
     deviations,
+    hold_out,
     remove,
     standardised,
 )
@@ -128,10 +129,10 @@ def _all_tasks(config: Config, data_dir: str | None) -> Iterator[Task]:
             for side, shown in of_sides + [(config.sides[0], shown) for shown in config.shown]:
                 rng = np.random.default_rng([config.seed, repeat, side])
                 cut, told = rating_cut(rng, load(name), side), f"{name} {side} x {side}"
-                share = 0.2
+                held = round(0.2 * len(cut.rows))
                 if shown is not None:
-                    share, told = 1 - shown / len(cut.rows), f"{told}, {shown} shown"
-                train, test = _split(rng, cut, share)
+                    held, told = len(cut.rows) - shown, f"{told}, {shown} shown"
+                train, test = hold_out(rng, cut, held)
                 yield Task(told, "cut", train, test, np.ones(train.shape[1]))
         if repeat >= config.repeats:
             continue
@@ -151,7 +152,8 @@ def _all_tasks(config: Config, data_dir: str | None) -> Iterator[Task]:
                 yield Task(f"ml100k {folds}", "whole", train, test, np.ones(train.shape[1]))
             elif name != "ml100k":
                 rng = np.random.default_rng([config.seed, repeat])
-                train, test = _split(rng, load(name), 0.1)
+                whole = load(name)
+                train, test = hold_out(rng, whole, round(0.1 * len(whole.rows)))
                 yield Task(f"{name} 90/10", "whole", train, test, np.ones(train.shape[1]))
 
 
@@ -168,17 +170,6 @@ def _remove(rng, values: np.ndarray, share: float, way: str) -> tuple[Entries, E
     return remove(values, score >= np.quantile(score, 1 - share))
 
 
-def _select(entries: Entries, which: np.ndarray) -> Entries:
-    return Entries(
-        entries.rows[which], entries.columns[which], entries.values[which], entries.shape
-    )
-
-
-def _split(rng, entries: Entries, share: float) -> tuple[Entries, Entries]:
-    held = rng.permutation(len(entries.rows)) < max(1, round(share * len(entries.rows)))
-    return _select(entries, ~held), _select(entries, held)
-
-
 def _tuned(
     predict: Predict,
     grid: list[dict[str, Any]],
@@ -192,7 +183,7 @@ def _tuned(
     if len(grid) > 1 and len(train.rows) > 3:
         errors = np.zeros(len(grid))
         for _ in range(_FOLDS if len(train.rows) < 10**5 else 1):
-            kept, held = _split(rng, train, _HELD_OUT)
+            kept, held = hold_out(rng, train, round(_HELD_OUT * len(train.rows)))
             for n, setting in enumerate(grid):
                 left = (predict(kept, held, setting) - held.values) / units[held.columns]
                 errors[n] += (left**2).mean()

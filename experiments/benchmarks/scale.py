@@ -19,6 +19,7 @@ import numpy as np
 from absl import flags
 
 from experiments import common, presets, shared_flags
+from experiments.imputation_tasks import select
 from metamf_jax.data import sources, synthetic
 from metamf_jax.meta_learning import meta_loss
 from metamf_jax.meta_learning.encoder import make_encoder
@@ -63,14 +64,7 @@ def load(config: Config, data_dir: str | None = None) -> Entries:
     else:
         table = sources.load(config.dataset, data_dir, config.seed)
     entries = standardize(table.entries, fit_standardization(np.asarray(table.entries.values)))
-    return take(entries, np.random.default_rng(config.seed).permutation(len(entries.rows)))
-
-
-def take(entries: Entries, index: np.ndarray | slice) -> Entries:
-    """Some of the entries."""
-    return Entries(
-        entries.rows[index], entries.columns[index], entries.values[index], entries.shape
-    )
+    return select(entries, np.random.default_rng(config.seed).permutation(len(entries.rows)))
 
 
 def measure(config: Config, params: meta_loss.MetaParams, entries: Entries) -> dict[str, float]:
@@ -117,7 +111,7 @@ def run(
     print("".join(f"{title:>16}" for title in titles))
     parts = []
     for share in (4, 2, 1):
-        found = measure(config, params, take(entries, slice(len(entries.rows) // share)))
+        found = measure(config, params, select(entries, slice(len(entries.rows) // share)))
         parts.append(found)
         print(
             f"{found['cells']:>16}{found['adapt_ms']:>16.1f}{found['encoder_ms']:>16.1f}"

@@ -39,7 +39,7 @@ class ColumnState(NamedTuple):
       context, v: of the learned prior. The context always has a bias model.
       on_bias: whether ``v`` is of the residuals of that, or of the values themselves.
       posterior: see there.
-      means: [M], of the columns' observed cells.
+      means: [M], of the columns' observed cells; of few, drawn to that of all.
       row_models: of the first columns, those that had cells; None where factors are to do alone.
     """
 

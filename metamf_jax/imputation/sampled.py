@@ -43,10 +43,11 @@ FURTHER_LENGTHS = ChainsConfig(num_chains=2, burn_in=10, num_draws=100)
 # unit is answered by draws. Those of 30 x 30 with some 200 cells were answered better in one rating
 # set, worse in another.
 _FEWEST, _MOST_OBSERVED, _FEWEST_A_ROW = 1000, 0.5, 3.5
-# What the learned hyperprior is for: it was learned from matrices of 100 to 9,000 cells. On ten
-# cuts each of MovieLens-100K, -1M, latest-small and FilmTrust it lowered the squared error of draws
-# by 6% at 30 x 30, 4% at 60 x 60, 3% at 100 x 100 and 2% at 150 x 150, and of the whole imputer by
-# 0.6% to 1.3% (`experiments.benchmarks.imputer --ablation`; more in RESULTS).
+# What the learned hyperprior is for. It was learned from matrices of 100 to 9,000 cells, and serves
+# fewer as well: on twenty cuts each of MovieLens-100K, -1M, latest-small and FilmTrust it lowered
+# the squared error of draws by 6% at 30 x 30, 4% at 60 x 60, 3% at 100 x 100, 2% at 150 x 150, and
+# 5% where 15 to 80 cells of 30 x 30 were shown; of the whole imputer by 0.6% to 2.1%
+# (`experiments.benchmarks.imputer --ablation`; more in RESULTS). Fewer than ten are not checked.
 _FEWEST_RATINGS, _MOST_RATINGS = 10, 10_000
 # And of ratings candidates leave so much of the variance untold: the hyperprior expects a noise of
 # 0.32, and of less than 0.16 with a chance of one in a thousand. Images and plates are told better.
@@ -54,7 +55,8 @@ _LEAST_UNTOLD = 0.35
 # Of few levels are ratings, of more they may be.
 _MOST_LEVELS = 20
 # Log odds of draws' share in the answer, beside the candidates: at 500 cells, and by how much they
-# grow when cells are e times as many; by `experiments.learn_share --preset=best`.
+# grow when cells are e times as many; by `experiments.learn_share --preset=best` before columns'
+# means of few cells were shrunken. Since then it finds 1.68 and -0.42: little is known of it.
 _SHARE_BY_CELLS = 1.12, 0.12
 _LEARNED = pathlib.Path(__file__).parent / "weights" / "ratings.json"
 # Where features are given fewer cells will do: nothing else knows them, and the held-out check sees
