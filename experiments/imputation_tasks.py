@@ -54,10 +54,10 @@ def remove(values: np.ndarray, missing: np.ndarray) -> tuple[Entries, Entries]:
 
 def select(entries: Entries, which: np.ndarray | slice) -> Entries:
     """Some of the entries, by a mask [E], numbers or a slice."""
-    return Entries(
-        *(np.asarray(x)[which] for x in (entries.rows, entries.columns, entries.values)),
-        entries.shape,
+    rows, columns, values = (
+        np.asarray(x)[which] for x in (entries.rows, entries.columns, entries.values)
     )
+    return Entries(rows, columns, values, entries.shape)
 
 
 def hold_out(rng: np.random.Generator, entries: Entries, count: int) -> tuple[Entries, Entries]:
